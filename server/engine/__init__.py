@@ -1,0 +1,1 @@
+"""Everything that imports vLLM: launch, engine client, KV connector, residency."""

@@ -1,0 +1,95 @@
+"""Canonical JSON: one value, one text.
+
+The text is UTF-8 with keys sorted by code point and no white space. A number with an integral value below
+2**53 has no fraction (``10000``, never ``10000.0``); other numbers have the shortest form that reads back as
+the same double. NaN, infinities, lone surrogates and repeated keys have no canonical text.
+
+Law: ``parse_json(canonical_json(v)) == v``, and a text is canonical exactly where
+``canonical_json(parse_json(t)) == t``.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+JsonValue: TypeAlias = Any
+
+MAX_INTEGER = 2**53 - 1
+
+#: Deeper values are refused: no manifest needs them, and recursion must stay bounded.
+MAX_DEPTH = 16
+
+
+def canonical_json(value: JsonValue) -> str:
+    """Write ``value`` canonically.
+
+    Raises:
+        ValueError: The value has no canonical text; the message says which part.
+    """
+    return json.dumps(
+        _normalize(value, 0), ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+    )
+
+
+def parse_json(text: str) -> JsonValue:
+    """Read JSON strictly.
+
+    Raises:
+        ValueError: Not JSON, a key twice in one object, NaN or an infinity, or too deeply nested.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    result: dict[str, JsonValue] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key[:80]!r} appears twice in one object")
+        result[key] = value
+    return result
+
+
+def _refuse_constant(constant: str) -> JsonValue:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _normalize(value: JsonValue, depth: int) -> JsonValue:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _normalize_text(value)
+    if isinstance(value, int | float):
+        return _normalize_number(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"expected text as a key, got {key!r}")
+        return {_normalize_text(key): _normalize(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [_normalize(item, depth + 1) for item in value]
+    raise ValueError(f"expected a JSON value, got {type(value).__name__}")
+
+
+def _normalize_text(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a text holds a lone surrogate, which UTF-8 can't write") from None
+    return text
+
+
+def _normalize_number(number: int | float) -> int | float:
+    if isinstance(number, float):
+        if number != number or number in (float("inf"), float("-inf")):
+            raise ValueError(f"{number} is no JSON number")
+        if number.is_integer() and abs(number) <= MAX_INTEGER:
+            return int(number)
+        return float(number)
+    if abs(number) > MAX_INTEGER:
+        raise ValueError("an integer is outside -(2**53 - 1) ... 2**53 - 1")
+    return int(number)

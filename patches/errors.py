@@ -1,0 +1,85 @@
+"""What can go wrong with a patch.
+
+The tree::
+
+    PatchError
+    ├── PatchFormatError       (ValueError)       the bytes are no valid patch file; ``reason`` is a metric label
+    ├── InvalidName            (ValueError)       a policy name or version outside the grammar
+    ├── BaseModelMismatch      (ValueError)       the patch was made for another model; ``differences`` names each one
+    ├── ModelUnusable          (ValueError)       a model folder that can't be read, or can't carry a prefix
+    ├── CompileError           (ValueError)       a text or embeddings that can't become a patch
+    ├── ComposeError           (ValueError)       patches that can't be joined
+    ├── AdapterError           (ValueError)       a PEFT adapter that can't be imported or exported
+    └── PatchExists            (FileExistsError)  another content already has this file name
+
+Every error survives pickling, because engine processes hand them to each other.
+"""
+
+from collections.abc import Sequence
+
+#: Every value of ``PatchFormatError.reason``. Metrics use these as label values, so the set is closed.
+FORMAT_REASONS = (
+    "unreadable",
+    "too_large",
+    "truncated",
+    "not_safetensors",
+    "bad_header",
+    "bad_manifest",
+    "bad_name",
+    "unsupported_version",
+    "bad_tensor",
+    "digest_mismatch",
+)
+
+
+class PatchError(Exception):
+    """Root of everything that this package raises on purpose."""
+
+
+class PatchFormatError(PatchError, ValueError):
+    """The bytes are not a valid patch file."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        #: One of ``FORMAT_REASONS``.
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidName(PatchError, ValueError):
+    """A policy name or a version does not follow the grammar of ``patches.names``."""
+
+
+class BaseModelMismatch(PatchError, ValueError):
+    """The patch belongs to another model than the one at hand."""
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        super().__init__(list(differences))
+        #: One sentence per differing property, such as ``dtype: expected bfloat16, got float32``.
+        self.differences = list(differences)
+
+    def __str__(self) -> str:
+        return "the patch was made for another base model: " + "; ".join(self.differences)
+
+
+class ModelUnusable(PatchError, ValueError):
+    """The model can't be read, or its kind can't carry a prefix."""
+
+
+class CompileError(PatchError, ValueError):
+    """The text, or the embeddings, can't become a patch."""
+
+
+class ComposeError(PatchError, ValueError):
+    """These patches can't be joined into one."""
+
+
+class AdapterError(PatchError, ValueError):
+    """This PEFT adapter can't be imported, or the patch can't be exported as one."""
+
+
+class PatchExists(PatchError, FileExistsError):
+    """Another patch already has this file name."""

@@ -1,0 +1,343 @@
+"""The patch file, format version 1.
+
+This docstring is the specification. MUST, MUST NOT and MAY mean what RFC 2119 says. A reader refuses a file that
+breaks a MUST, with an error that names what is wrong; it repairs nothing.
+
+**Container.** One file holds one version of one patch. It MUST be a valid safetensors file: an unsigned 64-bit
+little-endian header length, the header as JSON (which a writer MAY pad with spaces), the tensors' bytes. The tensors
+MUST cover the rest of the file with no overlap, no gap and nothing behind. In the header no key may occur twice, and an
+entry MUST NOT have keys besides ``dtype``, ``shape`` and ``data_offsets``. Tensors MAY come in any order. Nothing in a
+file is ever executed.
+
+**File name.** A writer names the file ``NAME-VERSION.safetensors``. A reader MUST ignore the name: what a patch is
+called stands in its manifest.
+
+**Limits.** The file MUST NOT exceed 1 GiB, its header 1 MiB, the manifest 256 KiB, and N, the number of virtual
+tokens, 4096.
+
+**Metadata.** ``__metadata__`` MUST have exactly two keys:
+
+- ``policypatch``: the manifest, as canonical JSON text (``patches.canonical``). A text that is not canonical MUST be refused.
+- ``policypatch.digest``: the digest of the patch, ``sha256:`` and 64 hexadecimal digits. It MUST equal the digest
+  computed over manifest and tensors as ``patches.digest`` says.
+
+**Manifest.** A JSON object; an unknown key MUST be refused, an optional key is left out rather than null::
+
+    {
+      "format_version": 1,
+      "kind": "prefix",
+      "name": "pirate",
+      "version": "1.0.0",
+      "base_model": {
+        "architecture": "LlamaForCausalLM",
+        "num_layers": 30, "num_kv_heads": 3, "head_size": 64, "hidden_size": 576,
+        "rope": {"rope_theta": 100000, "rope_type": "default"},
+        "dtype": "bfloat16",
+        "tokenizer_digest": "sha256:…", "weights_digest": "sha256:…"
+      },
+      "num_virtual_tokens": 48,
+      "origin": {"method": "text", "rendering": "chat-template", "text_digest": "sha256:…", "…": "…"},
+      "evaluation": {"…": "…"},
+      "license": "Apache-2.0",
+      "changelog": "Speaks more plainly.",
+      "supersedes": "0.9.0"
+    }
+
+- ``format_version`` MUST be 1; a reader MUST refuse any other before it looks at the rest.
+- ``kind`` MUST be ``prefix``. Other kinds will come with their own tensors.
+- ``name`` and ``version`` follow ``patches.names``: at most 64 of ``a-z0-9._-``, and a semantic version.
+- ``base_model`` is the fingerprint that ``patches.fingerprint`` defines. A patch MUST NOT be used with a model whose
+  fingerprint differs in any part.
+- ``origin`` says how the patch was made. Its ``method`` MUST be ``text``, ``peft``, ``compose`` or ``trained``; further
+  keys are free, except that ``compose`` MUST have ``components``, the list in order of at least two objects of exactly
+  ``name``, ``version`` and ``digest``. It holds no time and no path: equal input gives an equal digest.
+- ``evaluation`` (optional) is a free object. ``license`` and ``changelog`` (optional) are single lines of at most 1000
+  printable characters. ``supersedes`` (optional) is a version or a digest.
+
+**Tensors.** At least one of the two MUST be there, and no other. All values MUST be finite.
+
+- ``embeddings``: ``[N, hidden_size]``, in the base model's dtype or in float32: the rows that take the place of the
+  first N token embeddings.
+- ``kv``: ``[num_layers, 2, N, num_kv_heads, head_size]``, in the base model's dtype. Along the second axis keys come
+  first, then values. Keys are stored after rotation (RoPE) at positions 0 … N-1. Where ``embeddings`` are there too, ``kv``
+  is what the model computes from them, cast to its dtype, at those positions. A server needs ``kv``; a patch without it MAY
+  be completed by recomputing.
+
+Law: ``decode_patch(encode_patch(m, e, k))`` gives back ``m``, ``e`` and ``k``, and encoding is deterministic.
+"""
+
+import math
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from patches.container import Container, TensorEntry, read_container, write_header
+from patches.digest import patch_digest
+from patches.errors import PatchExists, PatchFormatError
+from patches.manifest import Manifest, encode_manifest, read_manifest_text
+from patches.names import is_digest
+
+MANIFEST_KEY = "policypatch"
+DIGEST_KEY = "policypatch.digest"
+SUFFIX = ".safetensors"
+MAX_FILE_BYTES = 1024**3
+
+_SAFETENSORS_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+_TORCH_DTYPES = {name: dtype for dtype, name in _SAFETENSORS_DTYPES.items()}
+_DTYPE_BY_MANIFEST_NAME = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """One version of one patch. Equal content has an equal ``digest``."""
+
+    manifest: Manifest
+    #: ``sha256:`` and 64 hexadecimal digits.
+    digest: str
+    #: ``[N, hidden_size]``, base-model dtype or float32, CPU, contiguous.
+    embeddings: torch.Tensor | None
+    #: ``[L, 2, N, H_kv, D]``, base-model dtype, CPU, contiguous; keys after RoPE at positions 0 … N-1.
+    kv: torch.Tensor | None
+
+    @property
+    def filename(self) -> str:
+        """The name that a writer gives the file."""
+        return f"{self.manifest.name}-{self.manifest.version}{SUFFIX}"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in (self.embeddings, self.kv) if tensor is not None)
+
+
+def make_patch(manifest: Manifest, embeddings: torch.Tensor | None, kv: torch.Tensor | None) -> Patch:
+    """Put a patch together from its parts and compute its digest.
+
+    Raises:
+        PatchFormatError: The parts do not make a valid patch.
+    """
+    embeddings, kv = _stored_form(embeddings), _stored_form(kv)
+    text, tensors = _checked_parts(manifest, embeddings, kv)
+    return Patch(manifest, _digest_of(text, tensors), embeddings, kv)
+
+
+def encode_patch(manifest: Manifest, embeddings: torch.Tensor | None, kv: torch.Tensor | None) -> bytes:
+    """Write a patch as the bytes of its file; equal parts give equal bytes.
+
+    Raises:
+        PatchFormatError: The parts do not make a valid patch.
+    """
+    text, tensors = _checked_parts(manifest, _stored_form(embeddings), _stored_form(kv))
+    header = write_header(
+        {MANIFEST_KEY: text, DIGEST_KEY: _digest_of(text, tensors)},
+        [(name, _SAFETENSORS_DTYPES[tensor.dtype], tensor.shape) for name, tensor in tensors.items()],
+    )
+    size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
+    if size > MAX_FILE_BYTES:
+        raise PatchFormatError("too_large", f"file: expected at most {MAX_FILE_BYTES} bytes, got {size}")
+    return b"".join([header, *(_bytes_of(tensor) for tensor in tensors.values())])
+
+
+def decode_patch(data: bytes) -> Patch:
+    """Read a patch from the bytes of its file.
+
+    Raises:
+        PatchFormatError: The bytes break the specification; ``find_problems`` lists every way in which they do.
+    """
+    patch, problems = find_problems(data)
+    if patch is None:
+        raise problems[0]
+    return patch
+
+
+def find_problems(data: bytes) -> tuple[Patch | None, list[PatchFormatError]]:
+    """Read a patch and collect everything that is wrong with the file.
+
+    Returns:
+        The patch and no problems, or ``None`` and at least one problem.
+    """
+    try:
+        if len(data) > MAX_FILE_BYTES:
+            raise PatchFormatError("too_large", f"file: expected at most {MAX_FILE_BYTES} bytes, got {len(data)}")
+        container = read_container(data)
+        text = _manifest_text(container)
+    except PatchFormatError as error:
+        return None, [error]
+    view = memoryview(data)
+    manifest, problems = read_manifest_text(text)
+    if manifest is not None:
+        problems += _layout_problems(manifest, {e.name: (e.dtype, e.shape) for e in container.entries})
+    stored = container.metadata[DIGEST_KEY]
+    actual = patch_digest(text, [(e.name, e.dtype, e.shape, view[e.begin : e.end]) for e in container.entries])
+    if stored != actual:
+        message = f"digest: expected {stored}, which the file names, got {actual}; the file was altered"
+        problems.append(PatchFormatError("digest_mismatch", message))
+    if manifest is None or problems:
+        return None, problems
+    tensors = {entry.name: _tensor_of(view, entry) for entry in container.entries}
+    problems = _value_problems(tensors)
+    if problems:
+        return None, problems
+    return Patch(manifest, actual, tensors.get("embeddings"), tensors.get("kv")), []
+
+
+def read_patch(path: str | os.PathLike[str]) -> Patch:
+    """Read a patch file.
+
+    Raises:
+        PatchFormatError: The file can't be read, is no regular file, is too large, or breaks the specification.
+    """
+    return decode_patch(read_patch_bytes(path))
+
+
+def read_patch_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read the bytes of a patch file, never more than the format allows.
+
+    Raises:
+        PatchFormatError: With reason ``unreadable`` or ``too_large``.
+    """
+    try:
+        # Opening a named pipe would otherwise wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise PatchFormatError("unreadable", f"{os.fspath(path)}: expected a regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                message = f"file: expected at most {MAX_FILE_BYTES} bytes, got {status.st_size}"
+                raise PatchFormatError("too_large", message)
+            return file.read(status.st_size)
+    except (OSError, ValueError) as error:
+        if isinstance(error, PatchFormatError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PatchFormatError("unreadable", f"{os.fspath(path)}: {reason}") from None
+
+
+def write_patch(patch: Patch, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write a patch into a folder as ``NAME-VERSION.safetensors``.
+
+    The file appears whole or not at all, under a hidden name until it is on disk. Writing what is already there
+    changes nothing.
+
+    Args:
+        patch: What to write.
+        directory: The folder; it is made where it does not exist.
+        overwrite: Replace a file of the same name with different content.
+
+    Raises:
+        PatchExists: The name is taken by different content and ``overwrite`` is false.
+        PatchFormatError: The parts do not make a valid patch.
+        OSError: The folder can't be written.
+    """
+    data = encode_patch(patch.manifest, patch.embeddings, patch.kv)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / patch.filename
+    if path.exists() and not overwrite:
+        if path.stat().st_size == len(data) and path.read_bytes() == data:
+            return path
+        raise PatchExists(f"{path} exists with different content; raise the version, or overwrite it on purpose")
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{patch.filename}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            # mkstemp makes the file private; a server may run as another user.
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    _sync_directory(folder)
+    return path
+
+
+def is_patch_filename(name: str) -> bool:
+    """Tell cheaply whether a file of this name may be a patch: ``*.safetensors`` and not hidden."""
+    return name.endswith(SUFFIX) and not name.startswith(".") and "/" not in name
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _manifest_text(container: Container) -> str:
+    if set(container.metadata) != {MANIFEST_KEY, DIGEST_KEY}:
+        keys = ", ".join(sorted(ascii(key)[:40] for key in container.metadata)[:8]) or "none"
+        message = f"header.__metadata__: expected the keys {MANIFEST_KEY} and {DIGEST_KEY}, got {keys}"
+        raise PatchFormatError("bad_header", f"{message}; this is no patch file")
+    if not is_digest(container.metadata[DIGEST_KEY]):
+        message = f"header.__metadata__[{DIGEST_KEY!r}]: expected sha256: and 64 hexadecimal digits"
+        raise PatchFormatError("bad_header", message)
+    return container.metadata[MANIFEST_KEY]
+
+
+def _stored_form(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.detach().to("cpu").contiguous()
+
+
+def _checked_parts(
+    manifest: Manifest, embeddings: torch.Tensor | None, kv: torch.Tensor | None
+) -> tuple[str, dict[str, torch.Tensor]]:
+    text = encode_manifest(manifest)
+    tensors = {n: t for n, t in (("embeddings", embeddings), ("kv", kv)) if t is not None}
+    layout = {n: (_SAFETENSORS_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in tensors.items()}
+    if problems := _layout_problems(manifest, layout) or _value_problems(tensors):
+        raise problems[0]
+    return text, tensors
+
+
+def _layout_problems(
+    manifest: Manifest, layout: dict[str, tuple[str, tuple[int, ...]]]
+) -> list[PatchFormatError]:
+    model, n = manifest.base_model, manifest.num_virtual_tokens
+    model_dtype = _DTYPE_BY_MANIFEST_NAME[model.dtype]
+    expected = {
+        "embeddings": ((n, model.hidden_size), {model_dtype, "F32"}),
+        "kv": ((model.num_layers, 2, n, model.num_kv_heads, model.head_size), {model_dtype}),
+    }
+    problems = [] if layout else ["tensors: expected embeddings or kv, got none"]
+    for name, (dtype, shape) in sorted(layout.items()):
+        if name not in expected:
+            problems.append(f"tensor {ascii(name)[:80]}: unknown name; expected embeddings or kv")
+            continue
+        expected_shape, dtypes = expected[name]
+        if dtype not in dtypes:
+            problems.append(f"tensor {name}: expected dtype {' or '.join(sorted(dtypes))}, got {dtype}")
+        if shape != expected_shape:
+            problems.append(f"tensor {name}: expected shape {list(expected_shape)}, got {list(shape)}")
+    return [PatchFormatError("bad_tensor", problem) for problem in problems]
+
+
+def _value_problems(tensors: dict[str, torch.Tensor]) -> list[PatchFormatError]:
+    problems = []
+    for name, tensor in sorted(tensors.items()):
+        # Layer by layer: the mask of a whole large tensor would need half as much memory again.
+        if not all(bool(torch.isfinite(part).all()) for part in tensor):
+            problems.append(PatchFormatError("bad_tensor", f"tensor {name}: holds NaN or infinite values"))
+    return problems
+
+
+def _digest_of(text: str, tensors: dict[str, torch.Tensor]) -> str:
+    parts = [(n, _SAFETENSORS_DTYPES[t.dtype], t.shape, _bytes_of(t)) for n, t in tensors.items()]
+    return patch_digest(text, parts)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def _tensor_of(view: memoryview, entry: TensorEntry) -> torch.Tensor:
+    # A copy that owns its memory: the bytes of a file are read-only, a tensor must not be.
+    tensor = torch.empty(math.prod(entry.shape), dtype=_TORCH_DTYPES[entry.dtype])
+    _bytes_of(tensor)[:] = view[entry.begin : entry.end]
+    return tensor.reshape(entry.shape)

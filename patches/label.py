@@ -1,0 +1,42 @@
+"""What the maker of a patch says about it: the part of a manifest that no computation gives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from patches.canonical import JsonValue
+from patches.manifest import FORMAT_VERSION, KIND, BaseModel, Manifest
+from patches.names import validate_name, validate_version
+
+
+@dataclass(frozen=True)
+class Label:
+    """Name, version and notes of a patch to be. Made early, so that a bad name costs no computation."""
+
+    name: str
+    version: str
+    license: str | None = None
+    changelog: str | None = None
+    supersedes: str | None = None
+    evaluation: Mapping[str, JsonValue] | None = None
+
+    def __post_init__(self) -> None:
+        validate_name(self.name)
+        validate_version(self.version)
+
+    def manifest(
+        self, base_model: BaseModel, num_virtual_tokens: int, origin: Mapping[str, JsonValue]
+    ) -> Manifest:
+        """Complete the label to a manifest."""
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            kind=KIND,
+            name=self.name,
+            version=self.version,
+            base_model=base_model,
+            num_virtual_tokens=num_virtual_tokens,
+            origin=origin,
+            evaluation=self.evaluation,
+            license=self.license,
+            changelog=self.changelog,
+            supersedes=self.supersedes,
+        )

@@ -1,0 +1,88 @@
+"""A base model loaded with transformers, together with its fingerprint.
+
+Everything that computes K/V takes a ``LoadedModel``, so that a patch always carries the fingerprint of the very
+weights, and the very dtype, that made it.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from patches.errors import ModelUnusable
+from patches.fingerprint import fingerprint_model
+from patches.manifest import DTYPES, BaseModel
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A transformers model in evaluation mode, on one device, in the dtype of its fingerprint."""
+
+    base_model: BaseModel
+    #: A ``transformers.PreTrainedModel``.
+    network: Any
+    #: A ``transformers.PreTrainedTokenizerBase``, or ``None`` where the folder has no tokenizer.
+    tokenizer: Any | None
+
+
+def load_model(
+    model: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
+) -> LoadedModel:
+    """Load a model, and its tokenizer where it has one.
+
+    Args:
+        model: A local folder or a hub id; a hub id that is not in the cache is downloaded by transformers.
+        dtype: ``bfloat16``, ``float16`` or ``float32``; the model's own where ``None``.
+        device: A torch device such as ``cpu`` or ``cuda:0``.
+        revision: The revision of a hub model.
+
+    Raises:
+        ModelUnusable: It can't be loaded, or its kind can't carry a prefix.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelUnusable(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    try:
+        torch_device = torch.device(device)
+        config = AutoConfig.from_pretrained(model, revision=revision)
+        dtype = dtype or own_dtype(config)
+        network = AutoModelForCausalLM.from_pretrained(
+            model, revision=revision, config=config, dtype=getattr(torch, dtype)
+        )
+        network = network.to(torch_device).eval().requires_grad_(False)
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        raise ModelUnusable(f"model: {model} can't be loaded on {device}: {_first_line(error)}") from error
+    return LoadedModel(
+        base_model=fingerprint_model(model, dtype, revision=revision),
+        network=network,
+        tokenizer=_load_tokenizer(model, revision),
+    )
+
+
+def own_dtype(config: Any) -> str:
+    """Give the dtype that a transformers configuration names; ``float32`` where it names none or another."""
+    for part in (config, config.get_text_config()):
+        name = str(getattr(part, "dtype", None)).removeprefix("torch.")
+        if name in DTYPES:
+            return name
+    return "float32"
+
+
+def _load_tokenizer(model: str | os.PathLike[str], revision: str | None) -> Any | None:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

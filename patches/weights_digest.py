@@ -1,0 +1,131 @@
+"""The digest of a model's weights: sampled, so that it is quick for any size.
+
+Definition. Every tensor of the model's safetensors files, in order of its name, adds a line of canonical JSON
+``{"dtype":D,"name":NAME,"shape":[…]}`` and a sample of its stored bytes: all of them up to 16 KiB, otherwise four
+runs of 4 KiB, spread evenly from the first byte to the last. Each part is preceded by its length in bytes as an unsigned
+64-bit little-endian number, after the 16 bytes ``policypatch-wts\\0``. The digest is SHA-256 of that stream. It does not
+depend on how tensors are spread over files, nor on their order within a file.
+
+The files are those that ``model.safetensors.index.json`` names, else ``model.safetensors``, else every
+``*.safetensors`` file of the folder.
+
+Limits. A change that touches none of the sampled bytes goes unseen: this tells models apart, it does not protect
+weights against a forger. The stored bytes count, so the same weights saved in another dtype, or quantized,
+are another model. A folder without safetensors weights (``*.bin``, ``*.pth``, ``*.pt``, ``*.gguf``) takes the name, size and 64
+evenly spread 4 KiB runs of each such file instead, which then does depend on the files; a folder without any weights
+(``--load-format dummy``) has the digest of nothing.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from patches.canonical import canonical_json
+from patches.errors import ModelUnusable
+
+_MAGIC = b"policypatch-wts\0"
+_LENGTH = struct.Struct("<Q")
+_RUN_BYTES = 4096
+_RUNS_PER_TENSOR = 4
+_RUNS_PER_FILE = 64
+# safetensors' own limit.
+_MAX_HEADER_BYTES = 100_000_000
+_INDEX = "model.safetensors.index.json"
+_OTHER_SUFFIXES = (".bin", ".pth", ".pt", ".gguf")
+
+
+def weights_digest(folder: Path) -> str:
+    """Compute the sampled digest of the weights in a model folder.
+
+    Raises:
+        ModelUnusable: A weights file is missing, damaged, or holds a tensor that another holds too.
+    """
+    state = hashlib.sha256(_MAGIC)
+    for part in _parts(folder):
+        state.update(_LENGTH.pack(len(part)))
+        state.update(part)
+    return "sha256:" + state.hexdigest()
+
+
+def _parts(folder: Path) -> Iterator[bytes]:
+    files = _safetensors_files(folder)
+    if not files:
+        yield from _parts_of_other_files(folder)
+        return
+    tensors: dict[str, tuple[Path, str, list[int], int, int]] = {}
+    for path in files:
+        for name, dtype, shape, begin, end in _read_entries(path):
+            if name in tensors:
+                raise ModelUnusable(f"model: both {tensors[name][0].name} and {path.name} hold the tensor {name!r}")
+            tensors[name] = (path, dtype, shape, begin, end)
+    descriptors: dict[Path, int] = {}
+    try:
+        for path in files:
+            descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        for name, (path, dtype, shape, begin, end) in sorted(tensors.items()):
+            yield canonical_json({"name": name, "dtype": dtype, "shape": shape}).encode("utf-8")
+            yield _sample(descriptors[path], begin, end, _RUNS_PER_TENSOR)
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+def _safetensors_files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelUnusable(f"model: {index} is no safetensors index: {error!r}") from None
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise ModelUnusable(f"model: {index} names {name!r}, which is no file beside it")
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def _read_entries(path: Path) -> Iterator[tuple[str, str, list[int], int, int]]:
+    """Yield name, dtype, shape and byte offsets into the file of each tensor."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(_LENGTH.size)
+        length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else size
+        if length > min(size - _LENGTH.size, _MAX_HEADER_BYTES):
+            raise ModelUnusable(f"model: {path} is cut off, or no safetensors file")
+        header = file.read(length)
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        for name, entry in entries.items():
+            begin, end = (_LENGTH.size + length + int(offset) for offset in entry["data_offsets"])
+            if not begin <= end <= size:
+                raise ModelUnusable(f"model: {path} is cut off within the tensor {name!r}")
+            yield name, str(entry["dtype"]), [int(n) for n in entry["shape"]], begin, end
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ModelUnusable):
+            raise
+        raise ModelUnusable(f"model: the header of {path} is damaged: {error!r}") from None
+
+
+def _parts_of_other_files(folder: Path) -> Iterator[bytes]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _OTHER_SUFFIXES and path.is_file():
+            size = path.stat().st_size
+            yield canonical_json({"file": path.name, "num_bytes": size}).encode("utf-8")
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield _sample(descriptor, 0, size, _RUNS_PER_FILE)
+            finally:
+                os.close(descriptor)
+
+
+def _sample(descriptor: int, begin: int, end: int, num_runs: int) -> bytes:
+    if end - begin <= num_runs * _RUN_BYTES:
+        return os.pread(descriptor, end - begin, begin)
+    last = end - _RUN_BYTES
+    starts = (begin + (last - begin) * i // (num_runs - 1) for i in range(num_runs))
+    return b"".join(os.pread(descriptor, _RUN_BYTES, start) for start in starts)

@@ -1,7 +1,7 @@
 """From text, token ids or embeddings to a patch with K/V, computed by transformers.
 
-The K/V of a prefix is what the model's own cache holds after reading the prefix's embeddings at positions 0 … N-1.
-Equal input on one machine gives an equal digest: the manifest holds no time, path or tool version.
+The K/V of a prefix is what the model's own cache holds after reading the prefix's embeddings at positions 0
+… N-1. Equal input on one machine gives an equal digest: the manifest holds no time, path or tool version.
 """
 
 import hashlib
@@ -84,6 +84,8 @@ def compile_token_ids(
     ids = torch.tensor([list(token_ids)], device=layer.weight.device)
     with torch.inference_mode():
         embeddings = layer(ids)[0]
+    # Only a copy made outside of inference mode may later be trained on.
+    embeddings = embeddings.clone()
     token_digest = _text_digest(canonical_json(list(token_ids)))
     return compile_patch(
         model, embeddings, label, {"method": "text", **(origin or {}), "token_ids_digest": token_digest}
@@ -153,8 +155,9 @@ def stack_cache(cache: Any, num_tokens: int, num_layers: int) -> torch.Tensor:
     Raises:
         CompileError: Some layer has no K/V for every position, or its own shape.
     """
-    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
-    if len(pairs) != num_layers or any(keys is None or values is None for keys, values in pairs):
+    layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = [(layer.keys, layer.values) for layer in layers]
+    if len(pairs) != num_layers:
         raise CompileError(
             f"model: expected K/V in each of {num_layers} layers, its cache has {len(pairs)}; models with "
             "state-space layers, or layers that share K/V, can't carry a prefix"
@@ -162,7 +165,8 @@ def stack_cache(cache: Any, num_tokens: int, num_layers: int) -> torch.Tensor:
     shapes = {tuple(tensor.shape) for pair in pairs for tensor in pair}
     if len(shapes) != 1 or next(iter(shapes))[0] != 1 or next(iter(shapes))[2] != num_tokens:
         raise CompileError(
-            f"model: expected one K/V shape [1, heads, {num_tokens}, size] in all layers, got {sorted(shapes)}"
+            f"model: expected K/V of one shape [1, heads, {num_tokens}, size] in all layers, "
+            f"got {sorted(shapes)}"
         )
     # [H, N, D] of each layer -> [N, H, D]
     stacked = torch.stack([torch.stack([k[0], v[0]]) for k, v in pairs]).transpose(2, 3)
@@ -198,8 +202,8 @@ def _require_prefix_can_be_computed(config: Any) -> None:
     for rotation in rotations:
         if rotation.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
             raise CompileError(
-                f"model: its rotary positions ({rotation['rope_type']}) depend on the length of the sequence, so "
-                "K/V can't be computed ahead"
+                f"model: its rotary positions ({rotation['rope_type']}) depend on the sequence's length, "
+                "so K/V can't be computed ahead"
             )
     if getattr(config.get_text_config(), "hidden_size_per_layer_input", None):
         raise CompileError("model: feeds token ids into every layer, which embeddings alone can't replace")

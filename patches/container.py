@@ -1,7 +1,7 @@
 """The safetensors container, read with bounds on everything before any byte is trusted.
 
-Only the layout lives here: where each tensor's bytes are. What the tensors mean is ``patches.format``'s matter.
-The file is: an unsigned 64-bit little-endian header length, the header (JSON), the tensors' bytes.
+Only the layout lives here: where each tensor's bytes are. What the tensors mean is ``patches.format``'s
+matter. The file is: an unsigned 64-bit little-endian header length, the header (JSON), the tensors' bytes.
 """
 
 import math
@@ -53,7 +53,9 @@ def read_container(data: bytes | memoryview) -> Container:
     (header_bytes,) = _LENGTH.unpack_from(data)
     data_start = _LENGTH.size + header_bytes
     if bytes(data[_LENGTH.size : _LENGTH.size + 1]) not in (b"{", b""):
-        raise PatchFormatError("not_safetensors", "file: expected a safetensors header, which starts with '{'")
+        raise PatchFormatError(
+            "not_safetensors", "file: expected a safetensors header, which starts with '{'"
+        )
     if header_bytes > MAX_HEADER_BYTES:
         message = f"header: expected at most {MAX_HEADER_BYTES} bytes, the length field says {header_bytes}"
         raise PatchFormatError("too_large", message)

@@ -1,11 +1,11 @@
-"""The content digest of a patch: SHA-256 over the canonical manifest and the tensors.
+r"""The content digest of a patch: SHA-256 over the canonical manifest and the tensors.
 
-The digest is the identity of a patch: names, versions and file names point to it, requests are salted with it.
-It does not depend on the order of tensors in a file, on padding, nor on who wrote the file.
+The digest is the identity of a patch: names, versions and file names point to it, requests are salted with
+it. It does not depend on the order of tensors in a file, on padding, nor on who wrote the file.
 
 The hashed stream, where every length is an unsigned 64-bit little-endian number of bytes:
 
-1. the 16 bytes ``policypatch/1\\n\\0\\0``;
+1. the 16 bytes ``policypatch/1\n\0\0``;
 2. length and UTF-8 bytes of the canonical manifest;
 3. for each tensor in order of its name: length and UTF-8 bytes of the canonical JSON
    ``{"dtype":D,"name":NAME,"shape":[…]}`` with safetensors' dtype names, then length and the tensor's bytes

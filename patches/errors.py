@@ -3,14 +3,14 @@
 The tree::
 
     PatchError
-    ├── PatchFormatError       (ValueError)       the bytes are no valid patch file; ``reason`` is a metric label
-    ├── InvalidName            (ValueError)       a policy name or version outside the grammar
-    ├── BaseModelMismatch      (ValueError)       the patch was made for another model; ``differences`` names each one
-    ├── ModelUnusable          (ValueError)       a model folder that can't be read, or can't carry a prefix
-    ├── CompileError           (ValueError)       a text or embeddings that can't become a patch
-    ├── ComposeError           (ValueError)       patches that can't be joined
-    ├── AdapterError           (ValueError)       a PEFT adapter that can't be imported or exported
-    └── PatchExists            (FileExistsError)  another content already has this file name
+    ├── PatchFormatError   (ValueError)       the bytes are no valid patch file; ``reason`` is a metric label
+    ├── InvalidName        (ValueError)       a policy name or version outside the grammar
+    ├── BaseModelMismatch  (ValueError)       made for another model; ``differences`` names each difference
+    ├── ModelUnusable      (ValueError)       a model that can't be read, or can't carry a prefix
+    ├── CompileError       (ValueError)       a text or embeddings that can't become a patch
+    ├── ComposeError       (ValueError)       patches that can't be joined
+    ├── AdapterError       (ValueError)       a PEFT adapter that can't be imported or exported
+    └── PatchExists        (FileExistsError)  another content already has this file name
 
 Every error survives pickling, because engine processes hand them to each other.
 """

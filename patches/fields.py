@@ -1,7 +1,7 @@
 """Typed reading of one JSON object that collects every mistake instead of stopping at the first.
 
-A wrong field yields a harmless stand-in of the right type, so that reading can go on; whoever reads must look at
-``problems`` before using any value.
+A wrong field yields a harmless stand-in of the right type, so that reading can go on; whoever reads must
+look at ``problems`` before using any value.
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ _NO_DIGEST = "sha256:" + 64 * "0"
 
 
 def is_one_line(text: str) -> bool:
-    """Tell whether a terminal shows ``text`` as it is: no control, direction or line-separating characters."""
+    """Tell whether a terminal shows ``text`` as it is: no control or direction characters."""
     return not any(
         unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in _JOINERS
         for character in text

@@ -1,17 +1,18 @@
 """The fingerprint of a base model: what must be equal for a prefix to mean the same.
 
-K/V is bound to the exact model that computed it: its shape, its weights, its rotary positions, the dtype it runs
-in, and the tokenizer that the prefix was written with. ``fingerprint_model`` reads that from a model folder in a second or so, whatever
-the model's size, and from nothing but the files, so loading a model in another dtype changes only ``dtype``.
+K/V is bound to the exact model that computed it: its shape, its weights, its rotary positions, the dtype it
+runs in, and the tokenizer that the prefix was written with. ``fingerprint_model`` reads that from a model
+folder in a second or so, whatever the model's size, and from nothing but the files, so loading a model in
+another dtype changes only ``dtype``.
 
-What stands where: the tokenizer's part in ``patches.tokenizer_digest``, the weights' part, which is sampled, in
-``patches.weights_digest``, each with its exact definition and limits. A chat template is no part of it: it
-belongs to the requests, not to the model.
+What stands where: the tokenizer's part in ``patches.tokenizer_digest``, the weights' part, which is
+sampled, in ``patches.weights_digest``, each with its exact definition and limits. A chat template is no
+part of it: it belongs to the requests, not to the model.
 
 Rotary parameters are canonical: ``{"rope_theta": …, "rope_type": …, …}``, or one such object per kind of
-attention layer where a model has several (Gemma 3). Both configuration forms that transformers reads (``rope_parameters``, and ``rope_theta``
-with ``rope_scaling``) give the same; empty keys, the old alias ``type`` and a ``partial_rotary_factor`` of 1 are left
-out. A model without rotary positions has ``{}``.
+attention layer where a model has several (Gemma 3). Both configuration forms that transformers reads
+(``rope_parameters``, and ``rope_theta`` with ``rope_scaling``) give the same; empty keys, the old alias
+``type`` and a ``partial_rotary_factor`` of 1 are left out. A model without rotary positions has ``{}``.
 """
 
 import os
@@ -113,7 +114,11 @@ def canonical_rope(config: Any) -> dict[str, JsonValue]:
         scaling = getattr(text_config, "rope_scaling", None) or {}
         parameters = {"rope_theta": theta, **scaling} if theta is not None else {}
     inner = {key: value for key, value in parameters.items() if isinstance(value, dict)}
-    rope = {key: _canonical_rotation(value) for key, value in inner.items()} if inner else _canonical_rotation(parameters)
+    rope = (
+        {key: _canonical_rotation(value) for key, value in inner.items()}
+        if inner
+        else _canonical_rotation(parameters)
+    )
     # One round trip makes 10000.0 and 10000, tuples and lists, the same.
     result = parse_json(canonical_json(rope))
     assert isinstance(result, dict)
@@ -132,7 +137,9 @@ def _canonical_rotation(parameters: dict[str, Any]) -> dict[str, JsonValue]:
 
 def _load_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
-        raise ModelUnusable(f"model: {folder} has no config.json; expected the folder of a transformers model")
+        raise ModelUnusable(
+            f"model: {folder} has no config.json; expected the folder of a transformers model"
+        )
     from transformers import AutoConfig
 
     try:
@@ -146,7 +153,9 @@ def _shape_of(config: Any, model: str) -> dict[str, Any]:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelUnusable(f"model: {model} is an encoder-decoder model, which can't carry a prefix")
     if getattr(text_config, "kv_lora_rank", None):
-        raise ModelUnusable(f"model: {model} uses multi-head latent attention, which has no K/V heads to fill")
+        raise ModelUnusable(
+            f"model: {model} uses multi-head latent attention, which has no K/V heads to fill"
+        )
     architectures = getattr(config, "architectures", None) or getattr(text_config, "architectures", None)
     num_heads = getattr(text_config, "num_attention_heads", None)
     num_layers = getattr(text_config, "num_hidden_layers", None)
@@ -166,7 +175,9 @@ def _shape_of(config: Any, model: str) -> dict[str, Any]:
 
 
 def _num_kv_heads(text_config: Any, num_heads: int) -> int:
-    if getattr(text_config, "multi_query", False) and not getattr(text_config, "new_decoder_architecture", False):
+    if getattr(text_config, "multi_query", False) and not getattr(
+        text_config, "new_decoder_architecture", False
+    ):
         return 1
     for key in ("num_key_value_heads", "num_kv_heads"):
         if (value := getattr(text_config, key, None)) is not None:

@@ -1,25 +1,26 @@
 """The patch file, format version 1.
 
-This docstring is the specification. MUST, MUST NOT and MAY mean what RFC 2119 says. A reader refuses a file that
-breaks a MUST, with an error that names what is wrong; it repairs nothing.
+This docstring is the specification. MUST, MUST NOT and MAY mean what RFC 2119 says. A reader refuses a file
+that breaks a MUST, with an error that names what is wrong; it repairs nothing.
 
-**Container.** One file holds one version of one patch. It MUST be a valid safetensors file: an unsigned 64-bit
-little-endian header length, the header as JSON (which a writer MAY pad with spaces), the tensors' bytes. The tensors
-MUST cover the rest of the file with no overlap, no gap and nothing behind. In the header no key may occur twice, and an
-entry MUST NOT have keys besides ``dtype``, ``shape`` and ``data_offsets``. Tensors MAY come in any order. Nothing in a
-file is ever executed.
+**Container.** One file holds one version of one patch. It MUST be a valid safetensors file: an unsigned
+64-bit little-endian header length, the header as JSON (which a writer MAY pad with spaces), the tensors'
+bytes. The tensors MUST cover the rest of the file with no overlap, no gap and nothing behind. In the header
+no key may occur twice, and an entry MUST NOT have keys besides ``dtype``, ``shape`` and ``data_offsets``.
+Tensors MAY come in any order. Nothing in a file is ever executed.
 
-**File name.** A writer names the file ``NAME-VERSION.safetensors``. A reader MUST ignore the name: what a patch is
-called stands in its manifest.
+**File name.** A writer names the file ``NAME-VERSION.safetensors``. A reader MUST ignore the name: what a
+patch is called stands in its manifest.
 
-**Limits.** The file MUST NOT exceed 1 GiB, its header 1 MiB, the manifest 256 KiB, and N, the number of virtual
-tokens, 4096.
+**Limits.** The file MUST NOT exceed 1 GiB, its header 1 MiB, the manifest 256 KiB, and N, the number of
+virtual tokens, 4096.
 
 **Metadata.** ``__metadata__`` MUST have exactly two keys:
 
-- ``policypatch``: the manifest, as canonical JSON text (``patches.canonical``). A text that is not canonical MUST be refused.
-- ``policypatch.digest``: the digest of the patch, ``sha256:`` and 64 hexadecimal digits. It MUST equal the digest
-  computed over manifest and tensors as ``patches.digest`` says.
+- ``policypatch``: the manifest, as canonical JSON text (``patches.canonical``). A text that is not
+  canonical MUST be refused.
+- ``policypatch.digest``: the digest of the patch, ``sha256:`` and 64 hexadecimal digits. It MUST equal the
+  digest computed over manifest and tensors as ``patches.digest`` says.
 
 **Manifest.** A JSON object; an unknown key MUST be refused, an optional key is left out rather than null::
 
@@ -46,22 +47,23 @@ tokens, 4096.
 - ``format_version`` MUST be 1; a reader MUST refuse any other before it looks at the rest.
 - ``kind`` MUST be ``prefix``. Other kinds will come with their own tensors.
 - ``name`` and ``version`` follow ``patches.names``: at most 64 of ``a-z0-9._-``, and a semantic version.
-- ``base_model`` is the fingerprint that ``patches.fingerprint`` defines. A patch MUST NOT be used with a model whose
-  fingerprint differs in any part.
-- ``origin`` says how the patch was made. Its ``method`` MUST be ``text``, ``peft``, ``compose`` or ``trained``; further
-  keys are free, except that ``compose`` MUST have ``components``, the list in order of at least two objects of exactly
-  ``name``, ``version`` and ``digest``. It holds no time and no path: equal input gives an equal digest.
-- ``evaluation`` (optional) is a free object. ``license`` and ``changelog`` (optional) are single lines of at most 1000
-  printable characters. ``supersedes`` (optional) is a version or a digest.
+- ``base_model`` is the fingerprint that ``patches.fingerprint`` defines. A patch MUST NOT be used with a
+  model whose fingerprint differs in any part.
+- ``origin`` says how the patch was made. Its ``method`` MUST be ``text``, ``peft``, ``compose`` or
+  ``trained``; further keys are free, except that ``compose`` MUST have ``components``, the list in order of
+  at least two objects of exactly ``name``, ``version`` and ``digest``. It holds no time and no path: equal
+  input gives an equal digest.
+- ``evaluation`` (optional) is a free object. ``license`` and ``changelog`` (optional) are single lines of
+  at most 1000 printable characters. ``supersedes`` (optional) is a version or a digest.
 
 **Tensors.** At least one of the two MUST be there, and no other. All values MUST be finite.
 
-- ``embeddings``: ``[N, hidden_size]``, in the base model's dtype or in float32: the rows that take the place of the
-  first N token embeddings.
-- ``kv``: ``[num_layers, 2, N, num_kv_heads, head_size]``, in the base model's dtype. Along the second axis keys come
-  first, then values. Keys are stored after rotation (RoPE) at positions 0 … N-1. Where ``embeddings`` are there too, ``kv``
-  is what the model computes from them, cast to its dtype, at those positions. A server needs ``kv``; a patch without it MAY
-  be completed by recomputing.
+- ``embeddings``: ``[N, hidden_size]``, in the base model's dtype or in float32: the rows that take the
+  place of the first N token embeddings.
+- ``kv``: ``[num_layers, 2, N, num_kv_heads, head_size]``, in the base model's dtype. Along the second axis
+  keys come first, then values. Keys are stored after rotation (RoPE) at positions 0 … N-1. Where
+  ``embeddings`` are there too, ``kv`` is what the model computes from them, cast to its dtype, at those
+  positions. A server needs ``kv``; a patch without it MAY be completed by recomputing.
 
 Law: ``decode_patch(encode_patch(m, e, k))`` gives back ``m``, ``e`` and ``k``, and encoding is deterministic.
 """
@@ -146,7 +148,8 @@ def decode_patch(data: bytes) -> Patch:
     """Read a patch from the bytes of its file.
 
     Raises:
-        PatchFormatError: The bytes break the specification; ``find_problems`` lists every way in which they do.
+        PatchFormatError: The bytes break the specification; ``find_problems`` lists every way in which they
+        do.
     """
     patch, problems = find_problems(data)
     if patch is None:
@@ -162,7 +165,9 @@ def find_problems(data: bytes) -> tuple[Patch | None, list[PatchFormatError]]:
     """
     try:
         if len(data) > MAX_FILE_BYTES:
-            raise PatchFormatError("too_large", f"file: expected at most {MAX_FILE_BYTES} bytes, got {len(data)}")
+            raise PatchFormatError(
+                "too_large", f"file: expected at most {MAX_FILE_BYTES} bytes, got {len(data)}"
+            )
         container = read_container(data)
         text = _manifest_text(container)
     except PatchFormatError as error:
@@ -172,7 +177,9 @@ def find_problems(data: bytes) -> tuple[Patch | None, list[PatchFormatError]]:
     if manifest is not None:
         problems += _layout_problems(manifest, {e.name: (e.dtype, e.shape) for e in container.entries})
     stored = container.metadata[DIGEST_KEY]
-    actual = patch_digest(text, [(e.name, e.dtype, e.shape, view[e.begin : e.end]) for e in container.entries])
+    actual = patch_digest(
+        text, [(e.name, e.dtype, e.shape, view[e.begin : e.end]) for e in container.entries]
+    )
     if stored != actual:
         message = f"digest: expected {stored}, which the file names, got {actual}; the file was altered"
         problems.append(PatchFormatError("digest_mismatch", message))
@@ -189,7 +196,8 @@ def read_patch(path: str | os.PathLike[str]) -> Patch:
     """Read a patch file.
 
     Raises:
-        PatchFormatError: The file can't be read, is no regular file, is too large, or breaks the specification.
+        PatchFormatError: The file can't be read, is no regular file, is too large, or breaks the
+        specification.
     """
     return decode_patch(read_patch_bytes(path))
 
@@ -220,8 +228,8 @@ def read_patch_bytes(path: str | os.PathLike[str]) -> bytes:
 def write_patch(patch: Patch, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a patch into a folder as ``NAME-VERSION.safetensors``.
 
-    The file appears whole or not at all, under a hidden name until it is on disk. Writing what is already there
-    changes nothing.
+    The file appears whole or not at all, under a hidden name until it is on disk. Writing what is already
+    there changes nothing.
 
     Args:
         patch: What to write.
@@ -240,7 +248,9 @@ def write_patch(patch: Patch, directory: str | os.PathLike[str], *, overwrite: b
     if path.exists() and not overwrite:
         if path.stat().st_size == len(data) and path.read_bytes() == data:
             return path
-        raise PatchExists(f"{path} exists with different content; raise the version, or overwrite it on purpose")
+        raise PatchExists(
+            f"{path} exists with different content; raise the version, or overwrite it on purpose"
+        )
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{patch.filename}.")
     try:
         with open(descriptor, "wb") as file:
@@ -333,7 +343,7 @@ def _digest_of(text: str, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _tensor_of(view: memoryview, entry: TensorEntry) -> torch.Tensor:

@@ -113,7 +113,8 @@ def decode_manifest(text: str) -> Manifest:
     """Read a manifest's canonical JSON text.
 
     Raises:
-        PatchFormatError: With reason ``bad_manifest``, ``bad_name``, ``too_large`` or ``unsupported_version``.
+        PatchFormatError: With reason ``bad_manifest``, ``bad_name``, ``too_large`` or
+        ``unsupported_version``.
     """
     manifest, problems = read_manifest_text(text)
     if manifest is None:

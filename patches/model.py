@@ -1,7 +1,7 @@
 """A base model loaded with transformers, together with its fingerprint.
 
-Everything that computes K/V takes a ``LoadedModel``, so that a patch always carries the fingerprint of the very
-weights, and the very dtype, that made it.
+Everything that computes K/V takes a ``LoadedModel``, so that a patch always carries the fingerprint of the
+very weights, and the very dtype, that made it.
 """
 
 import os

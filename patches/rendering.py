@@ -1,12 +1,12 @@
 """From policy text to token ids.
 
-Two ways: *raw*, the text as the tokenizer encodes it by default (with a BOS token where it adds one), and as a
-*system message*, for which only the system part of the chat template's rendering is taken. A patched request is
-then answered as if the conversation had begun with that system message.
+Two ways: *raw*, the text as the tokenizer encodes it by default (with a BOS token where it adds one), and
+as a *system message*, for which only the system part of the chat template's rendering is taken. A patched
+request is then answered as if the conversation had begun with that system message.
 
-What is not hidden: many templates begin a conversation that has no system message with a default one of their own.
-The patch can't take that away, since it belongs to the request: such a request carries the patch *and* the default.
-``default_system_text`` finds it.
+What is not hidden: many templates begin a conversation that has no system message with a default one of
+their own. The patch can't take that away, since it belongs to the request: such a request carries the patch
+*and* the default. ``default_system_text`` finds it.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ def default_system_text(tokenizer: Any) -> str | None:
 
 
 def pad(rendered: RenderedText, multiple: int, filler_id: int) -> RenderedText:
-    """Lengthen to the next multiple with filler tokens at the end of the text, before what closes the message."""
+    """Lengthen to a multiple with filler tokens at the end of the text, before what closes the message."""
     missing = -len(rendered.token_ids) % multiple
     return _resized(rendered, missing, filler_id)
 
@@ -93,7 +93,7 @@ def cut(rendered: RenderedText, multiple: int) -> RenderedText:
     surplus = len(rendered.token_ids) % multiple
     if len(rendered.token_ids) - surplus <= rendered.num_closing or len(rendered.token_ids) < multiple:
         raise CompileError(
-            f"text: {len(rendered.token_ids)} tokens, fewer than one multiple of {multiple}; pad instead of cutting"
+            f"text: expected more than {multiple} tokens to cut, got {len(rendered.token_ids)}; pad instead"
         )
     return _resized(rendered, -surplus, 0)
 
@@ -136,7 +136,9 @@ def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
     except (TemplateError, ValueError, KeyError, IndexError, TypeError) as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise CompileError(f"chat template: refuses messages of the roles {roles}: {error}; {_ADVICE}") from error
+        raise CompileError(
+            f"chat template: refuses messages of the roles {roles}: {error}; {_ADVICE}"
+        ) from error
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -2,14 +2,15 @@
 
 Definition. SHA-256 over the canonical JSON of ``{"merges": […], "special": […], "vocabulary": …}``:
 
-- ``vocabulary``: an object of token to id, added tokens included; for a vocabulary with scores (Unigram), a list of
-  ``[token, score]`` in order of the id, then an object of the added tokens.
+- ``vocabulary``: an object of token to id, added tokens included; for a vocabulary with scores (Unigram), a
+  list of ``[token, score]`` in order of the id, then an object of the added tokens.
 - ``merges``: a list of ``[left, right]`` in order of rank; empty for other kinds.
 - ``special``: the added tokens marked special, as ``[token, id]`` in order of the id.
 
-It is read from ``tokenizer.json``; both ways in which that file writes merges give the same. A folder that has none goes through
-transformers, which converts the older forms (``vocab.json`` with ``merges.txt``, SentencePiece). A tokenizer that can't be
-converted has the digest of the bytes of its files, and a folder without any tokenizer that of an empty vocabulary.
+It is read from ``tokenizer.json``; both ways in which that file writes merges give the same. A folder that
+has none goes through transformers, which converts the older forms (``vocab.json`` with ``merges.txt``,
+SentencePiece). A tokenizer that can't be converted has the digest of the bytes of its files, and a folder
+without any tokenizer that of an empty vocabulary.
 
 Limits. Normalisation and pre-tokenization rules are not covered.
 """
@@ -80,10 +81,8 @@ def _digest_of_document(document: dict[str, Any]) -> str:
     added = document.get("added_tokens") or []
     added_ids = {token["content"]: int(token["id"]) for token in added}
     vocabulary: JsonValue = model.get("vocab") or {}
-    if isinstance(vocabulary, dict):
-        vocabulary = {**vocabulary, **added_ids}
-    else:
-        vocabulary = [*vocabulary, added_ids]
+    has_scores = isinstance(vocabulary, list)
+    vocabulary = [*vocabulary, added_ids] if has_scores else {**vocabulary, **added_ids}
     merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or []]
     special = [[token["content"], int(token["id"])] for token in added if token.get("special")]
     canonical = canonical_json(

@@ -1,19 +1,20 @@
-"""The digest of a model's weights: sampled, so that it is quick for any size.
+r"""The digest of a model's weights: sampled, so that it is quick for any size.
 
-Definition. Every tensor of the model's safetensors files, in order of its name, adds a line of canonical JSON
-``{"dtype":D,"name":NAME,"shape":[…]}`` and a sample of its stored bytes: all of them up to 16 KiB, otherwise four
-runs of 4 KiB, spread evenly from the first byte to the last. Each part is preceded by its length in bytes as an unsigned
-64-bit little-endian number, after the 16 bytes ``policypatch-wts\\0``. The digest is SHA-256 of that stream. It does not
-depend on how tensors are spread over files, nor on their order within a file.
+Definition. Every tensor of the model's safetensors files, in order of its name, adds a line of canonical
+JSON ``{"dtype":D,"name":NAME,"shape":[…]}`` and a sample of its stored bytes: all of them up to 16 KiB,
+otherwise four runs of 4 KiB, spread evenly from the first byte to the last. Each part is preceded by its
+length in bytes as an unsigned 64-bit little-endian number, after the 16 bytes ``policypatch-wts\0``. The
+digest is SHA-256 of that stream. It does not depend on how tensors are spread over files, nor on their
+order within a file.
 
 The files are those that ``model.safetensors.index.json`` names, else ``model.safetensors``, else every
 ``*.safetensors`` file of the folder.
 
-Limits. A change that touches none of the sampled bytes goes unseen: this tells models apart, it does not protect
-weights against a forger. The stored bytes count, so the same weights saved in another dtype, or quantized,
-are another model. A folder without safetensors weights (``*.bin``, ``*.pth``, ``*.pt``, ``*.gguf``) takes the name, size and 64
-evenly spread 4 KiB runs of each such file instead, which then does depend on the files; a folder without any weights
-(``--load-format dummy``) has the digest of nothing.
+Limits. A change that touches none of the sampled bytes goes unseen: this tells models apart, it does not
+protect weights against a forger. The stored bytes count, so the same weights saved in another dtype, or
+quantized, are another model. A folder without safetensors weights (``*.bin``, ``*.pth``, ``*.pt``,
+``*.gguf``) takes the name, size and 64 evenly spread 4 KiB runs of each such file instead, which then does
+depend on the files; a folder without any weights (``--load-format dummy``) has the digest of nothing.
 """
 
 import hashlib
@@ -59,7 +60,9 @@ def _parts(folder: Path) -> Iterator[bytes]:
     for path in files:
         for name, dtype, shape, begin, end in _read_entries(path):
             if name in tensors:
-                raise ModelUnusable(f"model: both {tensors[name][0].name} and {path.name} hold the tensor {name!r}")
+                raise ModelUnusable(
+                    f"model: both {tensors[name][0].name} and {path.name} hold the tensor {name!r}"
+                )
             tensors[name] = (path, dtype, shape, begin, end)
     descriptors: dict[Path, int] = {}
     try:

@@ -1,0 +1,124 @@
+"""What is served at one instant: an immutable picture that requests read without a lock.
+
+The catalog swaps the whole view in one assignment, so a request sees either everything of a change or nothing
+of it. Each change copies one dictionary of names and rebuilds one name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from patches.manifest import Manifest
+from patches.names import is_digest, version_key
+
+
+@dataclass(frozen=True, slots=True)
+class ServedPatch:
+    """One version of one patch that every worker holds. Two are equal where their digests are."""
+
+    name: str = field(compare=False)
+    version: str = field(compare=False)
+    #: ``sha256:`` and 64 hexadecimal digits; the identity.
+    digest: str
+    num_tokens: int = field(compare=False)
+    manifest: Manifest = field(compare=False, repr=False)
+    #: Device bytes, added up over all workers.
+    nbytes: int = field(compare=False)
+
+    @property
+    def reference(self) -> str:
+        """The exact reference that a client can send back: ``name@version``."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileFailure:
+    """Why a file (or the folder itself) is not served."""
+
+    #: File name without its folder, which is nobody's business over HTTP.
+    file: str
+    reason: str
+    message: str
+    #: Unix time in seconds of the first failure for this reason.
+    since_s: float
+    name: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPatch:
+    """All served versions of one name."""
+
+    name: str
+    #: Highest semantic version first, never empty.
+    versions: tuple[ServedPatch, ...]
+    by_version: Mapping[str, ServedPatch]
+
+    @property
+    def active(self) -> ServedPatch:
+        """The version that the bare name means."""
+        return self.versions[0]
+
+    @classmethod
+    def of(cls, name: str, patches: list[ServedPatch]) -> "NamedPatch":
+        """Order ``patches`` of one name."""
+        ordered = tuple(sorted(patches, key=lambda p: version_key(p.version), reverse=True))
+        return cls(name, ordered, MappingProxyType({p.version: p for p in ordered}))
+
+
+def component_digests(manifest: Manifest) -> tuple[str, ...] | None:
+    """Give the digests that a composed patch was made of, in order; ``None`` for every other patch.
+
+    The manifest is untrusted: anything but a list of two or more objects with digests is no composition.
+    """
+    origin = manifest.origin
+    components = origin.get("components")
+    if origin.get("method") != "compose" or not isinstance(components, list | tuple) or len(components) < 2:
+        return None
+    digests = [c.get("digest") if isinstance(c, Mapping) else None for c in components]
+    if not all(isinstance(d, str) and is_digest(d) for d in digests):
+        return None
+    return tuple(str(d) for d in digests)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogView:
+    """Everything that selection needs to know."""
+
+    names: Mapping[str, NamedPatch] = field(default_factory=lambda: MappingProxyType({}))
+    #: Component digests in order -> the patch composed of exactly these.
+    compositions: Mapping[tuple[str, ...], ServedPatch] = field(default_factory=lambda: MappingProxyType({}))
+    #: ``(name, version)`` of what is being put on the workers right now.
+    loading: frozenset[tuple[str, str]] = frozenset()
+
+    def with_changes(self, added: ServedPatch | None, removed: ServedPatch | None) -> "CatalogView":
+        """Give the view in which ``added`` is served and ``removed`` is not, in one step."""
+        names = dict(self.names)
+        compositions = dict(self.compositions)
+        for name in {p.name for p in (added, removed) if p is not None}:
+            kept = [p for p in (names[name].versions if name in names else ()) if p not in (added, removed)]
+            if added is not None and added.name == name:
+                kept.append(added)
+            if kept:
+                names[name] = NamedPatch.of(name, kept)
+            else:
+                names.pop(name, None)
+        self._index_compositions(compositions, names, added, removed)
+        return replace(self, names=MappingProxyType(names), compositions=MappingProxyType(compositions))
+
+    @staticmethod
+    def _index_compositions(
+        compositions: dict[tuple[str, ...], ServedPatch],
+        names: Mapping[str, NamedPatch],
+        *changed: ServedPatch | None,
+    ) -> None:
+        for patch in changed:
+            key = component_digests(patch.manifest) if patch is not None else None
+            if key is None:
+                continue
+            # Several may be composed of the same parts; the first name's highest version stands for them.
+            makers = [p for n in names.values() for p in n.versions if component_digests(p.manifest) == key]
+            if makers:
+                compositions[key] = min(makers, key=lambda p: (p.name, names[p.name].versions.index(p)))
+            else:
+                compositions.pop(key, None)

@@ -1,0 +1,168 @@
+"""What a request, or a patch file, can do wrong, and the OpenAI error object that says so.
+
+This module is the one table from exception to HTTP status, ``type`` and ``code``::
+
+    PolicyPatchError                         500  internal_error
+    ├── MalformedPatchName     (ValueError)  400  malformed_patch_name
+    ├── UnsupportedWithPatch                 400  unsupported_with_patch
+    │   └── CompositionNotPrepared           400  composition_not_prepared
+    ├── PatchForbidden                       403  patch_forbidden
+    ├── PatchNotFound          (LookupError) 404  patch_not_found
+    ├── BaseModelConflict                    409  base_model_mismatch
+    ├── PatchConflict                        409  patch_conflict
+    ├── PatchTooLarge                        413  patch_too_large
+    ├── InvalidPatchFile                     422  invalid_patch_file
+    ├── PatchNotApplied                      500  patch_not_applied
+    └── PatchNotReady                        503  patch_not_ready
+
+``UnsupportedWithPatch`` is no ``ValueError`` or ``NotImplementedError`` on purpose: vLLM's handlers turn
+those into answers of their own and would drop ``code`` and ``param``.
+"""
+
+from collections.abc import Mapping
+
+#: ``param`` of an error that the request header caused.
+HEADER_PARAM = "X-Policy-Patch"
+
+#: ``param`` of an error that the ``<served name>:<patch>`` alias caused.
+ALIAS_PARAM = "model"
+
+
+class PolicyPatchError(Exception):
+    """Root of everything that this package raises on purpose; the message is shown to the client."""
+
+    status: int = 500
+    type: str = "InternalServerError"
+    code: str = "internal_error"
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if param is not None:
+            self.param = param
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """Give the OpenAI error object."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> Mapping[str, str]:
+        """Give the response headers that belong to this error."""
+        if self.retry_after_s is None:
+            return {}
+        return {"Retry-After": str(self.retry_after_s)}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.param)
+
+
+def _rebuild(kind: type[PolicyPatchError], message: str, param: str | None) -> PolicyPatchError:
+    return kind(message, param=param)
+
+
+class MalformedPatchName(PolicyPatchError, ValueError):
+    """The header or the alias does not follow the grammar."""
+
+    status = 400
+    type = "BadRequestError"
+    code = "malformed_patch_name"
+    param = HEADER_PARAM
+
+
+class UnsupportedWithPatch(PolicyPatchError):
+    """The route, or an option of the request, can't honour a patch."""
+
+    status = 400
+    type = "BadRequestError"
+    code = "unsupported_with_patch"
+    param = HEADER_PARAM
+
+
+class CompositionNotPrepared(UnsupportedWithPatch):
+    """Several patches were named, and no loaded patch was composed of exactly these."""
+
+    code = "composition_not_prepared"
+
+
+class PatchForbidden(PolicyPatchError):
+    """The policy does not let the caller choose this."""
+
+    status = 403
+    type = "PermissionDeniedError"
+    code = "patch_forbidden"
+    param = HEADER_PARAM
+
+
+class PatchNotFound(PolicyPatchError, LookupError):
+    """No loaded patch has this name, version or digest."""
+
+    status = 404
+    type = "NotFoundError"
+    code = "patch_not_found"
+    param = HEADER_PARAM
+
+
+class BaseModelConflict(PolicyPatchError):
+    """The file was made for another base model than the one served."""
+
+    status = 409
+    type = "ConflictError"
+    code = "base_model_mismatch"
+
+
+class PatchConflict(PolicyPatchError):
+    """Another file already serves this name and version with different content."""
+
+    status = 409
+    type = "ConflictError"
+    code = "patch_conflict"
+
+
+class PatchTooLarge(PolicyPatchError):
+    """The file, or its prefix, is larger than this server takes."""
+
+    status = 413
+    type = "PayloadTooLargeError"
+    code = "patch_too_large"
+
+
+class InvalidPatchFile(PolicyPatchError):
+    """The file is no valid patch."""
+
+    status = 422
+    type = "UnprocessableEntityError"
+    code = "invalid_patch_file"
+
+
+class PatchNotApplied(PolicyPatchError):
+    """An answer was about to go out that the selected patch had no part in."""
+
+    code = "patch_not_applied"
+
+
+class PatchNotReady(PolicyPatchError):
+    """The patch is known but not resident on every worker; trying again soon is worth it."""
+
+    status = 503
+    type = "ServiceUnavailableError"
+    code = "patch_not_ready"
+    param = HEADER_PARAM
+    retry_after_s = 1
+
+
+#: Every ``code`` that a client can see, for metrics (closed label set) and documentation.
+ERROR_CODES: tuple[str, ...] = (
+    PolicyPatchError.code,
+    MalformedPatchName.code,
+    UnsupportedWithPatch.code,
+    CompositionNotPrepared.code,
+    PatchForbidden.code,
+    PatchNotFound.code,
+    BaseModelConflict.code,
+    PatchConflict.code,
+    PatchTooLarge.code,
+    InvalidPatchFile.code,
+    PatchNotApplied.code,
+    PatchNotReady.code,
+)

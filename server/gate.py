@@ -1,0 +1,252 @@
+"""What the engine client asks about the request that it is running for, and nothing else.
+
+Invariants: a request is decided once and keeps its version to the last token; without an HTTP request there
+is no answer but an error; while any part of a request may still use a patch, the catalog counts it as in
+flight.
+
+Every call is made on the event loop's thread, costs a few dictionary look-ups, and never blocks.
+"""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from server.aliases import alias_wish
+from server.catalog import Catalog
+from server.catalog_view import ServedPatch
+from server.errors import HEADER_PARAM, PolicyPatchError, UnsupportedWithPatch
+from server.latency import PatchLatency
+from server.metrics import PatchMetrics
+from server.prompt_routes import RouteKind
+from server.request_scope import RequestScope, current_scope
+from server.selection import BASE, OptOut, Selection, SelectionPolicy, parse_policy_header, select
+
+AnyPolicyPatchError = TypeVar("AnyPolicyPatchError", bound=PolicyPatchError)
+
+
+class PatchGate:
+    """Decides for requests and hands out leases on patches."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        policy: SelectionPolicy,
+        metrics: PatchMetrics,
+        *,
+        served_names: Sequence[str] = (),
+    ) -> None:
+        #: Replaced as a whole where a policy is reloaded; requests that are decided keep their decision.
+        self.policy = policy
+        self._catalog = catalog
+        self._metrics = metrics
+        self._served_names = tuple(served_names)
+
+    def selection(self) -> Selection:
+        """Give the decision for the current request, the same one however often it is asked.
+
+        Raises:
+            PolicyPatchError: There is no current request, or it can't have what it asks for.
+        """
+        return self.decide(_require_scope())
+
+    def note_alias(self, model: str) -> bool:
+        """Read the current request's ``model``, and decide on what it names; a header wins over it.
+
+        To be called where a route validates ``model``, which is before any answer starts.
+
+        Returns:
+            Whether ``model`` is an alias.
+
+        Raises:
+            PolicyPatchError: It is an alias of something that can't be had.
+        """
+        scope = current_scope.get()
+        try:
+            wish = alias_wish(model, self._served_names)
+        except PolicyPatchError as error:
+            raise self.reject(error) from None
+        if wish is None:
+            return False
+        if scope is None:
+            scope = _require_scope()
+        if scope.selection is None:
+            scope.alias = wish
+        elif scope.header is None and scope.alias != wish:
+            raise self.reject(PolicyPatchError("model: the alias changed while the request was running"))
+        self.decide(scope)
+        return True
+
+    def lease(self, patch: ServedPatch) -> "Lease":
+        """Keep ``patch`` resident while one generation of the current request runs; a context manager.
+
+        Entering raises ``PatchNotReady`` where the patch is no longer resident.
+
+        Raises:
+            PolicyPatchError: There is no current request, or it was decided for another patch.
+        """
+        scope = _require_scope()
+        if scope.selection is None or scope.selection.patch != patch:
+            raise self.reject(PolicyPatchError(f"lease: the request was not decided for {patch.reference}"))
+        return Lease(self, scope, patch, self._metrics.latency(patch.name))
+
+    def reject(self, error: AnyPolicyPatchError) -> AnyPolicyPatchError:
+        """Record ``error`` as the answer to the current request and give it back: ``raise gate.reject(...)``.
+
+        vLLM's handlers turn exceptions into answers of their own, on streams with status 200. As long as
+        nothing of the body is sent, the middleware replaces such an answer by the recorded error.
+        """
+        scope = current_scope.get()
+        if scope is not None and scope.error is None:
+            scope.error = error
+        return error
+
+    def refuse_if_patched(self, feature: str) -> None:
+        """Raise where the current request names or requires a patch; for what never generates (``encode``).
+
+        A default patch that the policy does not require is no reason to refuse: the base model answers.
+
+        Raises:
+            UnsupportedWithPatch: ``feature`` can't be had with a patch.
+        """
+        scope = _require_scope()
+        if scope.selection is None:
+            wish = scope.header if scope.header is not None else scope.alias
+            if self.policy.is_patch_required or isinstance(wish, tuple):
+                raise self.reject(unsupported(feature))
+            scope.selection = BASE
+        elif scope.selection.patch is not None:
+            raise self.reject(unsupported(feature))
+
+    def open(self, kind: RouteKind, header_values: Sequence[bytes]) -> RequestScope:
+        """Begin a request; what its header names is decided at once. For the middleware.
+
+        Raises:
+            PolicyPatchError: The header can't be honoured on this route.
+        """
+        header = parse_policy_header(header_values)
+        scope = RequestScope(kind, header)
+        if not kind.is_generating:
+            is_required = kind is RouteKind.ENCODES and self.policy.is_patch_required
+            if is_required or isinstance(header, tuple):
+                raise unsupported("this route")
+        elif header is not None:
+            self.decide(scope)
+        if kind.is_generating and not scope.holds_patch:
+            scope.is_counted_as_base = True
+            self._metrics.num_base_running += 1
+        return scope
+
+    def decide(self, scope: RequestScope) -> Selection:
+        """Decide ``scope`` where that is still to be done, and count it as in flight. For the middleware."""
+        if scope.selection is not None:
+            return scope.selection
+        if scope.error is not None:
+            raise scope.error
+        try:
+            selection = select(scope.header, scope.alias, self._catalog.view, self.policy)
+            if scope.kind is RouteKind.ENCODES and selection.patch is not None:
+                raise unsupported("this route")
+            scope.selection = selection
+            self.hold(scope)
+        except PolicyPatchError as error:
+            scope.error = error
+            raise
+        return selection
+
+    def hold(self, scope: RequestScope) -> None:
+        """Count ``scope`` as in flight for its patch, once. For leases."""
+        patch = scope.selection.patch if scope.selection is not None else None
+        if patch is None or scope.holds_patch:
+            return
+        self._catalog.acquire(patch)
+        scope.holds_patch = True
+        self._uncount_base(scope)
+
+    def close(self, scope: RequestScope) -> None:
+        """End the HTTP exchange of ``scope``. For the middleware."""
+        scope.is_closed = True
+        self._uncount_base(scope)
+        self.release_if_idle(scope)
+
+    def release_if_idle(self, scope: RequestScope) -> None:
+        """Stop counting ``scope`` once neither its HTTP exchange nor a generation of it is left."""
+        if scope.is_closed and scope.num_leases == 0 and scope.holds_patch:
+            assert scope.selection is not None
+            assert scope.selection.patch is not None
+            scope.holds_patch = False
+            self._catalog.release(scope.selection.patch)
+
+    def _uncount_base(self, scope: RequestScope) -> None:
+        if scope.is_counted_as_base:
+            scope.is_counted_as_base = False
+            self._metrics.num_base_running -= 1
+
+
+class Lease:
+    """One generation under a patch: keeps the tensors, measures the latency."""
+
+    __slots__ = ("_gate", "_latency", "_scope", "_started_s", "_token_s", "patch")
+
+    def __init__(
+        self, gate: PatchGate, scope: RequestScope, patch: ServedPatch, latency: PatchLatency
+    ) -> None:
+        self.patch = patch
+        self._gate = gate
+        self._scope = scope
+        self._latency = latency
+        self._started_s = 0.0
+        self._token_s: float | None = None
+
+    def __enter__(self) -> "Lease":
+        try:
+            self._gate.hold(self._scope)
+        except PolicyPatchError as error:
+            raise self._gate.reject(error) from None
+        self._scope.num_leases += 1
+        self._scope.was_leased = True
+        self._started_s = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        scope = self._scope
+        # Cancellation and a closed generator are no Exceptions: they mean that the client went away.
+        if isinstance(error, Exception):
+            scope.has_failed = True
+            if isinstance(error, PolicyPatchError):
+                self._gate.reject(error)
+        scope.num_leases -= 1
+        self._gate.release_if_idle(scope)
+
+    def first_token(self) -> None:
+        """Note the first token, where ``tokens`` has not."""
+        if self._token_s is None:
+            self._token_s = time.monotonic()
+            self._latency.first_token.observe(self._token_s - self._started_s)
+
+    def tokens(self, num_tokens: int) -> None:
+        """Note that ``num_tokens`` more tokens came out of one engine step."""
+        if num_tokens <= 0:
+            return
+        if self._token_s is None:
+            self.first_token()
+            return
+        now_s = time.monotonic()
+        self._latency.inter_token.observe((now_s - self._token_s) / num_tokens, num_tokens)
+        self._token_s = now_s
+
+
+def unsupported(feature: str) -> UnsupportedWithPatch:
+    """Make the error for a route or an option that can't be had with a patch."""
+    return UnsupportedWithPatch(
+        f"{feature} can't be used with a patch; leave {HEADER_PARAM} out, or send '{OptOut.NONE.value}' in it"
+    )
+
+
+def _require_scope() -> RequestScope:
+    scope = current_scope.get()
+    if scope is None:
+        raise PolicyPatchError("no HTTP request is served here, so it can't be told which patch applies")
+    return scope

@@ -1,0 +1,232 @@
+"""Every ``policy_patch_*`` metric, in one class on an injected registry.
+
+Label values come from closed sets: ``patch`` is the name of a patch in the catalog, ``none`` for the base
+model or ``unknown``; reasons, outcomes and codes are listed in the code. What a removed patch counted goes
+with it. Gauges are read from the catalog when scraped, so they can't drift from it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from server.catalog_view import ServedPatch
+from server.errors import ERROR_CODES
+from server.latency import PatchLatency
+
+#: ``patch`` label of requests that the base model answered.
+BASE_LABEL = "none"
+
+#: ``patch`` label of requests for something that the catalog does not hold.
+UNKNOWN_LABEL = "unknown"
+
+INJECTION_BOUNDS_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1)
+
+LOAD_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+#: How a request can end: answered; refused by the policy patch surface; another 4xx; 5xx or an error after
+#: the first byte; the client went away.
+OUTCOMES = ("ok", "rejected", "client_error", "server_error", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentRow:
+    """What a scrape needs to know about one resident patch."""
+
+    patch: ServedPatch
+    is_active: bool
+    #: No longer served; the last request that uses it is running.
+    is_draining: bool
+    num_in_flight: int
+
+
+class PatchMetrics:
+    """Counts and measures everything that happens to patches."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.num_base_running = 0
+        self._rows: Callable[[], Iterable[ResidentRow]] = tuple
+        self._latency: dict[str, PatchLatency] = {}
+        #: digest -> name of everything resident.
+        self._names: dict[str, str] = {}
+        self._requests = Counter(
+            "policy_patch_requests",
+            "Requests that could run the model, by how they ended.",
+            ("patch", "outcome"),
+            registry=registry,
+        )
+        self._rejected = Counter(
+            "policy_patch_rejected_requests",
+            "Requests that were refused, by error code.",
+            ("code",),
+            registry=registry,
+        )
+        self._injected = Counter(
+            "policy_patch_injected_tokens",
+            "Prefix tokens written into the KV cache.",
+            ("patch",),
+            registry=registry,
+        )
+        self._shared = Counter(
+            "policy_patch_shared_tokens",
+            "Prefix tokens that the prefix cache already held.",
+            ("patch",),
+            registry=registry,
+        )
+        self._injection = Histogram(
+            "policy_patch_injection_seconds",
+            "Time that one worker's writing of prefixes took in one engine step.",
+            registry=registry,
+            buckets=INJECTION_BOUNDS_S,
+        )
+        self._load = Histogram(
+            "policy_patch_load_seconds",
+            "From reading a patch file to its being served.",
+            registry=registry,
+            buckets=LOAD_BOUNDS_S,
+        )
+        self._load_failures = Counter(
+            "policy_patch_load_failures",
+            "Refused patch files, failed scans of the folder, and prefixes that could not be dropped.",
+            ("reason",),
+            registry=registry,
+        )
+        self._refused_files = Gauge(
+            "policy_patch_refused_files",
+            "Files in the patch folder that are refused now.",
+            registry=registry,
+        )
+        self._folder_readable = Gauge(
+            "policy_patch_folder_readable",
+            "1 where the last scan of the patch folder worked.",
+            registry=registry,
+        )
+        for code in ERROR_CODES:
+            self._rejected.labels(code)
+        registry.register(_CatalogCollector(self))
+
+    def bind(self, rows: Callable[[], Iterable[ResidentRow]]) -> None:
+        """Read gauges from ``rows`` from now on. For the catalog."""
+        self._rows = rows
+
+    def rows(self) -> Iterable[ResidentRow]:
+        """Give what is resident now."""
+        return self._rows()
+
+    def latencies(self) -> list[tuple[str, PatchLatency]]:
+        """Give the latencies of each patch that was used."""
+        return list(self._latency.items())
+
+    def patch_added(self, digest: str, name: str) -> None:
+        """Let ``name`` be a label value, and map ``digest`` to it."""
+        self._names[digest] = name
+
+    def patch_removed(self, digest: str) -> None:
+        """Forget ``digest``; with the last one of a name, drop the name's series."""
+        name = self._names.pop(digest, None)
+        if name is None or name in self._names.values():
+            return
+        self._latency.pop(name, None)
+        for outcome in OUTCOMES:
+            self._requests.remove(name, outcome)
+        for metric in (self._injected, self._shared):
+            metric.remove(name)
+
+    def request_finished(self, patch: ServedPatch | None, outcome: str) -> None:
+        """Count a request that the base model or ``patch`` was decided for."""
+        label = BASE_LABEL if patch is None else self._names.get(patch.digest, UNKNOWN_LABEL)
+        self._requests.labels(label, outcome).inc()
+
+    def request_rejected(self, code: str, patch: ServedPatch | None) -> None:
+        """Count a refusal; ``patch`` where one was decided before."""
+        label = UNKNOWN_LABEL if patch is None else self._names.get(patch.digest, UNKNOWN_LABEL)
+        self._requests.labels(label, "rejected").inc()
+        self._rejected.labels(code).inc()
+
+    def latency(self, name: str) -> PatchLatency:
+        """Give the histograms that generations under ``name`` observe."""
+        latency = self._latency.get(name)
+        if latency is None:
+            latency = self._latency[name] = PatchLatency()
+        return latency
+
+    def observe_prefix_tokens(self, digest: str, *, injected: int, shared: int) -> None:
+        """Count prefix tokens: written into the KV cache, and found there."""
+        label = self._names.get(digest, UNKNOWN_LABEL)
+        self._injected.labels(label).inc(injected)
+        self._shared.labels(label).inc(shared)
+
+    def observe_injection(self, seconds: float) -> None:
+        """Observe what one worker's write of prefixes took in one step."""
+        self._injection.observe(seconds)
+
+    def load_succeeded(self, seconds: float) -> None:
+        """Observe a load."""
+        self._load.observe(seconds)
+
+    def load_failed(self, reason: str) -> None:
+        """Count a refused file or a failed scan."""
+        self._load_failures.labels(reason).inc()
+
+    def set_refused_files(self, num_files: int) -> None:
+        """Say how many files are refused now."""
+        self._refused_files.set(num_files)
+
+    def set_folder_readable(self, is_readable: bool) -> None:
+        """Say whether the last scan worked."""
+        self._folder_readable.set(is_readable)
+
+
+class _CatalogCollector:
+    """Turns the catalog and the latencies into metric families, at scrape time."""
+
+    def __init__(self, metrics: PatchMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        running = GaugeMetricFamily(
+            "policy_patch_requests_running",
+            "Requests in flight, by the patch that answers them.",
+            labels=("patch",),
+        )
+        resident = GaugeMetricFamily(
+            "policy_patch_resident_bytes",
+            "Device bytes of a patch, over all workers.",
+            labels=("patch", "version"),
+        )
+        active = GaugeMetricFamily(
+            "policy_patch_active_info", "1 for the version that a patch's bare name means.",
+            labels=("patch", "version", "digest"),
+        )  # fmt: skip
+        num_running: dict[str, int] = {BASE_LABEL: self._metrics.num_base_running}
+        nbytes: dict[tuple[str, str], int] = {}
+        for row in self._metrics.rows():
+            patch = row.patch
+            num_running[patch.name] = num_running.get(patch.name, 0) + row.num_in_flight
+            # Replaced content of one version may still drain beside the new: two digests, one series.
+            nbytes[patch.name, patch.version] = nbytes.get((patch.name, patch.version), 0) + patch.nbytes
+            if row.is_active:
+                active.add_metric((patch.name, patch.version, patch.digest), 1)
+        for name, number in num_running.items():
+            running.add_metric((name,), number)
+        for key, number in nbytes.items():
+            resident.add_metric(key, number)
+        yield from (running, resident, active)
+        yield from self._histograms()
+
+    def _histograms(self) -> Iterator[Metric]:
+        first = HistogramMetricFamily(
+            "policy_patch_time_to_first_token_seconds",
+            "From a generation's admission to its first token.", labels=("patch",),
+        )  # fmt: skip
+        inter = HistogramMetricFamily(
+            "policy_patch_inter_token_latency_seconds",
+            "Between two tokens of a generation.",
+            labels=("patch",),
+        )
+        for name, latency in self._metrics.latencies():
+            first.add_metric((name,), latency.first_token.buckets(), latency.first_token.sum_s)
+            inter.add_metric((name,), latency.inter_token.buckets(), latency.inter_token.sum_s)
+        yield from (first, inter)

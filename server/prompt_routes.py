@@ -1,0 +1,79 @@
+"""Which HTTP routes can honour a patch.
+
+A table, because "everything else" has to be refused: a route of a new vLLM release that nobody looked at
+answers 400 where a patch is named, and never the base model's text.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+
+
+class RouteKind(Enum):
+    """What a route does with a prompt."""
+
+    #: Generates through the engine client, where the patch is applied.
+    GENERATES = "generates"
+    #: As GENERATES, but may answer before the engine is asked (background responses, ``response.created``
+    #: events).
+    GENERATES_LATER = "generates_later"
+    #: Runs the model without generating; a prefix can't be mapped in front.
+    ENCODES = "encodes"
+    #: Touches no model; a patch header that a client sends with every request does no harm.
+    NEUTRAL = "neutral"
+    #: Everything else.
+    OTHER = "other"
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether a patch can be honoured."""
+        return self in (RouteKind.GENERATES, RouteKind.GENERATES_LATER)
+
+
+_KINDS: Mapping[str, RouteKind] = MappingProxyType(
+    {
+        "/v1/chat/completions": RouteKind.GENERATES,
+        "/v1/chat/completions/batch": RouteKind.GENERATES,
+        "/v1/completions": RouteKind.GENERATES,
+        "/v1/messages": RouteKind.GENERATES,
+        "/v1/responses": RouteKind.GENERATES_LATER,
+        "/cohere/v2/chat": RouteKind.GENERATES,
+        "/inference/v1/generate": RouteKind.GENERATES,
+        "/invocations": RouteKind.GENERATES,
+        "/v1/embeddings": RouteKind.ENCODES,
+        "/v2/embed": RouteKind.ENCODES,
+        "/pooling": RouteKind.ENCODES,
+        "/classify": RouteKind.ENCODES,
+        "/score": RouteKind.ENCODES,
+        "/v1/score": RouteKind.ENCODES,
+        "/rerank": RouteKind.ENCODES,
+        "/v1/rerank": RouteKind.ENCODES,
+        "/v2/rerank": RouteKind.ENCODES,
+        "/generative_scoring": RouteKind.ENCODES,
+        "/v1/systemone": RouteKind.ENCODES,
+        "/v1/audio/transcriptions": RouteKind.ENCODES,
+        "/v1/audio/translations": RouteKind.ENCODES,
+        "/v1/realtime": RouteKind.ENCODES,
+    }
+)
+
+
+def route_kind(path: str, root_path: str = "") -> RouteKind:
+    """Classify a request path.
+
+    Args:
+        path: The ASGI scope's ``path``.
+        root_path: The ASGI scope's ``root_path``, which ``path`` may begin with.
+    """
+    if root_path and path.startswith(root_path):
+        path = path[len(root_path) :]
+    kind = _KINDS.get(path)
+    if kind is not None:
+        return kind
+    # Starlette redirects a trailing slash to the route without one.
+    kind = _KINDS.get(path.rstrip("/"))
+    if kind is not None:
+        return kind
+    if path.startswith("/v1/responses/") and path.endswith("/cancel"):
+        return RouteKind.NEUTRAL
+    return RouteKind.OTHER

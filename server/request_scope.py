@@ -1,0 +1,52 @@
+"""What is known about the HTTP request that the current task works for.
+
+The middleware makes one per request; ``PatchGate`` fills it in. Tasks that a handler starts copy the context,
+so a background response that outlives its HTTP exchange still finds its own.
+"""
+
+from contextvars import ContextVar
+
+from server.errors import PolicyPatchError
+from server.prompt_routes import RouteKind
+from server.selection import Selection, Wish
+
+
+class RequestScope:
+    """State of one request; used by the event loop's thread only."""
+
+    __slots__ = (
+        "alias",
+        "error",
+        "has_failed",
+        "header",
+        "holds_patch",
+        "is_closed",
+        "is_counted_as_base",
+        "kind",
+        "num_leases",
+        "selection",
+        "was_leased",
+    )
+
+    def __init__(self, kind: RouteKind, header: Wish | None) -> None:
+        self.kind = kind
+        self.header = header
+        self.alias: Wish | None = None
+        #: Set once, never changed: one version per request.
+        self.selection: Selection | None = None
+        #: The first refusal; it replaces whatever answer the route makes of it.
+        self.error: PolicyPatchError | None = None
+        #: A generation ended with an exception that is not the client's going away.
+        self.has_failed = False
+        #: This request is counted in the catalog's in-flight number of ``selection.patch``.
+        self.holds_patch = False
+        #: This request is counted as running on the base model.
+        self.is_counted_as_base = False
+        self.num_leases = 0
+        self.was_leased = False
+        #: The HTTP exchange is over; generations in the background may still run.
+        self.is_closed = False
+
+
+#: ``None`` outside an HTTP request that could run the model.
+current_scope: ContextVar[RequestScope | None] = ContextVar("policy_patch_request_scope", default=None)

@@ -1,0 +1,1 @@
+"""Routes that this project adds to vLLM's."""

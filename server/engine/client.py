@@ -1,0 +1,175 @@
+"""The engine client that gives each request the patch that was selected for it.
+
+vLLM's whole OpenAI surface ends in ``AsyncLLM.generate``. Here the request's selection is asked for, checked
+and leased; at the last moment, as the request leaves for the engine core, N placeholder ids go in front of
+its prompt. The front end's own record of the request never holds them, so prompt ids, text, echo and usage
+need no correction.
+"""
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from server.engine.claim import PrefixClaim, scoped_cache_salt
+from server.engine.placeholder import placeholder_token_id
+from server.errors import UnsupportedWithPatch
+
+if TYPE_CHECKING:
+    from server.catalog_view import ServedPatch
+    from server.gate import PatchGate
+
+
+class PatchedAsyncLLM(AsyncLLM):
+    """``AsyncLLM`` with policy patches. ``bind_gate`` must be called before the first request."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gate: PatchGate | None = None
+        self._placeholder_id = placeholder_token_id(self.model_config, self.tokenizer)
+        self._send_to_core = self.engine_core.add_request_async
+        self.engine_core.add_request_async = self._send_prefixed
+
+    def bind_gate(self, gate: "PatchGate") -> None:
+        """Join the client to the selections of requests. The gate needs the running engine, hence so late."""
+        self._gate = gate
+
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Generate under the current request's selection.
+
+        A plain function that returns a generator: a refusal is raised by the call itself, before a streaming
+        route has sent its status line.
+
+        Raises:
+            PolicyPatchError: the selection cannot be honoured.
+            VLLMValidationError: the request carries parameters that are ours.
+        """
+        assert self._gate is not None, "bind_gate was not called"
+        refuse_reserved_parameters(sampling_params)
+        patch = self._gate.selection().patch
+        if patch is None:
+            return super().generate(prompt, sampling_params, request_id, **kwargs)
+        try:
+            refuse_unsupported(prompt, sampling_params, kwargs)
+            params = self._patched_params(prompt, sampling_params, patch)
+        except UnsupportedWithPatch as error:
+            raise self._gate.reject(error) from None
+        return self._generate_leased(patch, prompt, params, request_id, **kwargs)
+
+    async def _generate_leased(
+        self, patch: "ServedPatch", *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        assert self._gate is not None
+        with self._gate.lease(patch) as lease:
+            async for output in super().generate(*args, **kwargs):
+                lease.tokens(sum(len(completion.token_ids) for completion in output.outputs))
+                # The engine counts the prefix among the cached tokens.
+                output.num_cached_tokens = max(0, (output.num_cached_tokens or 0) - patch.num_tokens)
+                yield output
+
+    def _patched_params(
+        self, prompt: dict[str, Any], sampling_params: SamplingParams, patch: "ServedPatch"
+    ) -> SamplingParams:
+        params = sampling_params.clone()
+        params.max_tokens = fitting_max_tokens(
+            params.max_tokens,
+            len(prompt["prompt_token_ids"]),
+            patch.num_tokens,
+            self.model_config.max_model_len,
+        )
+        # Without the prefix cache's consent the scheduler never asks the connector.
+        params.skip_reading_prefix_cache = False
+        claim = PrefixClaim(patch.digest, patch.num_tokens)
+        params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": claim.to_params()}
+        return params
+
+    async def _send_prefixed(self, request: EngineCoreRequest) -> None:
+        params = request.sampling_params
+        claim = (
+            PrefixClaim.from_params((params.extra_args or {}).get("kv_transfer_params")) if params else None
+        )
+        request.cache_salt = scoped_cache_salt(claim, request.cache_salt)
+        if claim is not None:
+            # A new list: the output processor keeps the visible one.
+            request.prompt_token_ids = [self._placeholder_id] * claim.num_tokens + request.prompt_token_ids
+        await self._send_to_core(request)
+
+    async def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Run a pooling request, which no patch can reach.
+
+        Raises:
+            UnsupportedWithPatch: the request selected a patch.
+        """
+        assert self._gate is not None, "bind_gate was not called"
+        self._gate.refuse_if_patched("a pooling request")
+        async for output in super().encode(*args, **kwargs):
+            yield output
+
+
+def refuse_reserved_parameters(sampling_params: SamplingParams) -> None:
+    """Refuse callers' ``kv_transfer_params``: they would speak to the connector in our name.
+
+    Raises:
+        VLLMValidationError: the request carries some, directly or through ``vllm_xargs``.
+    """
+    extra_args = getattr(sampling_params, "extra_args", None)
+    if extra_args and extra_args.get("kv_transfer_params") is not None:
+        raise VLLMValidationError(
+            "kv_transfer_params: this server keeps them for policy patches; leave them out",
+            parameter="kv_transfer_params",
+        )
+
+
+def refuse_unsupported(prompt: Any, sampling_params: SamplingParams, kwargs: dict[str, Any]) -> None:
+    """Refuse what a patch cannot be combined with, before anything is scheduled.
+
+    Raises:
+        UnsupportedWithPatch: realtime input, images or audio, prompt embeddings, LoRA, or prompt logprobs.
+    """
+    if not isinstance(prompt, dict) or prompt.get("type") != "token":
+        kind = prompt.get("type", "untokenized") if isinstance(prompt, dict) else "streaming"
+        raise UnsupportedWithPatch(f"a policy patch works with text prompts, not with {kind} input")
+    if kwargs.get("lora_request") is not None:
+        raise UnsupportedWithPatch(
+            "a policy patch cannot be combined with a LoRA adapter: its prefix belongs to the base weights"
+        )
+    if sampling_params.prompt_logprobs is not None or sampling_params.prompt_logprob_token_ids is not None:
+        raise UnsupportedWithPatch(
+            "prompt_logprobs (and echo with logprobs) cannot be combined with a policy patch; leave it out "
+            "or send X-Policy-Patch: none"
+        )
+
+
+def fitting_max_tokens(
+    max_tokens: int | None, num_prompt_tokens: int, num_prefix_tokens: int, max_model_len: int
+) -> int:
+    """Return the ``max_tokens`` under which prefix, prompt and answer fit into the context.
+
+    vLLM's routes fill in, or cut to, the space after the visible prompt; that value means "as much as fits"
+    and shrinks by the prefix. A smaller value is the caller's own and must fit.
+
+    Raises:
+        UnsupportedWithPatch: prefix and prompt leave no room, or less than the caller asked for.
+    """
+    room = max_model_len - num_prefix_tokens - num_prompt_tokens
+    advice = (
+        f"the model's context is {max_model_len} tokens, the patch takes {num_prefix_tokens} and the prompt "
+        f"{num_prompt_tokens}"
+    )
+    if room < 1:
+        raise UnsupportedWithPatch(
+            f"the prompt is too long for this policy patch: {advice}; shorten the prompt"
+        )
+    if max_tokens is None or max_tokens >= max_model_len - num_prompt_tokens:
+        return room
+    if max_tokens > room:
+        raise UnsupportedWithPatch(
+            f"max_tokens is {max_tokens}, but only {room} fit: {advice}", param="max_tokens"
+        )
+    return max_tokens

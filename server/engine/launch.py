@@ -1,0 +1,201 @@
+"""Starts the server: vLLM's own app and engine, with the patched engine client and our routes added."""
+
+import argparse
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from prometheus_client import REGISTRY
+from vllm import envs
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.logger import init_logger
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from patches.fingerprint import fingerprint_model
+from server.catalog import Catalog
+from server.engine.client import PatchedAsyncLLM
+from server.engine.cpu_defaults import cpu_arguments, cpu_environment, is_cpu_build, offline_environment
+from server.engine.model_registry import PatchModelRegistry
+from server.engine.residency import RPC_TIMEOUT_S, WorkerResidency
+from server.engine.stats import injection_logger_factory
+from server.engine.support import (
+    require_matching_rank_layout,
+    require_supported_arguments,
+    require_supported_model,
+)
+from server.folder import PatchFolder
+from server.gate import PatchGate
+from server.install import install
+from server.metrics import PatchMetrics
+from server.selection import SelectionPolicy
+
+logger = init_logger("vllm.policypatch")
+
+#: Seconds that SIGTERM gives requests in flight, unless --shutdown-timeout says otherwise.
+DRAIN_TIMEOUT_S = 30
+
+_CONNECTOR = {
+    "kv_connector": "PolicyPatchConnector",
+    "kv_connector_module_path": "server.engine.connector",
+    # Nothing is handed off either way; the producer role only spares the costs that vLLM adds for
+    # consumers, whose loads are not ordered with the forward pass.
+    "kv_role": "kv_producer",
+    "kv_load_failure_policy": "fail",
+}
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What ``policypatch serve`` adds to ``vllm serve``."""
+
+    model: str
+    patches: Path
+    policy: SelectionPolicy
+
+
+def engine_parser() -> FlexibleArgumentParser:
+    """Return the parser of `vllm serve`."""
+    return make_arg_parser(FlexibleArgumentParser(prog="policypatch serve"))
+
+
+def resolve_arguments(options: ServeOptions, engine_arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse vLLM's flags with our defaults added, and set the environment that goes with them.
+
+    Raises:
+        UnsupportedSetup: a flag cannot be combined with patches.
+    """
+    added = (
+        []
+        if any(a.startswith("--shutdown-timeout") for a in engine_arguments)
+        else [
+            "--shutdown-timeout",
+            str(DRAIN_TIMEOUT_S),
+        ]
+    )
+    if is_cpu_build():
+        added += cpu_arguments(engine_arguments)
+    args = engine_parser().parse_args([options.model, *added, *engine_arguments])
+    args.model = options.model
+    validate_parsed_serve_args(args)
+    require_supported_arguments(args)
+    environment = offline_environment(options.model, os.environ)
+    if is_cpu_build():
+        environment |= cpu_environment(os.environ, args.tensor_parallel_size * args.pipeline_parallel_size)
+    os.environ.update(environment)
+    for name, value in environment.items():
+        logger.info("default: %s=%s", name, value)
+    for flag in added:
+        logger.info("default: %s", flag)
+    return args
+
+
+def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        UnsupportedSetup: the model or a flag cannot be served with patches.
+        FolderError: the patch folder cannot be read.
+    """
+    args = resolve_arguments(options, engine_arguments)
+    uvloop.run(_serve(options, args))
+
+
+async def _serve(options: ServeOptions, args: argparse.Namespace) -> None:
+    def interrupt_start(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # Until the HTTP server installs its own handler, SIGTERM ends the start.
+    signal.signal(signal.SIGTERM, interrupt_start)
+    metrics = PatchMetrics(REGISTRY)
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    engine_args.kv_transfer_config = _kv_transfer_config()
+    engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
+    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    require_supported_model(config)
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    base_model = await asyncio.to_thread(fingerprint_model, config.model_config.model, dtype)
+    listen_address, sock = setup_server(args, reuse_port=False)
+    engine = PatchedAsyncLLM.from_vllm_config(
+        config,
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        stat_loggers=None if args.disable_log_stats else [injection_logger_factory(metrics)],
+        enable_log_requests=engine_args.enable_log_requests,
+        aggregate_engine_logging=engine_args.aggregate_engine_logging,
+        disable_log_stats=engine_args.disable_log_stats,
+    )
+    try:
+        layout = await engine.collective_rpc("policy_patch_layout", timeout=RPC_TIMEOUT_S)
+        require_matching_rank_layout(layout, base_model)
+        served_names = list(args.served_model_name or [args.model])
+        catalog = Catalog(
+            WorkerResidency(engine),
+            base_model,
+            max_num_tokens=config.model_config.max_model_len - 2,
+            metrics=metrics,
+        )
+        gate = PatchGate(catalog, options.policy, metrics, served_names=served_names)
+        engine.bind_gate(gate)
+        async with PatchFolder(options.patches, catalog):
+            app = build_app(args, await engine.get_supported_tasks(), engine.model_config)
+            # A hosting standard of vLLM's builds the stack early; starlette builds it again on the first request.
+            app.middleware_stack = None
+            install(app, catalog=catalog, gate=gate, metrics=metrics)
+            await _init_state(app, engine, args, gate, catalog)
+            logger.info("serving on %s with %s", listen_address, _summary(catalog))
+            shutdown = await serve_http(app, sock=sock, **_http_options(args))
+    finally:
+        engine.shutdown(timeout=config.shutdown_timeout)
+    try:
+        await shutdown
+    finally:
+        sock.close()
+
+
+def _kv_transfer_config() -> Any:
+    from vllm.config import KVTransferConfig
+
+    return KVTransferConfig(**_CONNECTOR)
+
+
+def _summary(catalog: Catalog) -> str:
+    names = sorted(catalog.view.names)
+    return f"{len(names)} patches: {', '.join(names[:10])}" + (" ..." if len(names) > 10 else "")
+
+
+async def _init_state(
+    app: Any, engine: PatchedAsyncLLM, args: argparse.Namespace, gate: PatchGate, catalog: Catalog
+) -> None:
+    await init_app_state(engine, app.state, args, await engine.get_supported_tasks())
+    models = app.state.openai_serving_models
+    models.registry = PatchModelRegistry(models.registry, gate, catalog)
+
+
+def _http_options(args: argparse.Namespace) -> dict[str, Any]:
+    options = {
+        "enable_ssl_refresh": args.enable_ssl_refresh,
+        "host": args.host,
+        "port": args.port,
+        "log_level": args.uvicorn_log_level,
+        "access_log": not args.disable_uvicorn_access_log,
+        "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        "ssl_keyfile": args.ssl_keyfile,
+        "ssl_certfile": args.ssl_certfile,
+        "ssl_ca_certs": args.ssl_ca_certs,
+        "ssl_cert_reqs": args.ssl_cert_reqs,
+        "ssl_ciphers": args.ssl_ciphers,
+        "h11_max_incomplete_event_size": args.h11_max_incomplete_event_size,
+        "h11_max_header_count": args.h11_max_header_count,
+    }
+    log_config = get_uvicorn_log_config(args)
+    return options if log_config is None else options | {"log_config": log_config}

@@ -1,0 +1,124 @@
+"""Scheduler side of the connector: says which tokens need no computing, and plans the writes.
+
+Runs in the engine-core process, inside vLLM's scheduling loop. It keeps one small record per live patched
+request and does constant work per request and step.
+"""
+
+from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
+
+from server.engine.claim import PrefixClaim
+from server.engine.plan import BlockSpan, PrefixLoad, StepPlan
+from server.engine.stats import InjectionStats
+
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.request import Request
+
+logger = init_logger(__name__)
+
+
+class SchedulerSide:
+    """Plans prefix writes.
+
+    Life of a request: ``on_new_request`` once; ``num_matched_tokens`` and ``after_alloc`` at admission and
+    again after each preemption; ``forget`` once at its end. ``build_plan`` runs once a step, after those.
+    """
+
+    def __init__(self, kv_cache_config: "KVCacheConfig") -> None:
+        self._block_sizes = [group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups]
+        self._claims: dict[str, PrefixClaim] = {}
+        self._loads: dict[str, PrefixLoad] = {}
+        self._stats = InjectionStats()
+
+    def on_new_request(self, request: "Request") -> None:
+        """Note the request's claim, before the scheduler looks at it for the first time."""
+        claim = PrefixClaim.from_params(request.kv_transfer_params)
+        if claim is None:
+            return
+        self._claims[request.request_id] = claim
+        # A request that skips the prefix cache is never offered external tokens: vLLM would then
+        # compute the placeholders (invariant 1).
+        request.skip_reading_prefix_cache = False
+
+    def num_matched_tokens(self, request: "Request", num_computed_tokens: int) -> int:
+        """Return how many tokens after ``num_computed_tokens`` the prefix provides. Has no side effect."""
+        claim = self._claims.get(request.request_id)
+        return 0 if claim is None else max(0, claim.num_tokens - num_computed_tokens)
+
+    def after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
+        """Plan the write of the part of the prefix that the prefix cache did not hold."""
+        claim = self._claims.get(request.request_id)
+        if claim is None:
+            return
+        self._stats.record(claim.digest, num_external_tokens, claim.num_tokens - num_external_tokens)
+        if num_external_tokens == 0:
+            return
+        first = claim.num_tokens - num_external_tokens
+        spans = tuple(
+            self._span(group_blocks, first, claim.num_tokens, block_size)
+            for group_blocks, block_size in zip(blocks.blocks, self._block_sizes, strict=True)
+        )
+        self._loads[request.request_id] = PrefixLoad(
+            request.request_id, claim.digest, claim.num_tokens, spans
+        )
+
+    @staticmethod
+    def _span(group_blocks: object, first: int, stop: int, block_size: int) -> BlockSpan:
+        covering = list(group_blocks)[first // block_size : -(-stop // block_size)]  # type: ignore[call-overload]
+        num_null = next((i for i, block in enumerate(covering) if not block.is_null), len(covering))
+        if num_null:
+            first = min(stop, (first // block_size + num_null) * block_size)
+        return BlockSpan(first, tuple(block.block_id for block in covering[num_null:]))
+
+    def build_plan(self, scheduler_output: "SchedulerOutput") -> StepPlan:
+        """Return this step's plan and start the next one."""
+        plan = StepPlan(loads=list(self._loads.values()))
+        self._loads.clear()
+        if self._claims:
+            plan.unbacked_block_ids = self._unbacked_block_ids(scheduler_output)
+        return plan
+
+    def _unbacked_block_ids(self, scheduler_output: "SchedulerOutput") -> set[int]:
+        """Find requests about to compute positions that their prefix should fill (invariant 1).
+
+        No known path leads here; should a new vLLM release open one, the request fails instead of answering
+        from placeholders.
+        """
+        cached = scheduler_output.scheduled_cached_reqs
+        admitted = [
+            (new.req_id, new.num_computed_tokens, new.block_ids)
+            for new in scheduler_output.scheduled_new_reqs
+            if new.req_id in self._claims
+        ]
+        for req_id, num_computed, block_ids in (
+            zip(cached.req_ids, cached.num_computed_tokens, cached.new_block_ids, strict=True)
+            if cached.resumed_req_ids
+            else ()
+        ):
+            if req_id in cached.resumed_req_ids and req_id in self._claims:
+                admitted.append((req_id, num_computed, block_ids or ()))
+        unbacked: set[int] = set()
+        for req_id, num_computed, block_ids in admitted:
+            if num_computed < self._claims[req_id].num_tokens:
+                logger.error(
+                    "request %s is scheduled at token %d, inside its prefix of %d tokens: failing it",
+                    req_id,
+                    num_computed,
+                    self._claims[req_id].num_tokens,
+                )
+                unbacked.update(block_id for group in block_ids for block_id in group)
+        return unbacked
+
+    def forget(self, request: "Request") -> None:
+        """Drop what is kept of a finished request."""
+        self._claims.pop(request.request_id, None)
+        self._loads.pop(request.request_id, None)
+
+    def take_stats(self) -> InjectionStats:
+        """Return the counts since the last call."""
+        taken, self._stats = self._stats, InjectionStats()
+        return taken

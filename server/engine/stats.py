@@ -1,0 +1,97 @@
+"""Counts of injected and shared prefix tokens, on their way from the engine to the front end's metrics.
+
+vLLM carries connector statistics with every step's output; ``InjectionLogger`` picks them up.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from server.metrics import PatchMetrics
+
+
+def _empty() -> dict[str, Any]:
+    return {"injected": {}, "shared": {}, "seconds": []}
+
+
+class InjectionStats(KVConnectorStats):
+    """Prefix tokens by digest, and the seconds of each write.
+
+    ``data`` holds ``injected`` and ``shared`` (digest -> tokens) and ``seconds`` (one value per step and
+    worker that wrote something).
+    """
+
+    def __init__(self, data: dict[str, Any] | None = None) -> None:
+        super().__init__(data=data if data else _empty())
+
+    def reset(self) -> None:
+        """Forget everything counted so far."""
+        self.data = _empty()
+
+    def is_empty(self) -> bool:
+        """Return whether there is nothing to report."""
+        return not any(self.data.values())
+
+    def record(self, digest: str, num_injected: int, num_shared: int) -> None:
+        """Count one admission of a patched request."""
+        for key, num_tokens in (("injected", num_injected), ("shared", num_shared)):
+            if num_tokens:
+                self.data[key][digest] = self.data[key].get(digest, 0) + num_tokens
+
+    def record_seconds(self, seconds: float) -> None:
+        """Count one step's write on one worker."""
+        self.data["seconds"].append(seconds)
+
+    def aggregate(self, other: KVConnectorStats) -> "InjectionStats":
+        """Add the counts of ``other`` to these."""
+        for key in ("injected", "shared"):
+            for digest, num_tokens in other.data[key].items():
+                self.data[key][digest] = self.data[key].get(digest, 0) + num_tokens
+        self.data["seconds"].extend(other.data["seconds"])
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        """Return the summary for vLLM's periodic log line."""
+        return {
+            "prefix tokens injected": sum(self.data["injected"].values()),
+            "prefix tokens shared": sum(self.data["shared"].values()),
+            "injection seconds": round(sum(self.data["seconds"]), 6),
+        }
+
+
+class InjectionLogger(StatLoggerBase):
+    """Hands the engine's injection counts to the front end's metrics."""
+
+    def __init__(self, metrics: "PatchMetrics") -> None:
+        self._metrics = metrics
+
+    def record(
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Called by vLLM with each batch of engine outputs."""
+        data = scheduler_stats.kv_connector_stats if scheduler_stats is not None else None
+        if not data:
+            return
+        for digest in data["injected"].keys() | data["shared"].keys():
+            self._metrics.observe_prefix_tokens(
+                digest, injected=data["injected"].get(digest, 0), shared=data["shared"].get(digest, 0)
+            )
+        for seconds in data["seconds"]:
+            self._metrics.observe_injection(seconds)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say at start."""
+
+
+def injection_logger_factory(metrics: "PatchMetrics") -> Callable[["VllmConfig", int], InjectionLogger]:
+    """Return the factory that vLLM's ``stat_loggers`` wants."""
+    return lambda vllm_config, engine_index: InjectionLogger(metrics)

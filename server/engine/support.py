@@ -1,0 +1,102 @@
+"""What cannot be served rightly under patches is refused at start, with the reason."""
+
+from typing import TYPE_CHECKING
+
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention import Attention
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from patches.manifest import BaseModel
+
+
+class UnsupportedSetup(ValueError):
+    """The model, or a flag, cannot be combined with policy patches."""
+
+
+def require_supported_arguments(args: "Namespace") -> None:
+    """Check flags before anything is loaded.
+
+    Raises:
+        UnsupportedSetup: a launch mode that has no patched engine client, or a second KV connector.
+    """
+    refusals = {
+        "--grpc": args.grpc,
+        "--headless": args.headless,
+        "--api-server-count above 1": (args.api_server_count or 1) > 1,
+        "--data-parallel-size above 1": args.data_parallel_size > 1,
+        "--kv-transfer-config": args.kv_transfer_config is not None,
+        "--worker-extension-cls": bool(args.worker_extension_cls),
+        "--tokens-only": args.tokens_only,
+        "--enable-dbo": args.enable_dbo,
+    }
+    for flag, is_given in refusals.items():
+        if is_given:
+            raise UnsupportedSetup(f"{flag} cannot be combined with policy patches; leave it out")
+
+
+def require_supported_model(config: VllmConfig) -> None:
+    """Check the resolved configuration before weights are loaded.
+
+    Raises:
+        UnsupportedSetup: pooling or encoder-decoder models, MLA, recurrent layers, or modes that lay out or
+            fill the KV cache in ways that a prefix does not follow.
+    """
+    model, parallel, speculative = config.model_config, config.parallel_config, config.speculative_config
+    refusals = {
+        f"{model.model} is a pooling model (runner {model.runner_type!r})": model.runner_type != "generate",
+        f"{model.model} is an encoder-decoder model": model.is_encoder_decoder,
+        f"{model.model} uses multi-head latent attention (MLA)": model.use_mla,
+        f"{model.model} has recurrent (state-space or linear-attention) layers": (
+            model.is_hybrid or model.is_attention_free
+        ),
+        "context parallelism spreads a request's slots over ranks": (
+            parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1
+        ),
+        "a speculative draft model keeps a KV cache of its own; use the ngram method": (
+            speculative is not None and speculative.method not in ("ngram", "ngram_gpu", "suffix")
+        ),
+        "--kv-sharing-fast-prefill skips layers of the prompt": config.cache_config.kv_sharing_fast_prefill,
+    }
+    for reason, applies in refusals.items():
+        if applies:
+            raise UnsupportedSetup(f"policy patches cannot be served here: {reason}")
+
+
+def layer_problems(layers: dict[str, object]) -> list[str]:
+    """Name the layers that keep a KV cache which a prefix cannot fill; empty for a supported model.
+
+    Args:
+        layers: the compilation config's ``static_forward_context``, layer name -> module, on a worker.
+    """
+    problems = []
+    for name, layer in layers.items():
+        if not hasattr(layer, "get_kv_cache_spec"):
+            continue
+        if not isinstance(layer, Attention) or type(layer).__name__ != "Attention":
+            problems.append(f"{name}: {type(layer).__name__} is not decoder self-attention")
+        elif layer.kv_sharing_target_layer_name is not None:
+            problems.append(f"{name}: shares the K/V of {layer.kv_sharing_target_layer_name}")
+        elif layer.head_size != layer.head_size_v:
+            problems.append(f"{name}: K heads of {layer.head_size} and V heads of {layer.head_size_v}")
+        elif not hasattr(layer.impl, "do_kv_cache_update"):
+            problems.append(f"{name}: attention backend {layer.backend} offers no cache update of its own")
+    return problems
+
+
+def require_matching_rank_layout(answers: list[dict[str, object]], base_model: "BaseModel") -> None:
+    """Check what the workers report against the base model's fingerprint.
+
+    Raises:
+        UnsupportedSetup: a layer cannot hold a prefix, or the layers are not the fingerprint's.
+    """
+    problems = sorted({problem for answer in answers for problem in answer["problems"]})  # type: ignore[attr-defined]
+    if problems:
+        raise UnsupportedSetup("policy patches cannot be served here: " + "; ".join(problems[:5]))
+    indices = sorted({index for answer in answers for index in answer["layer_indices"]})  # type: ignore[attr-defined]
+    if indices != list(range(base_model.num_layers)):
+        raise UnsupportedSetup(
+            "policy patches cannot be served here: "
+            f"expected attention layers 0..{base_model.num_layers - 1}, the workers run {indices}"
+        )

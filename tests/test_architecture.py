@@ -26,7 +26,7 @@ ALLOWED = {
     "prefix_kernels": {"prefix_kernels"},
     "server": {"server", "patches", "prefix_kernels"},
     "bench": {"bench", "server", "patches", "prefix_kernels"},
-    "tools": {"tools", "server", "patches", "prefix_kernels"},
+    "tools": {"tools", "bench", "server", "patches", "prefix_kernels"},
     "tests": {"bench", "server", "patches", "prefix_kernels"},
 }
 #: Never imported as a side effect of importing a module of ours.

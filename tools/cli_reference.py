@@ -4,56 +4,59 @@ It renders the parser's own data, not its ``--help`` text, whose layout differs 
 """
 
 import argparse
+import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from server.cli import COMMANDS, build_parser
+from server.commands.bench import QUESTIONS
 
 HEADER = """\
 # Commands
 
 Written by `make docs` from the commands themselves; a test compares. `policypatch COMMAND --help` says the
-same.
-Exit codes: 0 done, 1 the answer is no or the work failed, 2 a mistake in the call.
+same. Exit codes: 0 done, 1 the answer is no or the work failed, 2 a mistake in the call.
 """
 
 
 def reference() -> str:
     """Return the whole page."""
-    table = "\n".join(
-        f"| [`{name}`](#policypatch-{name}) | {summary} |" for name, (_, summary) in COMMANDS.items()
+    table = [f"| [`{name}`](#policypatch-{name}) | {summary} |" for name, (_, summary) in COMMANDS.items()]
+    sections = [section(words, parser) for words, parser in parsers()]
+    return (
+        "\n".join([HEADER, "| command | what it does |", "| --- | --- |", *table, "", *sections]).rstrip()
+        + "\n"
     )
-    sections = [command_section(["policypatch", name], command_parser(name)) for name in COMMANDS]
-    return "\n".join([HEADER, "| command | what it does |\n| --- | --- |", table, "", *sections])
+
+
+def parsers() -> Iterator[tuple[list[str], argparse.ArgumentParser]]:
+    """Yield the words and the parser of each subcommand, and after `bench` those of each question."""
+    for name in COMMANDS:
+        yield ["policypatch", name], command_parser(name)
+        if name == "bench":
+            for question in QUESTIONS:
+                module = importlib.import_module(f"bench.{question}")
+                yield ["policypatch", name, question], module.build_parser()
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
     """Return the parser of one subcommand with its arguments filled in."""
-    return children(build_parser(name))[name]
-
-
-def children(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Return the parser's subparsers by name."""
-    for action in parser._actions:
+    for action in build_parser(name)._actions:
         if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
+            parser: argparse.ArgumentParser = action.choices[name]
+            return parser
+    raise LookupError(name)
 
 
-def command_section(words: list[str], parser: argparse.ArgumentParser) -> str:
-    """Return the section of one command, then those of the commands below it."""
-    parts = [f"{'#' * len(words)} {' '.join(words)}", ""]
-    parts += [(parser.description or "").strip(), ""]
-    rows = [
-        argument_row(action)
-        for action in parser._actions
-        if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
-    ]
+def section(words: list[str], parser: argparse.ArgumentParser) -> str:
+    """Return the section of one command: description, arguments, epilog."""
+    parts = [f"{'#' * len(words)} {' '.join(words)}", "", (parser.description or "").strip(), ""]
+    rows = [argument_row(a) for a in parser._actions if not isinstance(a, argparse._HelpAction)]
     if rows:
         parts += ["| argument | meaning |", "| --- | --- |", *rows, ""]
     if parser.epilog:
         parts += ["```text", parser.epilog.strip(), "```", ""]
-    parts += [command_section([*words, name], child) for name, child in children(parser).items()]
     return "\n".join(parts)
 
 
@@ -62,16 +65,24 @@ def argument_row(action: argparse.Action) -> str:
     value = value_name(action)
     if not action.option_strings:
         written = f"`{value}`"
-    elif action.nargs == 0:
-        written = ", ".join(f"`{option}`" for option in action.option_strings)
     else:
-        written = ", ".join(f"`{option} {value}`" for option in action.option_strings)
+        suffix = "" if action.nargs == 0 else f" {value}"
+        written = ", ".join(f"`{option}{suffix}`" for option in action.option_strings)
     meaning = (action.help or "") % {**vars(action), "prog": ""}
     if action.required and action.option_strings:
         meaning += " (required)"
-    elif action.default not in (None, False, argparse.SUPPRESS, []) and "default" not in meaning:
-        meaning += f" (default: {action.default})"
-    return f"| {written} | {meaning.replace('|', '/')} |"
+    elif action.option_strings and action.nargs != 0 and "default" not in meaning:
+        meaning += default_note(action.default)
+    return f"| {written} | {meaning.replace('|', '/').strip()} |"
+
+
+def default_note(default: object) -> str:
+    """Return the note on an argument's default, empty where there is none worth saying."""
+    if default is None or default == argparse.SUPPRESS:
+        return ""
+    if isinstance(default, list | tuple):
+        default = ",".join(map(str, default))
+    return f" (default: {default})" if default != "" else ""
 
 
 def value_name(action: argparse.Action) -> str:

@@ -1,0 +1,188 @@
+"""The documentation is held to the code: commands, flags, links, error codes, metrics and make targets."""
+
+import argparse
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from server.cli import COMMANDS
+from server.errors import ERROR_CODES
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "bench/**/*.md", "deploy/**/*.md", "examples/**/*.md")
+    for path in ROOT.glob(pattern)
+    if "out" not in path.parts
+)
+CLI_PAGE = ROOT / "docs" / "cli.md"
+SHELL_LANGUAGES = {"", "sh", "bash", "console", "shell", "text"}
+
+
+def page_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose() -> str:
+    """All that people wrote: everything but the generated page and the changelog."""
+    written = [path for path in PAGES if path != CLI_PAGE and path.name != "CHANGELOG.md"]
+    return "\n".join(path.read_text(encoding="utf-8") for path in written)
+
+
+@pytest.fixture(scope="module")
+def cli_reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "tools" / "cli_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def parsers(cli_reference: ModuleType) -> dict[str, argparse.ArgumentParser]:
+    return {" ".join(words): parser for words, parser in cli_reference.parsers()}
+
+
+def test_the_command_reference_is_what_the_commands_say(cli_reference: ModuleType) -> None:
+    assert CLI_PAGE.read_text(encoding="utf-8") == cli_reference.reference(), "run `make docs`"
+
+
+def test_every_flag_explains_itself(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    silent = [
+        f"{command} {action.option_strings or action.dest}"
+        for command, parser in parsers.items()
+        for action in parser._actions
+        if not action.help
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_used_somewhere_in_the_docs(command: str) -> None:
+    assert re.search(rf"policypatch {command}\b", prose())
+
+
+@pytest.mark.parametrize("code", sorted(ERROR_CODES))
+def test_every_error_code_is_documented(code: str) -> None:
+    assert f"`{code}`" in prose()
+
+
+def test_every_metric_is_documented_and_none_is_invented() -> None:
+    pattern = re.compile(r"\bpolicy_patch_[a-z_]+[a-z]\b")
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
+    defined = set(re.findall(r'"(policy_patch_[a-z_]+[a-z])"', sources))
+    documented = {base_name(name) for name in pattern.findall(prose())}
+    assert documented == defined
+
+
+def base_name(series: str) -> str:
+    """The metric's name without the suffix that the exposition format gives its series."""
+    return re.sub(r"_(total|bucket|sum|count)$", "", series)
+
+
+def fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
+    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield match[1].strip(), match[2]
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The words of each `policypatch` call in the page's shell blocks, up to a pipe or redirection."""
+    for language, block in fenced_blocks(text):
+        if language not in SHELL_LANGUAGES:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            match = re.match(r"\s*(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(policypatch .*)", line)
+            if match:
+                call = re.split(r"\s(?:\||&&|&|>|2>|#|;)", match[1])[0]
+                yield shlex.split(re.sub(r"\[[^\]]*\]", "", call))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_documented_calls_use_flags_that_exist(
+    path: Path, parsers: dict[str, argparse.ArgumentParser]
+) -> None:
+    unknown = [
+        " ".join(words)
+        for words in command_lines(path.read_text(encoding="utf-8"))
+        if not call_is_known(words, parsers)
+    ]
+    assert unknown == []
+
+
+def call_is_known(words: list[str], parsers: dict[str, argparse.ArgumentParser]) -> bool:
+    if words[1].startswith("-"):
+        return words[1] in {"--help", "--version"}
+    if words[1] not in COMMANDS:
+        return words[1] == "COMMAND"
+    if words[1] == "serve":
+        # What isn't ours is vLLM's to judge.
+        return True
+    parser = parsers.get(" ".join(words[:3]), parsers[" ".join(words[:2])])
+    known = {option for action in parser._actions for option in action.option_strings}
+    return {word.split("=")[0] for word in words if word.startswith("-")} <= known
+
+
+def slug(heading: str) -> str:
+    """The anchor that a Markdown heading gets."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower().strip()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def anchors(path: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {slug(heading) for heading in re.findall(r"^#{1,6} (.+)$", text, re.MULTILINE)}
+
+
+def broken_links(path: Path) -> list[str]:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", without_code(path.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        if not linked.exists() or (anchor and linked.suffix == ".md" and anchor not in anchors(linked)):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_links_lead_somewhere(path: Path) -> None:
+    assert broken_links(path) == []
+
+
+def test_a_broken_link_or_anchor_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# Over there\n```\n# no heading\n```\n")
+    page = tmp_path / "a.md"
+    page.write_text("[a](b.md) [b](b.md#over-there) [c](c.md) [d](b.md#no-heading) `[e](f.md)` [g](#nowhere)")
+    assert broken_links(page) == ["c.md", "b.md#no-heading", "#nowhere"]
+
+
+def test_a_call_with_an_invented_flag_is_noticed(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    page = (
+        "```sh\n$ HF=1 .venv/bin/policypatch demo-model D --dtype float32 \\\n  --turbo | tee --append\n```"
+    )
+    (words,) = command_lines(page)
+    assert words[-1] == "--turbo"
+    assert not call_is_known(words, parsers)
+    assert call_is_known(words[:-1], parsers)
+
+
+def test_every_make_target_in_the_docs_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    mentioned = set(re.findall(r"(?:`|^\s*(?:\$ )?)make ([a-z-]+)", prose(), re.MULTILINE))
+    assert mentioned <= targets
+
+
+def test_the_readme_shows_how_to_start_in_its_first_twenty_lines() -> None:
+    top = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:20])
+    assert "make demo" in top or "policypatch serve" in top

@@ -1,0 +1,59 @@
+"""``policypatch bench``: hands over to ``python -m bench.QUESTION``.
+
+The benchmarks are no library code: they are run as programs, by name, and never imported.
+"""
+
+import argparse
+import importlib.util
+import runpy
+import sys
+
+from server.cli import CommandError
+
+#: question -> what it asks. ``bench/QUESTION.py`` answers it.
+QUESTIONS = {
+    "overhead": "what a patch costs, against plain vLLM and the policy as text: throughput, TTFT, ITL",
+    "report": "tables and a plot again, from records that a question left",
+}
+
+DESCRIPTION = """\
+Measure one question over HTTP, against servers that the benchmark starts itself or that it is given.
+Each run leaves records (JSON lines), a table and a plot; the last line of its output is one JSON object."""
+
+EPILOG = "\n".join(
+    [
+        "questions:",
+        *(f"  {name:<10} {meaning}" for name, meaning in QUESTIONS.items()),
+        "",
+        "examples:",
+        "  policypatch bench overhead --help",
+        "  policypatch bench overhead --model ./smollm2 --policy-text policy.txt",
+        "  policypatch bench report bench/out/overhead-*/records.jsonl --out report",
+    ]
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the question; whatever follows it belongs to the question."""
+    parser.add_argument("question", choices=QUESTIONS, metavar="QUESTION", help="see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the question's own flags")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the question in this process, so that signals and output are its own.
+
+    Returns:
+        The question's exit code.
+    """
+    for package in ("aiohttp", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise CommandError(f"{package} is not installed; install policypatch[bench]")
+    saved = sys.argv
+    sys.argv = [f"policypatch bench {args.question}", *args.arguments]
+    try:
+        runpy.run_module(f"bench.{args.question}", run_name="__main__")
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    finally:
+        sys.argv = saved
+    return 0

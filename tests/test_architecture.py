@@ -92,6 +92,17 @@ def vllm_is_imported_only_by_the_engine(root: Path) -> list[str]:
 
 
 @rule
+def kernels_need_only_torch(root: Path) -> list[str]:
+    allowed = {*sys.stdlib_module_names, "torch", "triton", "prefix_kernels"}
+    return [
+        f"{path}:{line}: imports {module}"
+        for path, tree in python_files(root, "prefix_kernels")
+        for line, module in imports(tree)
+        if module.split(".")[0] not in allowed
+    ]
+
+
+@rule
 def triton_is_imported_only_by_triton_modules(root: Path) -> list[str]:
     return [
         f"{path}:{line}: imports {module}"
@@ -259,6 +270,7 @@ VIOLATIONS: dict[str, dict[str, str]] = {
         "patches/store.py": "def f():\n    from prefix_kernels import slots\n"
     },
     "vllm_is_imported_only_by_the_engine": {"server/app.py": "def f():\n    import vllm.config\n"},
+    "kernels_need_only_torch": {"prefix_kernels/layout.py": "import numpy as np\n"},
     "triton_is_imported_only_by_triton_modules": {
         "prefix_kernels/dispatch.py": "def f():\n    import triton\n"
     },

@@ -1,4 +1,4 @@
-"""``policypatch demo-model`` with a small stand-in for the weights; the last test talks to the real ones."""
+"""``policypatch demo-model`` with a small stand-in for the weights; ``tests/e2e`` has the real ones."""
 
 import errno
 import hashlib

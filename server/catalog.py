@@ -11,6 +11,7 @@ one that was loaded first keeps serving, the other is refused until the first is
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,14 @@ from patches.format import Patch, read_patch
 from patches.manifest import BaseModel
 from server.aliases import alias_ids
 from server.catalog_view import CatalogView, FileFailure, ServedPatch
-from server.errors import PatchNotReady
+from server.errors import (
+    BaseModelConflict,
+    FileRefused,
+    InvalidPatchFile,
+    PatchConflict,
+    PatchNotReady,
+    PatchTooLarge,
+)
 from server.metrics import PatchMetrics, ResidentRow
 from server.residency import Residency, ResidencyError
 
@@ -39,15 +47,6 @@ CATALOG_REASONS = (
     "folder_unreadable",
     "internal",
 )
-
-
-class _RefusedError(Exception):
-    """A file can't be served; carries the metric label."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
 
 
 class _Resident:
@@ -142,9 +141,8 @@ class Catalog:
         """Record that the folder can't be scanned, or that it can again. Nothing that serves changes."""
         self._metrics.set_folder_readable(error is None)
         if error is not None:
-            self._fail(
-                path, "folder_unreadable", f"the patch folder can't be read: {error.strerror or error}"
-            )
+            message = f"the patch folder can't be read: {error.strerror or error}"
+            self._fail(path, FileRefused(message, reason="folder_unreadable"))
         elif self._failures.pop(path, None) is not None:
             logger.warning("patch folder %s can be read again", path)
             self._count_refused()
@@ -156,36 +154,30 @@ class Catalog:
 
     async def _load(self, path: Path) -> ServedPatch | FileFailure:
         started_s = time.monotonic()
+        patch = None
         try:
             patch = await asyncio.to_thread(read_patch, path)
             self._check(patch)
             served = await self._claim(path, patch)
-        except PatchFormatError as error:
-            return self._fail(path, error.reason, str(error))
-        except _RefusedError as refusal:
-            return self._fail(path, refusal.reason, refusal.message, patch)
         except Exception as error:
             # The file is untrusted: whatever it does to the reader, the other files must go on being served.
-            logger.exception("patch file %s: reading it failed in an unforeseen way", path.name)
-            return self._fail(path, "internal", f"internal error: {type(error).__name__}")
+            return self._fail(path, _refusal(path, error), patch)
         self._metrics.load_succeeded(time.monotonic() - started_s)
         return served
 
     def _check(self, patch: Patch) -> None:
         manifest = patch.manifest
-        try:
-            require_same_base_model(self._base_model, manifest.base_model)
-        except BaseModelMismatch as error:
-            raise _RefusedError("base_model_mismatch", str(error)) from None
+        require_same_base_model(self._base_model, manifest.base_model)
         if manifest.num_virtual_tokens > self._max_num_tokens:
-            raise _RefusedError(
-                "too_many_tokens",
+            raise PatchTooLarge(
                 f"num_virtual_tokens: expected at most {self._max_num_tokens} (what the context leaves), "
                 f"got {manifest.num_virtual_tokens}",
+                reason="too_many_tokens",
             )
         if patch.kv is None:
-            raise _RefusedError(
-                "not_compiled", "the file holds embeddings but no K/V; make it with `policypatch compile`"
+            raise InvalidPatchFile(
+                "the file holds embeddings but no K/V; make it with `policypatch compile`",
+                reason="not_compiled",
             )
 
     async def _claim(self, path: Path, patch: Patch) -> ServedPatch:
@@ -217,8 +209,7 @@ class Catalog:
             return
         others = self._residents[rival.digest].paths - {path}
         if others:
-            raise _RefusedError(
-                "conflict",
+            raise PatchConflict(
                 f"{rival.reference} is already served from {min(others).name} with different content; "
                 "give this one another version",
             )
@@ -229,8 +220,6 @@ class Catalog:
         self.view = replace(self.view, loading=frozenset({(manifest.name, manifest.version)}))
         try:
             nbytes = await self._residency.load(patch.digest, patch.kv)
-        except ResidencyError as error:
-            raise _RefusedError("residency_failed", f"the workers did not take it: {error}") from error
         finally:
             self.view = replace(self.view, loading=frozenset())
         served = ServedPatch(
@@ -310,12 +299,16 @@ class Catalog:
         self._metrics.patch_removed(patch.digest)
         logger.info("%s (%s) is unloaded", patch.reference, patch.digest)
 
-    def _fail(self, path: Path, reason: str, message: str, patch: Patch | None = None) -> FileFailure:
+    def _fail(self, path: Path, refusal: FileRefused, patch: Patch | None = None) -> FileFailure:
         before = self._failures.get(path)
+        # Where the files lie is nobody's business over HTTP.
+        message = refusal.message.replace(f"{path.parent}{os.sep}", "")
+        reason = refusal.reason
         is_news = before is None or before.reason != reason
         failure = FileFailure(
             path.name,
             reason,
+            refusal.code,
             message,
             since_s=time.time() if before is None or is_news else before.since_s,
             name=patch.manifest.name if patch is not None else None,
@@ -332,3 +325,20 @@ class Catalog:
         self._metrics.set_refused_files(
             sum(failure.reason != "folder_unreadable" for failure in self._failures.values())
         )
+
+
+def _refusal(path: Path, error: Exception) -> FileRefused:
+    """Say in terms of this server why a file could not be loaded."""
+    match error:
+        case FileRefused():
+            return error
+        case PatchFormatError(reason="too_large"):
+            return PatchTooLarge(str(error))
+        case PatchFormatError():
+            return InvalidPatchFile(str(error), reason=error.reason)
+        case BaseModelMismatch():
+            return BaseModelConflict(str(error))
+        case ResidencyError():
+            return FileRefused(f"the workers did not take it: {error}", reason="residency_failed")
+    logger.error("patch file %s: loading it failed in an unforeseen way", path.name, exc_info=error)
+    return FileRefused(f"internal error: {type(error).__name__}")

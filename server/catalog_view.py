@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from patches.manifest import Manifest
-from patches.names import is_digest, version_key
+from patches.names import version_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,10 @@ class FileFailure:
 
     #: File name without its folder, which is nobody's business over HTTP.
     file: str
+    #: Label of ``policy_patch_load_failures_total``.
     reason: str
+    #: ``code`` of the error in ``server.errors`` that stands for it.
+    code: str
     message: str
     #: Unix time in seconds of the first failure for this reason.
     since_s: float
@@ -66,19 +69,9 @@ class NamedPatch:
         return cls(name, ordered, MappingProxyType({p.version: p for p in ordered}))
 
 
-def component_digests(manifest: Manifest) -> tuple[str, ...] | None:
-    """Give the digests that a composed patch was made of, in order; ``None`` for every other patch.
-
-    The manifest is untrusted: anything but a list of two or more objects with digests is no composition.
-    """
-    origin = manifest.origin
-    components = origin.get("components")
-    if origin.get("method") != "compose" or not isinstance(components, list | tuple) or len(components) < 2:
-        return None
-    digests = [c.get("digest") if isinstance(c, Mapping) else None for c in components]
-    if not all(isinstance(d, str) and is_digest(d) for d in digests):
-        return None
-    return tuple(str(d) for d in digests)
+def component_digests(manifest: Manifest) -> tuple[str, ...]:
+    """Give the digests that a composed patch was made of, in order; empty for every other patch."""
+    return tuple(component.digest for component in manifest.components)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +106,8 @@ class CatalogView:
         *changed: ServedPatch | None,
     ) -> None:
         for patch in changed:
-            key = component_digests(patch.manifest) if patch is not None else None
-            if key is None:
+            key = component_digests(patch.manifest) if patch is not None else ()
+            if not key:
                 continue
             # Several may be composed of the same parts; the first name's highest version stands for them.
             makers = [p for n in names.values() for p in n.versions if component_digests(p.manifest) == key]

@@ -8,12 +8,15 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     │   └── CompositionNotPrepared           400  composition_not_prepared
     ├── PatchForbidden                       403  patch_forbidden
     ├── PatchNotFound          (LookupError) 404  patch_not_found
-    ├── BaseModelConflict                    409  base_model_mismatch
-    ├── PatchConflict                        409  patch_conflict
-    ├── PatchTooLarge                        413  patch_too_large
-    ├── InvalidPatchFile                     422  invalid_patch_file
     ├── PatchNotApplied                      500  patch_not_applied
-    └── PatchNotReady                        503  patch_not_ready
+    ├── PatchNotReady                        503  patch_not_ready
+    └── FileRefused                          500  load_failed
+        ├── BaseModelConflict                409  base_model_mismatch
+        ├── PatchConflict                    409  patch_conflict
+        ├── PatchTooLarge                    413  patch_too_large
+        └── InvalidPatchFile                 422  invalid_patch_file
+
+A request meets the ``FileRefused`` branch only as the ``code`` of a failure in ``GET /v1/patches``.
 
 ``UnsupportedWithPatch`` is no ``ValueError`` or ``NotImplementedError`` on purpose: vLLM's handlers turn
 those into answers of their own and would drop ``code`` and ``param``.
@@ -54,11 +57,13 @@ class PolicyPatchError(Exception):
         return {"Retry-After": str(self.retry_after_s)}
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.param)
+        return _rebuild, (type(self), self.message, self.__dict__)
 
 
-def _rebuild(kind: type[PolicyPatchError], message: str, param: str | None) -> PolicyPatchError:
-    return kind(message, param=param)
+def _rebuild(kind: type[PolicyPatchError], message: str, state: dict[str, object]) -> PolicyPatchError:
+    error = kind(message)
+    error.__dict__.update(state)
+    return error
 
 
 class MalformedPatchName(PolicyPatchError, ValueError):
@@ -103,38 +108,6 @@ class PatchNotFound(PolicyPatchError, LookupError):
     param = HEADER_PARAM
 
 
-class BaseModelConflict(PolicyPatchError):
-    """The file was made for another base model than the one served."""
-
-    status = 409
-    type = "ConflictError"
-    code = "base_model_mismatch"
-
-
-class PatchConflict(PolicyPatchError):
-    """Another file already serves this name and version with different content."""
-
-    status = 409
-    type = "ConflictError"
-    code = "patch_conflict"
-
-
-class PatchTooLarge(PolicyPatchError):
-    """The file, or its prefix, is larger than this server takes."""
-
-    status = 413
-    type = "PayloadTooLargeError"
-    code = "patch_too_large"
-
-
-class InvalidPatchFile(PolicyPatchError):
-    """The file is no valid patch."""
-
-    status = 422
-    type = "UnprocessableEntityError"
-    code = "invalid_patch_file"
-
-
 class PatchNotApplied(PolicyPatchError):
     """An answer was about to go out that the selected patch had no part in."""
 
@@ -151,18 +124,63 @@ class PatchNotReady(PolicyPatchError):
     retry_after_s = 1
 
 
-#: Every ``code`` that a client can see, for metrics (closed label set) and documentation.
-ERROR_CODES: tuple[str, ...] = (
+class FileRefused(PolicyPatchError):
+    """A patch file can't be served: the workers did not take it, or something unforeseen happened."""
+
+    code = "load_failed"
+    #: Label of ``policy_patch_load_failures_total``.
+    reason: str = "internal"
+
+    def __init__(self, message: str, *, param: str | None = None, reason: str | None = None) -> None:
+        super().__init__(message, param=param)
+        if reason is not None:
+            self.reason = reason
+
+
+class BaseModelConflict(FileRefused):
+    """The file was made for another base model than the one served."""
+
+    status = 409
+    type = "ConflictError"
+    code = "base_model_mismatch"
+    reason = "base_model_mismatch"
+
+
+class PatchConflict(FileRefused):
+    """Another file already serves this name and version with different content."""
+
+    status = 409
+    type = "ConflictError"
+    code = "patch_conflict"
+    reason = "conflict"
+
+
+class PatchTooLarge(FileRefused):
+    """The file, or its prefix, is larger than this server takes."""
+
+    status = 413
+    type = "PayloadTooLargeError"
+    code = "patch_too_large"
+    reason = "too_large"
+
+
+class InvalidPatchFile(FileRefused):
+    """The file is no valid patch, or none that a server can use."""
+
+    status = 422
+    type = "UnprocessableEntityError"
+    code = "invalid_patch_file"
+    reason = "unreadable"
+
+
+#: Every ``code`` with which a request can be refused: the label values of a metric.
+REQUEST_CODES: tuple[str, ...] = (
     PolicyPatchError.code,
     MalformedPatchName.code,
     UnsupportedWithPatch.code,
     CompositionNotPrepared.code,
     PatchForbidden.code,
     PatchNotFound.code,
-    BaseModelConflict.code,
-    PatchConflict.code,
-    PatchTooLarge.code,
-    InvalidPatchFile.code,
     PatchNotApplied.code,
     PatchNotReady.code,
 )

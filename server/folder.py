@@ -34,7 +34,7 @@ _EVENT_STEP_MS = 50
 _EVENT_DEBOUNCE_MS = 300
 
 #: Refusals that may pass without the file changing; they are tried again, at first after this many seconds.
-_RETRIED_REASONS = frozenset({"residency_failed", "internal"})
+_RETRIED_REASONS = frozenset({"residency_failed", "internal", "unreadable"})
 _FIRST_RETRY_S = 2.0
 _LAST_RETRY_S = 60.0
 

@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from server.catalog_view import ServedPatch
-from server.errors import ERROR_CODES
+from server.errors import REQUEST_CODES
 from server.latency import PatchLatency
 
 #: ``patch`` label of requests that the base model answered.
@@ -103,7 +103,7 @@ class PatchMetrics:
             "1 where the last scan of the patch folder worked.",
             registry=registry,
         )
-        for code in ERROR_CODES:
+        for code in REQUEST_CODES:
             self._rejected.labels(code)
         registry.register(_CatalogCollector(self))
 

@@ -47,6 +47,7 @@ class PatchFailure(BaseModel):
 
     file: str
     reason: str = Field(description="the `reason` label of `policy_patch_load_failures_total`")
+    code: str = Field(description="the error code that belongs to the reason")
     message: str
     since: datetime
     name: str | None = Field(description="where the file could be read")
@@ -136,6 +137,7 @@ def _failure(failure: FileFailure) -> PatchFailure:
     return PatchFailure(
         file=failure.file,
         reason=failure.reason,
+        code=failure.code,
         message=failure.message,
         since=datetime.fromtimestamp(failure.since_s, UTC),
         name=failure.name,

@@ -95,11 +95,12 @@ def compile_token_ids(
 def compile_patch(
     model: LoadedModel, embeddings: torch.Tensor, label: Label, origin: Mapping[str, JsonValue]
 ) -> Patch:
-    """Make a patch from embeddings ``[N, hidden_size]``, in any float dtype; they are kept as they are.
+    """Make a patch from embeddings.
 
     Args:
         model: The base model.
-        embeddings: The rows that take the place of token embeddings.
+        embeddings: ``[N, hidden_size]``, the rows that take the place of token embeddings. They are kept in
+            the model's dtype or in float32; any other float dtype becomes float32.
         label: Name, version and notes.
         origin: How the embeddings were made; see ``patches.format``.
 
@@ -107,6 +108,8 @@ def compile_patch(
         CompileError: The embeddings do not fit the model.
         PatchFormatError: The label or the origin does not fit into a manifest.
     """
+    if embeddings.dtype != getattr(torch, model.base_model.dtype):
+        embeddings = embeddings.float()
     kv = compile_embeddings(model.network, embeddings)
     manifest = label.manifest(model.base_model, embeddings.shape[0], origin)
     return make_patch(manifest, embeddings, kv)
@@ -159,8 +162,8 @@ def stack_cache(cache: Any, num_tokens: int, num_layers: int) -> torch.Tensor:
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = [(layer.keys, layer.values) for layer in layers]
     if len(pairs) != num_layers:
         raise CompileError(
-            f"model: expected K/V in each of {num_layers} layers, its cache has {len(pairs)}; models with "
-            "state-space layers, or layers that share K/V, can't carry a prefix"
+            f"model: expected K/V in each of {num_layers} layers, its cache has {len(pairs)}; models "
+            "whose layers share K/V can't carry a prefix"
         )
     shapes = {tuple(tensor.shape) for pair in pairs for tensor in pair}
     if len(shapes) != 1 or next(iter(shapes))[0] != 1 or next(iter(shapes))[2] != num_tokens:
@@ -197,6 +200,8 @@ def _check_length(network: Any, num_tokens: int) -> None:
 
 
 def _require_prefix_can_be_computed(config: Any) -> None:
+    from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+
     rope = canonical_rope(config)
     rotations = [value for value in rope.values() if isinstance(value, dict)] or [rope]
     for rotation in rotations:
@@ -207,6 +212,10 @@ def _require_prefix_can_be_computed(config: Any) -> None:
             )
     if getattr(config.get_text_config(), "hidden_size_per_layer_input", None):
         raise CompileError("model: feeds token ids into every layer, which embeddings alone can't replace")
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers):
+        raise CompileError(
+            "model: has state-space or linear-attention layers, whose state is no prefix of K/V"
+        )
 
 
 def _text_digest(text: str) -> str:

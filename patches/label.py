@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from patches.canonical import JsonValue
-from patches.manifest import FORMAT_VERSION, KIND, BaseModel, Manifest
+from patches.errors import PatchFormatError
+from patches.fields import FieldReader
+from patches.manifest import FORMAT_VERSION, KIND, BaseModel, Manifest, read_notes
 from patches.names import validate_name, validate_version
 
 
 @dataclass(frozen=True)
 class Label:
-    """Name, version and notes of a patch to be. Made early, so that a bad name costs no computation."""
+    """Name, version and notes of a patch to be, checked when made, so that a bad one costs no computation."""
 
     name: str
     version: str
@@ -22,6 +24,11 @@ class Label:
     def __post_init__(self) -> None:
         validate_name(self.name)
         validate_version(self.version)
+        notes = {key: getattr(self, key) for key in ("license", "changelog", "supersedes")}
+        reader = FieldReader("label", {key: value for key, value in notes.items() if value is not None})
+        read_notes(reader)
+        if reader.problems:
+            raise PatchFormatError("bad_manifest", "; ".join(reader.problems))
 
     def manifest(
         self, base_model: BaseModel, num_virtual_tokens: int, origin: Mapping[str, JsonValue]

@@ -153,6 +153,7 @@ def read_manifest_text(text: str) -> tuple[Manifest | None, list[PatchFormatErro
 def _decode_document(document: dict[str, JsonValue]) -> tuple[Manifest | None, list[PatchFormatError]]:
     reader = FieldReader("manifest", document)
     name_problems: list[PatchFormatError] = []
+    license_, changelog, supersedes = read_notes(reader)
     manifest = Manifest(
         format_version=reader.integer("format_version", FORMAT_VERSION, FORMAT_VERSION),
         kind=reader.one_of("kind", (KIND,)),
@@ -162,9 +163,9 @@ def _decode_document(document: dict[str, JsonValue]) -> tuple[Manifest | None, l
         num_virtual_tokens=reader.integer("num_virtual_tokens", 1, MAX_NUM_VIRTUAL_TOKENS),
         origin=_check_origin(reader.object("origin")),
         evaluation=reader.object("evaluation").free() if "evaluation" in document else None,
-        license=reader.optional_line("license", MAX_LINE_LENGTH),
-        changelog=reader.optional_line("changelog", MAX_LINE_LENGTH),
-        supersedes=reader.optional_line("supersedes", MAX_LINE_LENGTH),
+        license=license_,
+        changelog=changelog,
+        supersedes=supersedes,
     )
     reader.finish()
     _check_names(reader, manifest, name_problems)
@@ -182,12 +183,22 @@ def _check_names(reader: FieldReader, manifest: Manifest, problems: list[PatchFo
                 validate(value)
             except InvalidName as error:
                 problems.append(PatchFormatError("bad_name", f"manifest.{error}"))
-    supersedes = manifest.supersedes
+
+
+def read_notes(reader: FieldReader) -> tuple[str | None, str | None, str | None]:
+    """Read licence, changelog and ``supersedes``, each of which may be left out."""
+    notes = (
+        reader.optional_line("license", MAX_LINE_LENGTH),
+        reader.optional_line("changelog", MAX_LINE_LENGTH),
+        reader.optional_line("supersedes", MAX_LINE_LENGTH),
+    )
+    supersedes = notes[2]
     if supersedes is not None and reader.is_good("supersedes") and not is_digest(supersedes):
         try:
             validate_version(supersedes)
         except InvalidName:
             reader.problem("supersedes", "a version or a digest", supersedes)
+    return notes
 
 
 def _decode_base_model(reader: FieldReader) -> BaseModel:

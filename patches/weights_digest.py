@@ -80,7 +80,9 @@ def _safetensors_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            names = sorted(
+                {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+            )
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelUnusable(f"model: {index} is no safetensors index: {error!r}") from None
         for name in names:

@@ -1,6 +1,5 @@
 """A tiny random model with a tiny tokenizer, and patches made by hand."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +74,12 @@ def exact_values(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
+def make_tiny_model() -> Callable[..., None]:
+    """Write a tiny random Llama and its tokenizer into a folder."""
+    return save_tiny_model
+
+
+@pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     save_tiny_model(folder)
@@ -130,9 +135,3 @@ def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<|start|>", eos_token="<|end|>", chat_template=chat_template
     )
-
-
-def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    document = json.loads(path.read_text("utf-8"))
-    change(document)
-    path.write_text(json.dumps(document), "utf-8")

@@ -65,7 +65,8 @@ def test_versions_sort_as_semver_org_says() -> None:
         "1.10.0",
         "2.0.0",
     ]
-    assert sorted(ordered[::-1], key=version_key) == ordered
+    backwards = ordered[::-1]
+    assert sorted(backwards, key=version_key) == ordered
 
 
 def test_a_digest_needs_its_prefix_and_all_its_digits() -> None:

@@ -1,0 +1,147 @@
+"""What the commands that make patches share: the model, the label, the folder, and how they report."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from patches.errors import PatchError, PatchExists
+from patches.format import Patch, read_patch, write_patch
+from patches.label import Label
+from patches.manifest import DTYPES
+from patches.model import LoadedModel, load_model
+from server.cli import CommandError
+
+#: A vLLM block on a GPU. A prefix that fills its last block is shared whole between requests.
+BLOCK_SIZE = 16
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the model and how it is run."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="M", required=True, help="a model folder, or a hub id")
+    group.add_argument("--revision", metavar="R", help="the revision of a hub model")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="the dtype that the server will run the model in (default: the model's own)",
+    )
+    group.add_argument("--device", metavar="D", default="cpu", help="where to compute (default: cpu)")
+
+
+def add_label_arguments(parser: argparse.ArgumentParser, *, name: str | None, version: str | None) -> None:
+    """Declare name, version and notes.
+
+    Args:
+        parser: The parser of the command.
+        name: Says what an omitted name becomes; ``None`` makes it required.
+        version: The default version; ``None`` makes it required.
+    """
+    group = parser.add_argument_group("label")
+    group.add_argument(
+        "--name",
+        metavar="NAME",
+        required=name is None,
+        help="policy name: a-z, 0-9, '.', '_', '-'" + ("" if name is None else f" (default: {name})"),
+    )
+    group.add_argument(
+        "--version",
+        metavar="V",
+        required=version is None,
+        default=version,
+        help="semantic version, such as 1.2.0" + ("" if version is None else f" (default: {version})"),
+    )
+    group.add_argument("--license", metavar="L", help="an SPDX expression, such as Apache-2.0")
+    group.add_argument("--changelog", metavar="LINE", help="what is new in this version, in one line")
+    group.add_argument("--supersedes", metavar="V", help="the version, or digest, that this one replaces")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, metavar: str = "DIR") -> None:
+    """Declare where the result goes."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o",
+        "--output",
+        metavar=metavar,
+        type=Path,
+        required=True,
+        help="folder for the result; made if need be",
+    )
+    group.add_argument("--force", action="store_true", help="overwrite what is there with different content")
+
+
+def label_of(args: argparse.Namespace, name: str) -> Label:
+    """Make the label from the arguments."""
+    return Label(
+        name, args.version, license=args.license, changelog=args.changelog, supersedes=args.supersedes
+    )
+
+
+def load(args: argparse.Namespace) -> LoadedModel:
+    """Load the model that the arguments name, showing that it takes a while."""
+    with progress(f"loading {args.model}"):
+        return load_model(args.model, dtype=args.dtype, device=args.device, revision=args.revision)
+
+
+def read(path: Path) -> Patch:
+    """Read a patch file; the error names the file."""
+    try:
+        return read_patch(path)
+    except PatchError as error:
+        raise CommandError(f"{path}: {error}") from error
+
+
+def save(patch: Patch, args: argparse.Namespace) -> None:
+    """Write a patch and say what was written."""
+    try:
+        path = write_patch(patch, args.output, overwrite=args.force)
+    except PatchExists as error:
+        raise CommandError(f"{error} (--force)") from error
+    except OSError as error:
+        raise CommandError(f"{args.output}: can't be written: {error.strerror or error}") from error
+    n = patch.manifest.num_virtual_tokens
+    print(f"{path}: {n} tokens, {patch.nbytes / 2**20:.1f} MiB, {patch.digest}")
+    if n % BLOCK_SIZE:
+        note(f"{n} tokens do not fill the last block of {BLOCK_SIZE}; each request copies that part anew")
+
+
+def note(text: str) -> None:
+    """Tell something worth knowing, apart from the output."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Tell something that may surprise, apart from the output."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+@contextmanager
+def patch_errors() -> Iterator[None]:
+    """Turn errors about patches and models into errors of the command line."""
+    try:
+        yield
+    except PatchError as error:
+        raise CommandError(str(error)) from error
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Show a spinner on a terminal while something long runs, and keep transformers quiet."""
+    from rich.console import Console
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    console = Console(stderr=True)
+    try:
+        if console.is_terminal:
+            with console.status(text):
+                yield
+        else:
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,90 @@
+"""``policypatch verify``: is this a valid patch file, and does it fit the model?"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from patches.errors import BaseModelMismatch, PatchFormatError
+from patches.fingerprint import fingerprint_model, require_same_base_model
+from patches.format import Patch, find_problems, read_patch_bytes
+from patches.manifest import DTYPES, BaseModel
+from server.cli import CommandError
+from server.commands.patch_arguments import patch_errors
+
+DESCRIPTION = """\
+Check patch files against the specification (docs/format.md), their digest, and, with --model, against a
+model: architecture, shape, rotary positions, tokenizer and weights. Every problem is named.
+
+Exit status: 0 all files are good, 1 at least one is not, 2 a file or the model can't be read."""
+
+EPILOG = """\
+examples:
+  policypatch verify patches/pirate-1.0.0.safetensors
+  policypatch verify patches/*.safetensors --model models/smollm2 --dtype bfloat16"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the files and the model."""
+    parser.add_argument("patches", metavar="FILE", type=Path, nargs="+", help="patch files")
+    parser.add_argument("--model", metavar="M", help="a model folder, or the id of a hub model in the cache")
+    parser.add_argument("--revision", metavar="R", help="the revision of a hub model")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="the dtype that the server runs the model in (default: the one each patch was made for)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every file; the answer is no where one fails."""
+    if args.dtype is not None and args.model is None:
+        raise CommandError("--dtype goes with --model")
+    base_model = None
+    if args.model is not None:
+        with patch_errors():
+            base_model = fingerprint_model(args.model, args.dtype or DTYPES[0], revision=args.revision)
+    results = [_verify(path, base_model, args.dtype is not None) for path in args.patches]
+    return 0 if all(results) else 1
+
+
+def _verify(path: Path, base_model: BaseModel | None, is_dtype_given: bool) -> bool:
+    try:
+        data = read_patch_bytes(path)
+    except PatchFormatError as error:
+        if error.reason == "unreadable":
+            raise CommandError(str(error)) from error
+        return _report(path, [f"{error.reason}: {error}"])
+    patch, problems = find_problems(data)
+    texts = [f"{problem.reason}: {problem}" for problem in problems]
+    if patch is not None and base_model is not None:
+        texts += _differences(patch, base_model, is_dtype_given)
+    if patch is None or texts:
+        return _report(path, texts)
+    manifest = patch.manifest
+    print(f"{path}: good: {manifest.name}@{manifest.version} {patch.digest}")
+    if patch.kv is None:
+        print(
+            "  note: has no K/V, so a server can't serve it; `policypatch compile` or `compose` gives it one"
+        )
+    if base_model is not None and not is_dtype_given:
+        dtype = manifest.base_model.dtype
+        print(f"  note: made for {dtype}; the server must run with --dtype {dtype}")
+    return True
+
+
+def _differences(patch: Patch, base_model: BaseModel, is_dtype_given: bool) -> list[str]:
+    expected = patch.manifest.base_model
+    actual = base_model if is_dtype_given else replace(base_model, dtype=expected.dtype)
+    try:
+        require_same_base_model(expected, actual)
+    except BaseModelMismatch as error:
+        return [f"base_model_mismatch: {text}" for text in error.differences]
+    return []
+
+
+def _report(path: Path, problems: list[str]) -> bool:
+    print(f"{path}: not good:", file=sys.stderr)
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
+    return False

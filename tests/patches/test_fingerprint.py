@@ -1,0 +1,355 @@
+"""The fingerprint: independent of how a model is stored, sensitive to what it is."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig
+
+from patches.errors import BaseModelMismatch, ModelUnusable
+from patches.fingerprint import canonical_rope, fingerprint_model, require_same_base_model
+from patches.manifest import BaseModel
+from patches.tokenizer_digest import tokenizer_digest
+from patches.weights_digest import weights_digest
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(path.read_text("utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), "utf-8")
+
+
+@pytest.fixture
+def folder(tiny_model_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model to change."""
+    return Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+
+
+def test_the_shape_comes_from_the_configuration(tiny_model_folder: Path) -> None:
+    found = fingerprint_model(tiny_model_folder, "float32")
+    assert found.architecture == "LlamaForCausalLM"
+    assert (found.num_layers, found.num_kv_heads, found.head_size, found.hidden_size) == (2, 2, 8, 32)
+    assert found.rope == {"rope_theta": 10000, "rope_type": "default"}
+    assert found.dtype == "float32"
+
+
+def test_the_dtype_changes_nothing_but_itself(tiny_model_folder: Path) -> None:
+    single = fingerprint_model(tiny_model_folder, "float32")
+    assert replace(fingerprint_model(tiny_model_folder, "bfloat16"), dtype="float32") == single
+
+
+def shard(folder: Path, num_shards: int) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors, reverse=True)
+    weight_map = {}
+    for i in range(num_shards):
+        part = names[i::num_shards]
+        filename = f"model-{i + 1:05}-of-{num_shards:05}.safetensors"
+        safetensors.torch.save_file({name: tensors[name] for name in part}, folder / filename)
+        weight_map.update(dict.fromkeys(part, filename))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 5])
+def test_the_weights_digest_does_not_depend_on_sharding(folder: Path, num_shards: int) -> None:
+    before = weights_digest(folder)
+    shard(folder, num_shards)
+    assert weights_digest(folder) == before
+
+
+def test_shards_without_an_index_give_the_same_digest(folder: Path) -> None:
+    before = weights_digest(folder)
+    shard(folder, 3)
+    (folder / "model.safetensors.index.json").unlink()
+    assert weights_digest(folder) == before
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    change(tensors)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+
+
+CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "one value": lambda t: t["model.norm.weight"].__setitem__(3, 7.0),
+    "last value of a large tensor": lambda t: t["model.embed_tokens.weight"].__setitem__((-1, -1), 7.0),
+    "dtype": lambda t: t.update({k: v.bfloat16() for k, v in t.items()}),
+    "shape": lambda t: t.update({"model.norm.weight": t["model.norm.weight"].reshape(2, 16)}),
+    "name": lambda t: t.update(other=t.pop("model.norm.weight")),
+    "missing": lambda t: t.pop("model.norm.weight"),
+    "swapped": lambda t: t.update(
+        {
+            "model.layers.0.self_attn.k_proj.weight": t["model.layers.1.self_attn.k_proj.weight"],
+            "model.layers.1.self_attn.k_proj.weight": t["model.layers.0.self_attn.k_proj.weight"],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_other_weights_have_another_digest(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
+    before = weights_digest(folder)
+    rewrite(folder, change)
+    assert weights_digest(folder) != before
+
+
+def test_large_tensors_are_sampled_at_both_ends_and_between(tmp_path: Path) -> None:
+    plain = torch.zeros(1_000_000)
+    digests = set()
+    for position in (0, 333_000, 666_500, 999_999):
+        changed = plain.clone()
+        changed[position] = 1
+        safetensors.torch.save_file({"w": changed}, tmp_path / "model.safetensors")
+        digests.add(weights_digest(tmp_path))
+    safetensors.torch.save_file({"w": plain}, tmp_path / "model.safetensors")
+    assert len(digests | {weights_digest(tmp_path)}) == 5
+
+
+def test_weights_in_other_files_have_a_digest_without_being_unpickled(tmp_path: Path) -> None:
+    empty = weights_digest(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    first = weights_digest(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 2'\ntR.")
+    assert len({empty, first, weights_digest(tmp_path)}) == 3
+
+
+def test_a_cut_off_weights_file_is_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelUnusable, match="cut off within the tensor"):
+        weights_digest(folder)
+    path.write_bytes(b"\xff" * 20)
+    with pytest.raises(ModelUnusable, match="cut off, or no safetensors file"):
+        weights_digest(folder)
+
+
+@pytest.mark.parametrize("weight_map", [{"a": "gone.safetensors"}, {"a": "../x.safetensors"}, {"a": 3}, []])
+def test_a_bad_index_is_refused(folder: Path, weight_map: Any) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ModelUnusable, match="index"):
+        weights_digest(folder)
+
+
+def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
+    safetensors.torch.save_file({"x": torch.zeros(1)}, folder / "a.safetensors")
+    safetensors.torch.save_file({"x": torch.zeros(1)}, folder / "b.safetensors")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelUnusable, match="safetensors hold the tensor 'x'"):
+        weights_digest(folder)
+
+
+def test_the_tokenizer_digest_ignores_the_chat_template(folder: Path) -> None:
+    before = tokenizer_digest(folder)
+    (folder / "chat_template.jinja").write_text("{{ 'other' }}")
+    edit_json(folder / "tokenizer_config.json", lambda c: c.update(model_max_length=5))
+    assert tokenizer_digest(folder) == before
+
+
+def test_both_forms_of_merges_have_one_digest(folder: Path) -> None:
+    before = tokenizer_digest(folder)
+
+    def join(document: dict[str, Any]) -> None:
+        merges = document["model"]["merges"]
+        assert merges
+        assert isinstance(merges[0], list)
+        document["model"]["merges"] = [" ".join(pair) for pair in merges]
+
+    edit_json(folder / "tokenizer.json", join)
+    assert tokenizer_digest(folder) == before
+
+
+TOKENIZER_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "vocabulary": lambda d: d["model"]["vocab"].update({"zzz": 319}),
+    "merge order": lambda d: d["model"]["merges"].reverse(),
+    "special token": lambda d: d["added_tokens"][0].update(content="<|begin|>"),
+    "special flag": lambda d: d["added_tokens"][0].update(special=False),
+}
+
+
+@pytest.mark.parametrize("change", TOKENIZER_CHANGES.values(), ids=TOKENIZER_CHANGES)
+def test_another_tokenizer_has_another_digest(
+    folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    before = tokenizer_digest(folder)
+    edit_json(folder / "tokenizer.json", change)
+    assert tokenizer_digest(folder) != before
+
+
+def test_a_unigram_vocabulary_keeps_its_order_and_scores(tmp_path: Path) -> None:
+    def digest(vocabulary: list[list[Any]]) -> str:
+        (tmp_path / "tokenizer.json").write_text(
+            json.dumps({"model": {"type": "Unigram", "vocab": vocabulary}})
+        )
+        return tokenizer_digest(tmp_path)
+
+    assert (
+        len(
+            {
+                digest([["a", -1.5], ["b", -2]]),
+                digest([["b", -2], ["a", -1.5]]),
+                digest([["a", -1], ["b", -2]]),
+            }
+        )
+        == 3
+    )
+
+
+def test_older_tokenizer_files_are_converted(folder: Path, tmp_path: Path) -> None:
+    """A GPT-2 kind of tokenizer stored as vocab.json and merges.txt has the digest of its tokenizer.json."""
+    from transformers import AutoTokenizer, GPT2TokenizerFast
+
+    document = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    old = tmp_path / "old"
+    old.mkdir()
+    vocabulary = document["model"]["vocab"] | {"<|endoftext|>": len(document["model"]["vocab"])}
+    (old / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = "\n".join(" ".join(pair) for pair in document["model"]["merges"])
+    (old / "merges.txt").write_text("#version: 0.2\n" + merges)
+    (old / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    assert isinstance(AutoTokenizer.from_pretrained(old), GPT2TokenizerFast)
+    new = tmp_path / "new"
+    AutoTokenizer.from_pretrained(old).save_pretrained(new)
+    assert (new / "tokenizer.json").is_file()
+    assert tokenizer_digest(old) == tokenizer_digest(new)
+
+
+def test_a_tokenizer_that_cannot_be_converted_has_the_digest_of_its_bytes(tmp_path: Path) -> None:
+    none = tokenizer_digest(tmp_path)
+    (tmp_path / "tekken.json").write_text("{}")
+    first = tokenizer_digest(tmp_path)
+    (tmp_path / "tekken.json").write_text("{ }")
+    assert len({none, first, tokenizer_digest(tmp_path)}) == 3
+
+
+def test_a_damaged_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelUnusable, match=r"tokenizer: .*tokenizer\.json can't be read"):
+        tokenizer_digest(folder)
+
+
+ROPE_FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({"rope_theta": 10000.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 10000}}),
+    "empty scaling": (
+        {"rope_theta": 5e5, "rope_scaling": None},
+        {"rope_parameters": {"rope_theta": 500000, "type": "default"}},
+    ),
+    "linear, old key": (
+        {"rope_theta": 10000, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2}},
+    ),
+    "partial factor of one": (
+        {"rope_theta": 10000},
+        {"rope_parameters": {"rope_theta": 10000, "rope_type": "default", "partial_rotary_factor": 1.0}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), ROPE_FORMS.values(), ids=ROPE_FORMS)
+def test_both_configuration_forms_give_the_same_rope(
+    folder: Path, old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    def rope(form: dict[str, Any]) -> dict[str, Any]:
+        def change(config: dict[str, Any]) -> None:
+            config.pop("rope_parameters", None)
+            config.pop("rope_theta", None)
+            config.update(form)
+
+        edit_json(folder / "config.json", change)
+        return canonical_rope(AutoConfig.from_pretrained(folder))
+
+    found = rope(old)
+    assert found == rope(new)
+    assert set(found) <= {"rope_theta", "rope_type", "factor"}
+
+
+def test_llama_3_scaling_is_part_of_the_rope() -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    assert canonical_rope(LlamaConfig(rope_parameters=dict(scaling))) == scaling
+
+
+def test_a_hybrid_model_has_one_rope_for_each_kind_of_layer() -> None:
+    assert canonical_rope(Gemma3TextConfig()) == {
+        "full_attention": {"rope_theta": 1000000, "rope_type": "default"},
+        "sliding_attention": {"rope_theta": 10000, "rope_type": "default"},
+    }
+
+
+def test_a_model_without_rotary_positions_has_an_empty_rope() -> None:
+    from transformers import GPT2Config
+
+    assert canonical_rope(GPT2Config()) == {}
+
+
+def test_every_difference_is_named(base_model: BaseModel) -> None:
+    other = replace(base_model, dtype="float32", rope={"rope_theta": 5}, weights_digest="sha256:" + "9" * 64)
+    with pytest.raises(BaseModelMismatch) as caught:
+        require_same_base_model(base_model, other)
+    assert [text.split(":")[0] for text in caught.value.differences] == ["rope", "dtype", "weights_digest"]
+    assert "dtype: expected bfloat16, got float32" in str(caught.value)
+    require_same_base_model(
+        base_model, replace(base_model, rope={"rope_type": "default", "rope_theta": 10000.0})
+    )
+
+
+def test_another_model_of_the_same_shape_differs_in_its_weights(
+    tiny_model_folder: Path, tmp_path: Path, make_tiny_model: Callable[..., None]
+) -> None:
+    make_tiny_model(tmp_path, seed=1)
+    with pytest.raises(BaseModelMismatch) as caught:
+        require_same_base_model(
+            fingerprint_model(tiny_model_folder, "float32"), fingerprint_model(tmp_path, "float32")
+        )
+    assert [text.split(":")[0] for text in caught.value.differences] == ["weights_digest"]
+
+
+def test_a_changed_configuration_counts(tiny_model_folder: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_model_folder)
+    config.rope_parameters["rope_theta"] = 5000.0
+    found = fingerprint_model(tiny_model_folder, "float32", config=config)
+    assert found.rope == {"rope_theta": 5000, "rope_type": "default"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(is_encoder_decoder=True), "encoder-decoder"),
+        (lambda c: c.update(architectures=None), "lacks one of architectures"),
+        (lambda c: c.update(model_type="unheard-of"), "can't be read"),
+    ],
+)
+def test_a_model_that_cannot_carry_a_prefix_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit_json(folder / "config.json", change)
+    with pytest.raises(ModelUnusable, match=message):
+        fingerprint_model(folder, "float32")
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(ModelUnusable, match="neither a folder nor a hub model in the local cache"):
+        fingerprint_model("nobody/nothing", "float32")
+    with pytest.raises(ModelUnusable, match=r"has no config\.json"):
+        fingerprint_model(tmp_path, "float32")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelUnusable, match="got the file"):
+        fingerprint_model(tmp_path / "model.gguf", "float32")
+    with pytest.raises(ModelUnusable, match="dtype: expected bfloat16"):
+        fingerprint_model(tmp_path, "int8")

@@ -184,3 +184,13 @@ REQUEST_CODES: tuple[str, ...] = (
     PatchNotApplied.code,
     PatchNotReady.code,
 )
+
+#: Every ``code`` that there is.
+ERROR_CODES: tuple[str, ...] = (
+    *REQUEST_CODES,
+    FileRefused.code,
+    BaseModelConflict.code,
+    PatchConflict.code,
+    PatchTooLarge.code,
+    InvalidPatchFile.code,
+)

@@ -149,7 +149,10 @@ class PatchMetrics:
         """Give the histograms that generations under ``name`` observe."""
         latency = self._latency.get(name)
         if latency is None:
-            latency = self._latency[name] = PatchLatency()
+            latency = PatchLatency()
+            # A name that just went must not come back as a series.
+            if name in self._names.values():
+                self._latency[name] = latency
         return latency
 
     def observe_prefix_tokens(self, digest: str, *, injected: int, shared: int) -> None:

@@ -49,4 +49,4 @@ class RequestScope:
 
 
 #: ``None`` outside an HTTP request that could run the model.
-current_scope: ContextVar[RequestScope | None] = ContextVar("policy_patch_request_scope", default=None)
+current_scope: ContextVar[RequestScope | None] = ContextVar("request_scope", default=None)

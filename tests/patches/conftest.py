@@ -1,7 +1,7 @@
 """A tiny random model with a tiny tokenizer, and patches made by hand."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ BASE_MODEL = BaseModel(
     tokenizer_digest="sha256:" + "0" * 64,
     weights_digest="sha256:" + "1" * 64,
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from threads, which only get into each other's way on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

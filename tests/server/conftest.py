@@ -113,7 +113,8 @@ class FakeEngine:
     gate: PatchGate
     residency: ScriptedResidency
     num_tokens: int = 3
-    #: Generations wait here after their first token.
+    #: Generations wait here before their first token, and here after it.
+    may_start: asyncio.Event = field(default_factory=asyncio.Event)
     may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
     #: Raise this after that many tokens.
     fails_after: int | None = None
@@ -141,8 +142,8 @@ class FakeEngine:
                     )
                 if index == self.fails_after:
                     raise self.failure
-                if index == 1:
-                    await self.may_go_on.wait()
+                if index < 2:
+                    await (self.may_go_on if index else self.may_start).wait()
                 if lease is not None:
                     lease.tokens(1)
                 yield patch.digest if patch is not None else "base"
@@ -189,6 +190,14 @@ def add_routes(app: FastAPI, engine: FakeEngine) -> None:
     async def invocations() -> Any:
         engine.gate.refuse_if_patched("pooling")
         return {"embedding": [0.0]}
+
+    @app.post("/v1/messages")
+    async def messages(request: Request) -> Any:
+        # As vLLM's handlers: one that waits for the client to go gives up and returns nothing.
+        await request.body()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return None
 
     @app.post("/v1/responses")
     async def responses() -> Any:
@@ -286,6 +295,7 @@ async def stand(folder: Path) -> AsyncIterator[Stand]:
     catalog = Catalog(residency, BASE_MODEL, MAX_NUM_TOKENS, metrics)
     gate = PatchGate(catalog, SelectionPolicy(), metrics, served_names=[SERVED_NAME])
     engine = FakeEngine(gate, residency)
+    engine.may_start.set()
     engine.may_go_on.set()
     app = FastAPI()
     add_routes(app, engine)

@@ -367,6 +367,18 @@ async def test_a_client_that_hangs_up_frees_its_patch(stand: Any, open_stream: C
     assert stand.value('policy_patch_requests_total{outcome="cancelled",patch="pirate"}') == 1
 
 
+async def test_a_handler_that_gives_up_on_a_client_that_left_counts_as_cancelled(
+    stand: Any, open_stream: Callable[..., Any], caplog: Any
+) -> None:
+    await stand.load()
+    stream = open_stream("pirate", path="/v1/messages")
+    await stand.until(lambda: in_flight(stand) == 1)
+    await stream.hang_up()
+    assert in_flight(stand) == 0
+    assert stand.value('policy_patch_requests_total{outcome="cancelled",patch="pirate"}') == 1
+    assert caplog.text == ""
+
+
 def in_flight(stand: Any) -> int:
     return sum(row.num_in_flight for row in stand.catalog.residents())
 
@@ -448,3 +460,49 @@ async def test_a_redirect_to_the_route_without_slash_is_left_alone(stand: Any) -
     await stand.load()
     response = await stand.post("/v1/chat/completions/", "pirate")
     assert response.status_code == 307
+
+
+async def test_a_stream_of_the_base_begins_before_its_first_token(
+    stand: Any, open_stream: Callable[..., Any]
+) -> None:
+    """Nothing is held back where there is no patch."""
+    stand.engine.num_tokens = 2
+    stand.engine.may_start.clear()
+    stream = open_stream()
+    assert (await stream.start())[1][HEADER] == "none"
+    stand.engine.may_start.set()
+    assert "base" in await stream.rest()
+
+
+async def test_a_stream_that_nobody_asked_the_gate_about_gets_the_default_or_nothing(stand: Any) -> None:
+    """A route that streams around the engine client, under a default patch."""
+    from fastapi.responses import StreamingResponse
+
+    async def chunks() -> Any:
+        yield "data: base\n\n"
+
+    @stand.app.post("/v1/completions")
+    async def complete() -> Any:
+        return StreamingResponse(chunks(), media_type="text/event-stream")
+
+    assert "base" in (await stand.post("/v1/completions")).text
+    await stand.load()
+    stand.use(default_patch="pirate")
+    response = await stand.post("/v1/completions")
+    assert error_code(response) == (500, "patch_not_applied")
+
+
+async def test_a_refusal_by_the_engine_that_is_no_patch_error_counts_by_its_status(stand: Any) -> None:
+    """vLLM checks some parameters inside the generation."""
+
+    @stand.app.exception_handler(ValueError)
+    async def answer(request: Any, error: Exception) -> Any:
+        from fastapi.responses import JSONResponse
+
+        return JSONResponse({"error": {"message": str(error)}}, 400)
+
+    await stand.load()
+    stand.engine.fails_after, stand.engine.failure = 0, ValueError("temperature is odd")
+    response = await stand.chat("pirate")
+    assert (response.status_code, response.headers[HEADER]) == (400, "pirate@1.0.0")
+    assert stand.value('policy_patch_requests_total{outcome="client_error",patch="pirate"}') == 1

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from server import __version__
 
-#: subcommand -> (module, one-line help). The module offers DESCRIPTION, EPILOG, add_arguments(parser), run(args) -> int.
+#: subcommand -> (module, one-line help).
+#: A module offers DESCRIPTION, EPILOG, add_arguments(parser) and run(args) -> int.
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("server.commands.serve", "serve a model with the patches of a folder"),
     "compile": ("server.commands.compile", "make a patch from policy text or a PEFT adapter"),
@@ -32,7 +33,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     """Build the parser; only the arguments of ``command`` are filled in."""
     parser = argparse.ArgumentParser(
         prog="policypatch",
-        description="Serve, make and check policy patches: learned prefixes that vLLM maps in front of a request.",
+        description="Serve, make and check policy patches: prefixes that vLLM maps in front of a request.",
         epilog="`policypatch COMMAND --help` shows a command's options with examples.",
     )
     parser.add_argument("--version", action="version", version=f"policypatch {__version__}")
@@ -48,6 +49,8 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             description=module.DESCRIPTION,
             epilog=module.EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            # `serve` passes on what it does not know: no flag of vLLM may read as a short form of ours.
+            allow_abbrev=False,
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
@@ -58,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
     Returns:
-        0 on success, 1 where the command's answer is no (a patch that does not verify), 2 on a mistake of the caller.
+        0 on success, 1 where the command's answer is no (a patch that does not verify), 2 on a mistake of the
+        caller.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if not a.startswith("-")), None)

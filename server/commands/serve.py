@@ -14,7 +14,7 @@ within a second, and one that is removed is drained and gone."""
 
 EPILOG = """\
 Every flag of `vllm serve` works here too and is passed on: --port, --dtype, --max-model-len, --api-key, ...
-`policypatch serve --help=GROUP` (ModelConfig, CacheConfig, Frontend, ..., all) shows vLLM's own help.
+`policypatch serve --engine-help` lists their groups, `--engine-help=CacheConfig` one of them, `=all` all.
 
 examples:
   policypatch serve --model ./smollm2 --patches examples/patches --port 8000
@@ -22,6 +22,22 @@ examples:
   curl localhost:8000/v1/chat/completions -H 'X-Policy-Patch: pirate' -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 """
+
+
+class EngineHelp(argparse.Action):
+    """Prints vLLM's own help and exits, as ``--help`` does with ours."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option: object = None,
+    ) -> None:
+        """Never returns."""
+        from server.engine.launch import engine_parser
+
+        engine_parser().parse_args([f"--help={values}" if values else "--help"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--require-patch",
         action="store_true",
         help="refuse `X-Policy-Patch: none`, and answers without a patch",
+    )
+    parser.add_argument(
+        "--engine-help",
+        action=EngineHelp,
+        nargs="?",
+        metavar="GROUP",
+        help="show the flags of `vllm serve` and exit",
     )
 
 

@@ -7,6 +7,7 @@ need no correction.
 """
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMValidationError
@@ -17,7 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.engine.claim import PrefixClaim, scoped_cache_salt
 from server.engine.placeholder import placeholder_token_id
-from server.errors import UnsupportedWithPatch
+from server.errors import PatchNotApplied, UnsupportedWithPatch
 
 if TYPE_CHECKING:
     from server.catalog_view import ServedPatch
@@ -67,11 +68,30 @@ class PatchedAsyncLLM(AsyncLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         assert self._gate is not None
         with self._gate.lease(patch) as lease:
-            async for output in super().generate(*args, **kwargs):
-                lease.tokens(sum(len(completion.token_ids) for completion in output.outputs))
-                # The engine counts the prefix among the cached tokens.
-                output.num_cached_tokens = max(0, (output.num_cached_tokens or 0) - patch.num_tokens)
-                yield output
+            async with aclosing(super().generate(*args, **kwargs)) as outputs:
+                async for output in outputs:
+                    num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
+                    lease.tokens(num_tokens)
+                    self._hide_prefix(output, patch, num_tokens)
+                    yield output
+
+    def _hide_prefix(self, output: RequestOutput, patch: "ServedPatch", num_tokens: int) -> None:
+        """Take the prefix out of the cached tokens, among which the engine counts it.
+
+        Raises:
+            PatchNotApplied: the engine computed a part of the prefix's positions itself. No known path leads
+                here; should a new vLLM release open one, the answer stops before its first token.
+        """
+        num_cached_tokens = output.num_cached_tokens or 0
+        if num_tokens and num_cached_tokens < patch.num_tokens:
+            assert self._gate is not None
+            raise self._gate.reject(
+                PatchNotApplied(
+                    f"the engine took {num_cached_tokens} of the {patch.num_tokens} prefix tokens of "
+                    f"{patch.reference} from its cache; the answer is withheld"
+                )
+            )
+        output.num_cached_tokens = max(0, num_cached_tokens - patch.num_tokens)
 
     def _patched_params(
         self, prompt: dict[str, Any], sampling_params: SamplingParams, patch: "ServedPatch"

@@ -148,7 +148,7 @@ async def _serve(options: ServeOptions, args: argparse.Namespace) -> None:
         engine.bind_gate(gate)
         async with PatchFolder(options.patches, catalog):
             app = build_app(args, await engine.get_supported_tasks(), engine.model_config)
-            # A hosting standard of vLLM's builds the stack early; starlette builds it again on the first request.
+            # A hosting standard builds the stack early; starlette builds it again on the first request.
             app.middleware_stack = None
             install(app, catalog=catalog, gate=gate, metrics=metrics)
             await _init_state(app, engine, args, gate, catalog)

@@ -32,6 +32,7 @@ class SchedulerSide:
         self._block_sizes = [group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups]
         self._claims: dict[str, PrefixClaim] = {}
         self._loads: dict[str, PrefixLoad] = {}
+        self._unbacked: dict[str, set[int]] = {}
         self._stats = InjectionStats()
 
     def on_new_request(self, request: "Request") -> None:
@@ -79,14 +80,17 @@ class SchedulerSide:
         plan = StepPlan(loads=list(self._loads.values()))
         self._loads.clear()
         if self._claims:
-            plan.unbacked_block_ids = self._unbacked_block_ids(scheduler_output)
+            self._find_unbacked(scheduler_output)
+        for block_ids in self._unbacked.values():
+            plan.unbacked_block_ids |= block_ids
         return plan
 
-    def _unbacked_block_ids(self, scheduler_output: "SchedulerOutput") -> set[int]:
-        """Find requests about to compute positions that their prefix should fill (invariant 1).
+    def _find_unbacked(self, scheduler_output: "SchedulerOutput") -> None:
+        """Note requests about to compute positions that their prefix should fill (invariant 1).
 
         No known path leads here; should a new vLLM release open one, the request fails instead of answering
-        from placeholders.
+        from placeholders. vLLM fails a request for blocks that it counts as computed, so at the step after;
+        the engine client withholds what the first step gives.
         """
         cached = scheduler_output.scheduled_cached_reqs
         admitted = [
@@ -101,7 +105,6 @@ class SchedulerSide:
         ):
             if req_id in cached.resumed_req_ids and req_id in self._claims:
                 admitted.append((req_id, num_computed, block_ids or ()))
-        unbacked: set[int] = set()
         for req_id, num_computed, block_ids in admitted:
             if num_computed < self._claims[req_id].num_tokens:
                 logger.error(
@@ -110,13 +113,13 @@ class SchedulerSide:
                     num_computed,
                     self._claims[req_id].num_tokens,
                 )
-                unbacked.update(block_id for group in block_ids for block_id in group)
-        return unbacked
+                self._unbacked[req_id] = {block_id for group in block_ids for block_id in group}
 
     def forget(self, request: "Request") -> None:
         """Drop what is kept of a finished request."""
         self._claims.pop(request.request_id, None)
         self._loads.pop(request.request_id, None)
+        self._unbacked.pop(request.request_id, None)
 
     def take_stats(self) -> InjectionStats:
         """Return the counts since the last call."""

@@ -1,0 +1,28 @@
+"""Claims and the salts that keep patches, and callers, apart in the prefix cache."""
+
+import itertools
+
+from server.engine.claim import PrefixClaim, scoped_cache_salt
+
+CLAIMS = [None, PrefixClaim("sha256:" + "a" * 64, 48), PrefixClaim("sha256:" + "b" * 64, 48)]
+SALTS = [None, "", "mine", "patch:sha256:" + "a" * 64, f"patch:sha256:{'a' * 64}:mine", "caller:mine"]
+
+
+def test_a_claim_survives_its_journey() -> None:
+    claim = PrefixClaim("sha256:" + "a" * 64, 48)
+    assert PrefixClaim.from_params(claim.to_params()) == claim
+
+
+def test_a_request_without_our_key_has_no_claim() -> None:
+    assert PrefixClaim.from_params(None) is None
+    assert PrefixClaim.from_params({}) is None
+    assert PrefixClaim.from_params({"do_remote_prefill": True}) is None
+
+
+def test_no_two_pairs_of_patch_and_caller_salt_share_a_salt() -> None:
+    salts = [scoped_cache_salt(claim, salt) for claim, salt in itertools.product(CLAIMS, SALTS)]
+    assert len(set(salts)) == len(salts)
+
+
+def test_the_base_model_without_a_salt_stays_unsalted() -> None:
+    assert scoped_cache_salt(None, None) is None

@@ -1,0 +1,104 @@
+"""What the engine client refuses and fits, without an engine."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from server.engine.client import fitting_max_tokens, refuse_reserved_parameters, refuse_unsupported
+from server.engine.placeholder import placeholder_token_id
+from server.errors import UnsupportedWithPatch
+
+TOKENS = {"type": "token", "prompt_token_ids": [1, 2, 3]}
+
+
+def test_the_space_that_vllm_fills_in_shrinks_by_the_prefix() -> None:
+    assert fitting_max_tokens(None, 100, 48, 1000) == 852
+    assert fitting_max_tokens(900, 100, 48, 1000) == 852
+
+
+def test_a_callers_own_max_tokens_stays_where_it_fits() -> None:
+    assert fitting_max_tokens(852, 100, 48, 1000) == 852
+    assert fitting_max_tokens(1, 100, 48, 1000) == 1
+
+
+def test_a_callers_own_max_tokens_beyond_the_context_is_refused() -> None:
+    with pytest.raises(UnsupportedWithPatch, match="max_tokens is 853, but only 852 fit"):
+        fitting_max_tokens(853, 100, 48, 1000)
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [952, 953, 1000])
+def test_a_prompt_that_leaves_no_room_is_refused(num_prompt_tokens: int) -> None:
+    with pytest.raises(UnsupportedWithPatch, match="too long for this policy patch"):
+        fitting_max_tokens(None, num_prompt_tokens, 48, 1000)
+
+
+def test_a_prompt_that_leaves_one_token_is_served() -> None:
+    assert fitting_max_tokens(None, 951, 48, 1000) == 1
+
+
+@pytest.mark.parametrize("extra", [{"policy_patch": ["sha256:00", 3]}, {"do_remote_prefill": True}, {}])
+def test_callers_kv_transfer_params_are_refused(extra: dict[str, Any]) -> None:
+    with pytest.raises(VLLMValidationError, match="kv_transfer_params"):
+        refuse_reserved_parameters(SamplingParams(extra_args={"kv_transfer_params": extra}))
+
+
+def test_other_extra_arguments_pass() -> None:
+    refuse_reserved_parameters(SamplingParams(extra_args={"something": 1}))
+    refuse_reserved_parameters(SamplingParams())
+
+
+async def _stream() -> Any:
+    yield {}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "kwargs", "message"),
+    [
+        ({"type": "embeds", "prompt_embeds": None}, {}, {}, "embeds input"),
+        ({"type": "multimodal", "prompt_token_ids": [1]}, {}, {}, "multimodal input"),
+        (_stream(), {}, {}, "streaming input"),
+        (TOKENS, {}, {"lora_request": object()}, "LoRA"),
+        (TOKENS, {"prompt_logprobs": 0}, {}, "prompt_logprobs"),
+    ],
+    ids=["embeds", "multimodal", "realtime", "lora", "prompt-logprobs"],
+)
+def test_what_a_patch_cannot_be_combined_with_is_refused(
+    prompt: Any, params: dict[str, Any], kwargs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedWithPatch, match=message):
+        refuse_unsupported(prompt, SamplingParams(**params), kwargs)
+
+
+def test_text_prompts_pass() -> None:
+    refuse_unsupported(TOKENS, SamplingParams(logprobs=5, n=3), {"lora_request": None})
+
+
+class _Tokenizer:
+    def __init__(self, size: int, **ids: int | None) -> None:
+        self._size = size
+        self.bos_token_id = ids.get("bos")
+        self.eos_token_id = ids.get("eos")
+        self.pad_token_id = ids.get("pad")
+        self.unk_token_id = ids.get("unk")
+
+    def __len__(self) -> int:
+        return self._size
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [
+        (_Tokenizer(90, bos=1, eos=2), 99),
+        (_Tokenizer(100, bos=1, eos=2), 1),
+        (_Tokenizer(100, bos=2, eos=2, pad=7), 7),
+        (_Tokenizer(100, bos=2, eos=2, pad=2, unk=5), 5),
+        (_Tokenizer(100, eos=0), 0),
+        (None, 0),
+    ],
+    ids=["unused-entry", "bos", "pad", "unk", "nothing", "no-tokenizer"],
+)
+def test_the_placeholder_is_an_id_whose_logit_does_not_matter(tokenizer: Any, expected: int) -> None:
+    assert placeholder_token_id(SimpleNamespace(get_vocab_size=lambda: 100), tokenizer) == expected

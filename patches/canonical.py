@@ -9,7 +9,8 @@ Law: ``parse_json(canonical_json(v)) == v``, and a text is canonical exactly whe
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 JsonValue: TypeAlias = Any
@@ -57,39 +58,38 @@ def _refuse_constant(constant: str) -> JsonValue:
 
 
 def _normalize(value: JsonValue, depth: int) -> JsonValue:
-    if depth > MAX_DEPTH:
-        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-    if value is None or isinstance(value, bool):
-        return value
     if isinstance(value, str):
         return _normalize_text(value)
+    if value is None or isinstance(value, bool):
+        return value
     if isinstance(value, int | float):
         return _normalize_number(value)
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, list | tuple):
+        return [_normalize(item, depth + 1) for item in value]
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise ValueError(f"expected text as a key, got {key!r}")
         return {_normalize_text(key): _normalize(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [_normalize(item, depth + 1) for item in value]
     raise ValueError(f"expected a JSON value, got {type(value).__name__}")
 
 
 def _normalize_text(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("a text holds a lone surrogate, which UTF-8 can't write") from None
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("a text holds a lone surrogate, which UTF-8 can't write") from None
     return text
 
 
 def _normalize_number(number: int | float) -> int | float:
-    if isinstance(number, float):
-        if number != number or number in (float("inf"), float("-inf")):
-            raise ValueError(f"{number} is no JSON number")
-        if number.is_integer() and abs(number) <= MAX_INTEGER:
-            return int(number)
-        return float(number)
-    if abs(number) > MAX_INTEGER:
-        raise ValueError("an integer is outside -(2**53 - 1) ... 2**53 - 1")
-    return int(number)
+    if isinstance(number, int):
+        if abs(number) > MAX_INTEGER:
+            raise ValueError("an integer is outside -(2**53 - 1) ... 2**53 - 1")
+        return int(number)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no JSON number")
+    return int(number) if number.is_integer() and abs(number) <= MAX_INTEGER else float(number)

@@ -209,8 +209,7 @@ def read_patch_bytes(path: str | os.PathLike[str]) -> bytes:
         PatchFormatError: With reason ``unreadable`` or ``too_large``.
     """
     try:
-        # Opening a named pipe would otherwise wait for a writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise PatchFormatError("unreadable", f"{os.fspath(path)}: expected a regular file")
@@ -223,6 +222,11 @@ def read_patch_bytes(path: str | os.PathLike[str]) -> bytes:
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise PatchFormatError("unreadable", f"{os.fspath(path)}: {reason}") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Opening a named pipe would otherwise wait for a writer.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def write_patch(patch: Patch, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

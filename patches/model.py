@@ -50,10 +50,10 @@ def load_model(
         raise ModelUnusable(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
     try:
         torch_device = torch.device(device)
-        config = AutoConfig.from_pretrained(model, revision=revision)
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
         dtype = dtype or own_dtype(config)
         network = AutoModelForCausalLM.from_pretrained(
-            model, revision=revision, config=config, dtype=getattr(torch, dtype)
+            model, revision=revision, config=config, dtype=getattr(torch, dtype), trust_remote_code=False
         )
         network = network.to(torch_device).eval().requires_grad_(False)
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
@@ -78,7 +78,7 @@ def _load_tokenizer(model: str | os.PathLike[str], revision: str | None) -> Any 
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model, revision=revision)
+        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None
 

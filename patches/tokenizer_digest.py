@@ -8,9 +8,9 @@ Definition. SHA-256 over the canonical JSON of ``{"merges": [â€¦], "special": [â
 - ``special``: the added tokens marked special, as ``[token, id]`` in order of the id.
 
 It is read from ``tokenizer.json``; both ways in which that file writes merges give the same. A folder that
-has none goes through transformers, which converts the older forms (``vocab.json`` with ``merges.txt``,
-SentencePiece). A tokenizer that can't be converted has the digest of the bytes of its files, and a folder
-without any tokenizer that of an empty vocabulary.
+has only older forms (``vocab.json`` with ``merges.txt``, SentencePiece, tekken) has the digest of the names
+and bytes of those files, since converting them would depend on what is installed. A folder without any
+tokenizer has the digest of an empty vocabulary.
 
 Limits. Normalisation and pre-tokenization rules are not covered.
 """
@@ -52,28 +52,11 @@ def tokenizer_digest(folder: Path) -> str:
     others = [folder / name for name in _OTHER_FILES if (folder / name).is_file()]
     if not others:
         return _digest_of_document({})
-    document = _converted(folder)
-    if document is not None:
-        return _digest_of_document(document)
     state = hashlib.sha256()
     for other in sorted(others):
         state.update(canonical_json({"file": other.name, "num_bytes": other.stat().st_size}).encode("utf-8"))
         state.update(other.read_bytes())
     return "sha256:" + state.hexdigest()
-
-
-def _converted(folder: Path) -> dict[str, Any] | None:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError):
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    document = json.loads(backend.to_str())
-    return document if isinstance(document, dict) else None
 
 
 def _digest_of_document(document: dict[str, Any]) -> str:

@@ -204,30 +204,12 @@ def test_a_unigram_vocabulary_keeps_its_order_and_scores(tmp_path: Path) -> None
     )
 
 
-def test_older_tokenizer_files_are_converted(folder: Path, tmp_path: Path) -> None:
-    """A GPT-2 kind of tokenizer stored as vocab.json and merges.txt has the digest of its tokenizer.json."""
-    from transformers import AutoTokenizer, GPT2TokenizerFast
-
-    document = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    old = tmp_path / "old"
-    old.mkdir()
-    vocabulary = document["model"]["vocab"] | {"<|endoftext|>": len(document["model"]["vocab"])}
-    (old / "vocab.json").write_text(json.dumps(vocabulary))
-    merges = "\n".join(" ".join(pair) for pair in document["model"]["merges"])
-    (old / "merges.txt").write_text("#version: 0.2\n" + merges)
-    (old / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    assert isinstance(AutoTokenizer.from_pretrained(old), GPT2TokenizerFast)
-    new = tmp_path / "new"
-    AutoTokenizer.from_pretrained(old).save_pretrained(new)
-    assert (new / "tokenizer.json").is_file()
-    assert tokenizer_digest(old) == tokenizer_digest(new)
-
-
-def test_a_tokenizer_that_cannot_be_converted_has_the_digest_of_its_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("filename", ["vocab.json", "merges.txt", "tokenizer.model", "tekken.json"])
+def test_older_tokenizer_files_count_as_they_are(tmp_path: Path, filename: str) -> None:
     none = tokenizer_digest(tmp_path)
-    (tmp_path / "tekken.json").write_text("{}")
+    (tmp_path / filename).write_text("{}")
     first = tokenizer_digest(tmp_path)
-    (tmp_path / "tekken.json").write_text("{ }")
+    (tmp_path / filename).write_text("{ }")
     assert len({none, first, tokenizer_digest(tmp_path)}) == 3
 
 
@@ -353,3 +335,20 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytes
         fingerprint_model(tmp_path / "model.gguf", "float32")
     with pytest.raises(ModelUnusable, match="dtype: expected bfloat16"):
         fingerprint_model(tmp_path, "int8")
+
+
+def test_digests_of_a_given_model_are_frozen(tmp_path: Path) -> None:
+    """A change to these definitions would cut every patch off from its model."""
+    values = (torch.arange(20_000) % 251).to(torch.bfloat16).reshape(200, 100)
+    tensors = {"model.a": values, "model.b": torch.arange(5, dtype=torch.float32)}
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    document = {
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "\u00e9": 3}, "merges": [["a", "b"]]},
+        "added_tokens": [
+            {"id": 4, "content": "<s>", "special": True},
+            {"id": 5, "content": "x", "special": False},
+        ],
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    assert weights_digest(tmp_path) == "sha256:8b74b6b4cfdf0a8bdbd5a5056e273ca595de085690b2266e43f2c19f3edb05c7"
+    assert tokenizer_digest(tmp_path) == "sha256:2bfade600fef4958429ff733a966f0f0c2cbdbcb1e4243af96eb4b0e83f6e9ae"

@@ -102,7 +102,7 @@ class Catalog:
 
     def residents(self) -> Iterator[ResidentRow]:
         """List what the workers hold, served or draining."""
-        for resident in self._residents.values():
+        for resident in tuple(self._residents.values()):
             patch = resident.patch
             named = self.view.names.get(patch.name)
             yield ResidentRow(

@@ -203,10 +203,11 @@ class PatchFolder:
             rust_timeout=int(self._rescan_s * 1000),
             yield_on_timeout=True,
         )
-        async for _ in events:
-            await self.rescan()
-            if self._identity != identity:
-                return
+        async with contextlib.aclosing(events):
+            async for _ in events:
+                await self.rescan()
+                if self._identity != identity:
+                    return
 
     async def _rescan_safely(self) -> None:
         try:

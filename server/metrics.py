@@ -7,6 +7,7 @@ with it. Gauges are read from the catalog when scraped, so they can't drift from
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
@@ -46,62 +47,56 @@ class PatchMetrics:
     """Counts and measures everything that happens to patches."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
         self.num_base_running = 0
         self._rows: Callable[[], Iterable[ResidentRow]] = tuple
         self._latency: dict[str, PatchLatency] = {}
         #: digest -> name of everything resident.
         self._names: dict[str, str] = {}
-        self._requests = Counter(
+        self._requests = counter(
             "policy_patch_requests",
             "Requests that could run the model, by how they ended.",
             ("patch", "outcome"),
-            registry=registry,
         )
-        self._rejected = Counter(
+        self._rejected = counter(
             "policy_patch_rejected_requests",
             "Requests that were refused, by error code.",
             ("code",),
-            registry=registry,
         )
-        self._injected = Counter(
+        self._injected = counter(
             "policy_patch_injected_tokens",
             "Prefix tokens written into the KV cache.",
             ("patch",),
-            registry=registry,
         )
-        self._shared = Counter(
+        self._shared = counter(
             "policy_patch_shared_tokens",
             "Prefix tokens that the prefix cache already held.",
             ("patch",),
-            registry=registry,
         )
-        self._injection = Histogram(
+        self._injection = histogram(
             "policy_patch_injection_seconds",
             "Time that one worker's writing of prefixes took in one engine step.",
-            registry=registry,
             buckets=INJECTION_BOUNDS_S,
         )
-        self._load = Histogram(
+        self._load = histogram(
             "policy_patch_load_seconds",
             "From reading a patch file to its being served.",
-            registry=registry,
             buckets=LOAD_BOUNDS_S,
         )
-        self._load_failures = Counter(
+        self._load_failures = counter(
             "policy_patch_load_failures",
             "Refused patch files, failed scans of the folder, and prefixes that could not be dropped.",
             ("reason",),
-            registry=registry,
         )
-        self._refused_files = Gauge(
+        self._refused_files = gauge(
             "policy_patch_refused_files",
             "Files in the patch folder that are refused now.",
-            registry=registry,
         )
-        self._folder_readable = Gauge(
+        self._folder_readable = gauge(
             "policy_patch_folder_readable",
             "1 where the last scan of the patch folder worked.",
-            registry=registry,
         )
         for code in REQUEST_CODES:
             self._rejected.labels(code)

@@ -221,7 +221,7 @@ def select(header: Wish | None, alias: Wish | None, view: CatalogView, policy: S
         return _select_wish(alias, "alias", "model", view, policy)
     if policy.default is not None:
         try:
-            return Selection(resolve(policy.default, view, "default patch"), "default")
+            return Selection(resolve(policy.default, view, "--default-patch"), "default")
         except PolicyPatchError as error:
             raise PatchNotReady(f"the default patch can't serve: {error.message}") from error
     if policy.is_patch_required:

@@ -152,16 +152,18 @@ class FakeEngine:
         self.num_running -= 1
 
 
-def add_routes(app: FastAPI, engine: FakeEngine) -> None:
-    """Add routes that treat exceptions as vLLM's do: on streams they become a chunk."""
+async def events(tokens: AsyncIterator[str]) -> AsyncIterator[str]:
+    """As vLLM's streams do, turn an exception into a chunk."""
+    try:
+        async for token in tokens:
+            yield f"data: {token}\n\n"
+    except Exception as error:
+        yield f"data: {json.dumps({'error': str(error)})}\n\n"
+    yield "data: [DONE]\n\n"
 
-    async def events(tokens: AsyncIterator[str]) -> AsyncIterator[str]:
-        try:
-            async for token in tokens:
-                yield f"data: {token}\n\n"
-        except Exception as error:
-            yield f"data: {json.dumps({'error': str(error)})}\n\n"
-        yield "data: [DONE]\n\n"
+
+def add_generating_routes(app: FastAPI, engine: FakeEngine) -> None:
+    """Add routes that ask the engine as vLLM's do."""
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Any:
@@ -177,6 +179,20 @@ def add_routes(app: FastAPI, engine: FakeEngine) -> None:
         if body.get("stream"):
             return StreamingResponse(events(tokens), media_type="text/event-stream")
         return {"tokens": [token async for token in tokens]}
+
+    @app.post("/v1/responses")
+    async def responses() -> Any:
+        tokens = engine.generate()
+
+        async def run() -> list[str]:
+            return [token async for token in tokens]
+
+        app.state.background = asyncio.create_task(run())
+        return {"status": "queued"}
+
+
+def add_other_routes(app: FastAPI, engine: FakeEngine) -> None:
+    """Add routes that never generate."""
 
     @app.post("/v1/embeddings")
     @app.post("/v1/completions/render")
@@ -198,16 +214,6 @@ def add_routes(app: FastAPI, engine: FakeEngine) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         return None
-
-    @app.post("/v1/responses")
-    async def responses() -> Any:
-        tokens = engine.generate()
-
-        async def run() -> list[str]:
-            return [token async for token in tokens]
-
-        app.state.background = asyncio.create_task(run())
-        return {"status": "queued"}
 
     @app.post("/v1/responses/{response_id}/cancel")
     async def cancel(response_id: str) -> Any:
@@ -260,6 +266,16 @@ class Stand:
         """Wait for something that other tasks bring about."""
         await until(condition)
 
+    def code(self, response: httpx.Response) -> tuple[int, str]:
+        """Status and code of an answer that has to be an OpenAI error object."""
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        return response.status_code, error["code"]
+
+    def in_flight(self) -> int:
+        """How many requests the catalog believes to be running."""
+        return sum(row.num_in_flight for row in self.catalog.residents())
+
     def use(self, **policy: Any) -> None:
         """Change the selection policy."""
         self.gate.policy = SelectionPolicy.from_flags(
@@ -298,7 +314,8 @@ async def stand(folder: Path) -> AsyncIterator[Stand]:
     engine.may_start.set()
     engine.may_go_on.set()
     app = FastAPI()
-    add_routes(app, engine)
+    add_generating_routes(app, engine)
+    add_other_routes(app, engine)
     install(app, catalog=catalog, gate=gate, metrics=metrics)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

@@ -1,0 +1,127 @@
+"""What leaves the server: errors with their own status, nothing that the patch had no part in."""
+
+from collections.abc import Callable
+from typing import Any
+
+from server.errors import PatchNotReady
+
+HEADER = "x-policy-patch"
+DIGEST_HEADER = "x-policy-patch-digest"
+
+
+async def test_an_answer_that_the_patch_had_no_part_in_is_withheld(stand: Any) -> None:
+    """A route that answers around the engine client would otherwise be a silent base answer."""
+    await stand.load()
+    response = await stand.chat("pirate", ignores_patch=True)
+    assert stand.code(response) == (500, "patch_not_applied")
+    assert "base" not in response.text
+    assert (await stand.chat(ignores_patch=True)).json() == {"text": "base"}
+
+
+async def test_an_error_of_the_route_still_names_the_selected_patch(stand: Any) -> None:
+    patch = await stand.load()
+    response = await stand.chat("pirate", breaks=True)
+    assert response.status_code == 500
+    assert response.headers[DIGEST_HEADER] == patch.digest
+    assert stand.code(response) == (500, "internal_error")
+    response = await stand.chat("pirate", model="no-such-model")
+    assert (response.status_code, response.headers[HEADER]) == (404, "pirate@1.0.0")
+
+
+async def test_an_apps_own_handler_for_exceptions_is_used_and_named(stand: Any) -> None:
+    async def handle(request: Any, error: Exception) -> Any:
+        from fastapi.responses import JSONResponse
+
+        return JSONResponse({"handled": str(error)}, 500)
+
+    stand.app.add_exception_handler(Exception, handle)
+    await stand.load()
+    response = await stand.chat("pirate", breaks=True)
+    assert response.json() == {"handled": "a bug in the route"}
+    assert response.headers[HEADER] == "pirate@1.0.0"
+
+
+async def test_a_refusal_before_the_first_chunk_of_a_stream_has_its_own_status(stand: Any) -> None:
+    """vLLM's streams turn exceptions into a chunk under status 200; the middleware knows better."""
+    await stand.load()
+    stand.engine.fails_after, stand.engine.failure = 0, PatchNotReady("lost on the way")
+    response = await stand.chat("pirate", stream=True)
+    assert stand.code(response) == (503, "patch_not_ready")
+    assert response.headers["retry-after"] == "1"
+    assert response.headers[HEADER] == "pirate@1.0.0"
+    assert stand.in_flight() == 0
+
+
+async def test_a_refusal_after_the_first_chunk_stays_in_the_stream(stand: Any) -> None:
+    await stand.load()
+    stand.engine.fails_after, stand.engine.failure = 1, PatchNotReady("lost on the way")
+    response = await stand.chat("pirate", stream=True)
+    assert response.status_code == 200
+    assert "lost on the way" in response.text
+
+
+async def test_a_refusal_that_a_route_made_something_else_of_is_restored(stand: Any) -> None:
+    await stand.load()
+    stand.engine.fails_after, stand.engine.failure = 2, PatchNotReady("lost on the way")
+    assert stand.code(await stand.chat("pirate")) == (503, "patch_not_ready")
+
+
+async def test_a_path_below_a_root_path_is_the_same_route(stand: Any) -> None:
+    await stand.load()
+    stand.app.root_path = "/api"
+    response = await stand.client.post(
+        "/api/v1/chat/completions", headers={"X-Policy-Patch": "pirate"}, json={}
+    )
+    assert response.headers[HEADER] == "pirate@1.0.0"
+
+
+async def test_a_redirect_to_the_route_without_slash_is_left_alone(stand: Any) -> None:
+    await stand.load()
+    response = await stand.post("/v1/chat/completions/", "pirate")
+    assert response.status_code == 307
+
+
+async def test_a_stream_of_the_base_begins_before_its_first_token(
+    stand: Any, open_stream: Callable[..., Any]
+) -> None:
+    """Nothing is held back where there is no patch."""
+    stand.engine.num_tokens = 2
+    stand.engine.may_start.clear()
+    stream = open_stream()
+    assert (await stream.start())[1][HEADER] == "none"
+    stand.engine.may_start.set()
+    assert "base" in await stream.rest()
+
+
+async def test_a_stream_that_nobody_asked_the_gate_about_gets_the_default_or_nothing(stand: Any) -> None:
+    """A route that streams around the engine client, under a default patch."""
+    from fastapi.responses import StreamingResponse
+
+    async def chunks() -> Any:
+        yield "data: base\n\n"
+
+    @stand.app.post("/v1/completions")
+    async def complete() -> Any:
+        return StreamingResponse(chunks(), media_type="text/event-stream")
+
+    assert "base" in (await stand.post("/v1/completions")).text
+    await stand.load()
+    stand.use(default_patch="pirate")
+    response = await stand.post("/v1/completions")
+    assert stand.code(response) == (500, "patch_not_applied")
+
+
+async def test_a_refusal_by_the_engine_that_is_no_patch_error_counts_by_its_status(stand: Any) -> None:
+    """vLLM checks some parameters inside the generation."""
+
+    @stand.app.exception_handler(ValueError)
+    async def answer(request: Any, error: Exception) -> Any:
+        from fastapi.responses import JSONResponse
+
+        return JSONResponse({"error": {"message": str(error)}}, 400)
+
+    await stand.load()
+    stand.engine.fails_after, stand.engine.failure = 0, ValueError("temperature is odd")
+    response = await stand.chat("pirate")
+    assert (response.status_code, response.headers[HEADER]) == (400, "pirate@1.0.0")
+    assert stand.value('policy_patch_requests_total{outcome="client_error",patch="pirate"}') == 1

@@ -1,0 +1,230 @@
+"""Which patch answers, and what the answer says, in a real app around an engine that tells its patch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+HEADER = "x-policy-patch"
+DIGEST_HEADER = "x-policy-patch-digest"
+
+
+async def test_a_named_patch_answers_and_is_named(stand: Any) -> None:
+    patch = await stand.load("pirate", "1.2.0")
+    response = await stand.chat("pirate")
+    assert response.json() == {"tokens": [patch.digest] * 3}
+    assert response.headers[HEADER] == "pirate@1.2.0"
+    assert response.headers[DIGEST_HEADER] == patch.digest
+
+
+async def test_the_base_answers_where_nothing_is_named_and_says_so(stand: Any) -> None:
+    await stand.load()
+    response = await stand.chat()
+    assert response.json() == {"tokens": ["base"] * 3}
+    assert response.headers[HEADER] == "none"
+    assert DIGEST_HEADER not in response.headers
+
+
+async def test_a_stream_names_its_patch_too(stand: Any, open_stream: Callable[..., Any]) -> None:
+    patch = await stand.load()
+    stream = open_stream("pirate")
+    status, headers = await stream.start()
+    assert (status, headers[HEADER], headers[DIGEST_HEADER]) == (200, "pirate@1.0.0", patch.digest)
+    assert headers["content-type"].startswith("text/event-stream")
+    assert await stream.rest() == f"data: {patch.digest}\n\n" * 3 + "data: [DONE]\n\n"
+
+
+async def test_a_base_stream_is_named_none(stand: Any, open_stream: Callable[..., Any]) -> None:
+    stream = open_stream()
+    assert (await stream.start())[1][HEADER] == "none"
+    assert "base" in await stream.rest()
+
+
+@pytest.mark.parametrize("pin", ["@1.0.0", "@sha256"])
+async def test_a_pinned_version_answers_although_another_is_active(stand: Any, pin: str) -> None:
+    old = await stand.load("pirate", "1.0.0", fill=1.0)
+    await stand.load("pirate", "2.0.0", fill=2.0)
+    reference = "pirate@" + (old.digest[:19] if pin == "@sha256" else "1.0.0")
+    assert (await stand.chat(reference)).headers[DIGEST_HEADER] == old.digest
+
+
+async def test_a_composition_answers_where_it_was_prepared(stand: Any) -> None:
+    parts = [await stand.load("toxicity", fill=1.0), await stand.load("bias", fill=2.0)]
+    components = [{"name": p.name, "version": p.version, "digest": p.digest} for p in parts]
+    origin = {"method": "compose", "components": components}
+    both = await stand.load("both", origin=origin, fill=3.0)
+    response = await stand.chat("toxicity, bias")
+    assert response.json() == {"tokens": [both.digest] * 3}
+    assert response.headers[HEADER] == "both@1.0.0"
+    assert stand.code(await stand.chat("bias, toxicity")) == (400, "composition_not_prepared")
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (b"", (400, "malformed_patch_name")),
+        (b"Pirate", (400, "malformed_patch_name")),
+        (b"x" * 10_000, (400, "malformed_patch_name")),
+        ("piräte".encode(), (400, "malformed_patch_name")),
+        (b"pirate\x01", (400, "malformed_patch_name")),
+        (b"pirate,,pirate", (400, "malformed_patch_name")),
+        (b"unknown", (404, "patch_not_found")),
+        (b"pirate@9.9.9", (404, "patch_not_found")),
+        (b"pirate,pirate", (400, "composition_not_prepared")),
+    ],
+)
+async def test_a_header_that_cannot_be_honoured_is_refused_and_never_reaches_the_engine(
+    stand: Any, header: bytes, expected: tuple[int, str], is_stream: bool
+) -> None:
+    await stand.load()
+    response = await stand.chat(header, stream=is_stream)
+    assert stand.code(response) == expected
+    assert response.json()["error"]["param"] == "X-Policy-Patch"
+    assert HEADER not in response.headers
+    assert stand.engine.decisions == []
+
+
+async def test_two_header_lines_are_refused_even_where_they_agree(stand: Any) -> None:
+    await stand.load()
+    headers = [("X-Policy-Patch", "pirate"), ("x-policy-patch", "pirate")]
+    response = await stand.client.post("/v1/chat/completions", headers=headers, json={})
+    assert stand.code(response) == (400, "malformed_patch_name")
+
+
+@pytest.mark.parametrize("name", ["X-Policy-Patch", "x-policy-patch", "X-POLICY-PATCH"])
+async def test_the_header_name_may_be_in_any_case(stand: Any, name: str) -> None:
+    await stand.load()
+    response = await stand.client.post("/v1/chat/completions", headers={name: "pirate"}, json={})
+    assert response.headers[HEADER] == "pirate@1.0.0"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_an_alias_selects_a_patch(stand: Any, is_stream: bool) -> None:
+    patch = await stand.load()
+    response = await stand.chat(model="demo:pirate", stream=is_stream)
+    assert response.headers[HEADER] == "pirate@1.0.0"
+    assert patch.digest in response.text
+
+
+async def test_the_header_wins_over_the_alias(stand: Any) -> None:
+    await stand.load("pirate")
+    await stand.load("sailor")
+    assert (await stand.chat("sailor", model="demo:pirate")).headers[HEADER] == "sailor@1.0.0"
+    assert (await stand.chat("none", model="demo:pirate")).headers[HEADER] == "none"
+    assert (await stand.chat("sailor", model="demo:unknown")).headers[HEADER] == "sailor@1.0.0"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("demo:unknown", (404, "patch_not_found")),
+        ("demo:Pirate", (400, "malformed_patch_name")),
+        ("demo:", (400, "malformed_patch_name")),
+        ("demo:" + "x" * 10_000, (400, "malformed_patch_name")),
+        ("demo:a,b", (404, "patch_not_found")),
+    ],
+)
+async def test_an_alias_that_cannot_be_honoured_is_refused(
+    stand: Any, model: str, expected: tuple[int, str], is_stream: bool
+) -> None:
+    response = await stand.chat(model=model, stream=is_stream)
+    assert stand.code(response) == expected
+    assert response.json()["error"]["param"] == "model"
+    assert stand.engine.decisions == []
+
+
+async def test_a_malformed_header_is_refused_although_an_alias_is_fine(stand: Any) -> None:
+    await stand.load()
+    assert stand.code(await stand.chat("Pirate", model="demo:pirate"))[0] == 400
+
+
+async def test_a_default_patch_answers_where_nothing_is_named(
+    stand: Any, open_stream: Callable[..., Any]
+) -> None:
+    patch = await stand.load()
+    stand.use(default_patch="pirate")
+    response = await stand.chat()
+    assert (response.headers[HEADER], response.json()) == ("pirate@1.0.0", {"tokens": [patch.digest] * 3})
+    stream = open_stream()
+    assert (await stream.start())[1][HEADER] == "pirate@1.0.0"
+    assert patch.digest in await stream.rest()
+
+
+async def test_none_opts_out_of_a_default_patch(stand: Any) -> None:
+    await stand.load()
+    stand.use(default_patch="pirate")
+    assert (await stand.chat("none")).headers[HEADER] == "none"
+    assert (await stand.chat(model="demo:none")).headers[HEADER] == "none"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_none_is_forbidden_where_a_patch_is_required(stand: Any, is_stream: bool) -> None:
+    await stand.load()
+    stand.use(default_patch="pirate", require_patch=True)
+    assert stand.code(await stand.chat("none", stream=is_stream)) == (403, "patch_forbidden")
+    assert stand.code(await stand.chat(model="demo:none", stream=is_stream)) == (403, "patch_forbidden")
+    assert stand.engine.decisions == []
+    assert (await stand.chat(stream=is_stream)).headers[HEADER] == "pirate@1.0.0"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_required_patch_without_a_default_has_to_be_named(stand: Any, is_stream: bool) -> None:
+    await stand.load()
+    stand.use(require_patch=True)
+    assert stand.code(await stand.chat(stream=is_stream)) == (403, "patch_forbidden")
+    assert (await stand.chat("pirate", stream=is_stream)).status_code == 200
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_missing_default_patch_is_503_and_never_the_base(stand: Any, is_stream: bool) -> None:
+    stand.use(default_patch="gone")
+    response = await stand.chat(stream=is_stream)
+    assert stand.code(response) == (503, "patch_not_ready")
+    assert response.headers["retry-after"] == "1"
+    assert "base" not in response.text
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/completions/render", "/v1/unheard/of", "/tokenize"])
+async def test_a_named_patch_is_refused_on_routes_that_do_not_generate(stand: Any, path: str) -> None:
+    await stand.load()
+    assert stand.code(await stand.post(path, "pirate")) == (400, "unsupported_with_patch")
+    assert stand.code(await stand.post(path, "Pirate")) == (400, "malformed_patch_name")
+
+
+async def test_an_alias_is_refused_on_routes_that_do_not_generate(stand: Any) -> None:
+    await stand.load()
+    response = await stand.post("/v1/embeddings", model="demo:pirate")
+    assert stand.code(response) == (400, "unsupported_with_patch")
+
+
+async def test_a_default_patch_leaves_routes_alone_that_do_not_generate(stand: Any) -> None:
+    await stand.load()
+    stand.use(default_patch="pirate")
+    response = await stand.post("/v1/embeddings")
+    assert (response.status_code, response.headers[HEADER]) == (200, "none")
+    assert (await stand.post("/v1/completions/render")).status_code == 200
+    response = await stand.post("/invocations")
+    assert (response.status_code, response.headers[HEADER]) == (200, "none")
+
+
+async def test_a_required_patch_closes_routes_that_run_the_model_without_it(stand: Any) -> None:
+    await stand.load()
+    stand.use(default_patch="pirate", require_patch=True)
+    for path in ("/v1/embeddings", "/invocations"):
+        assert stand.code(await stand.post(path)) == (400, "unsupported_with_patch")
+    assert (await stand.post("/v1/completions/render")).status_code == 200
+
+
+async def test_encoding_behind_a_generating_route_is_refused_with_a_patch(stand: Any) -> None:
+    await stand.load()
+    assert stand.code(await stand.post("/invocations", "pirate")) == (400, "unsupported_with_patch")
+
+
+async def test_reading_and_cancelling_ignore_the_header_that_a_client_always_sends(stand: Any) -> None:
+    stand.use(default_patch="gone", require_patch=True)
+    response = await stand.client.get("/v1/models", headers={"X-Policy-Patch": "Odd Case"})
+    assert response.status_code == 200
+    assert HEADER not in response.headers
+    assert (await stand.post("/v1/responses/r1/cancel", "pirate")).status_code == 200

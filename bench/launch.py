@@ -5,6 +5,7 @@ that no default of either can differ.
 """
 
 import argparse
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -102,9 +103,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults.load_format,
         help="`dummy` gives random weights: speed is real, answers mean nothing (default: %(default)s)",
     )
-    group.add_argument("--max-model-len", type=int, default=defaults.max_model_len)
-    group.add_argument("--max-num-seqs", type=int, default=defaults.max_num_seqs)
-    group.add_argument("--max-num-batched-tokens", type=int, default=defaults.max_num_batched_tokens)
+    for flag, default, meaning in (
+        ("--max-model-len", defaults.max_model_len, "tokens of a prompt and its answer"),
+        ("--max-num-seqs", defaults.max_num_seqs, "requests in a batch"),
+        ("--max-num-batched-tokens", defaults.max_num_batched_tokens, "tokens in a step"),
+    ):
+        group.add_argument(
+            flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})"
+        )
     group.add_argument(
         "--block-size", type=int, help="tokens in a KV block (default: 16 on GPUs, 32 on CPUs)"
     )
@@ -157,8 +163,16 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
 
 
 def plain_server(options: EngineOptions, log_folder: Path) -> ServerSpec:
-    """Describe `vllm serve` as it is."""
-    return _spec("plain", ["-m", "vllm.entrypoints.cli.main", "serve", options.model], options, log_folder)
+    """Describe `vllm serve` as it is.
+
+    The CPU build's `vllm` command asks for the version of a distribution that has another name, and ends
+    there. Where that is so, the module that `vllm serve` runs is started instead: it is the same server.
+    """
+    if _is_installed("vllm"):
+        command = ["-m", "vllm.entrypoints.cli.main", "serve", options.model]
+    else:
+        command = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", options.model]
+    return _spec("plain", command, options, log_folder)
 
 
 def ours_server(options: EngineOptions, patches: Path, log_folder: Path) -> ServerSpec:
@@ -222,6 +236,14 @@ def require_same_environment(variables: Mapping[str, Mapping[str, str]]) -> None
             findings.append(f"{name}: expected one value, got {values}; set it for both with --env {name}=…")
     if findings:
         raise GateFailed(findings)
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _facts(path: Path) -> PatchFacts:

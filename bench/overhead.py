@@ -41,19 +41,21 @@ from bench.launch import (
 )
 from bench.record import read_records
 from bench.report import summary_line, write_report
-from bench.rounds import Plan, Run, measure_rounds, progress
+from bench.rounds import Plan, Run, add_plan_arguments, measure_rounds, plan_of, progress
 from bench.servers import require_running, running_server, speed_variables
 from bench.tokens import served_model, tokenize_policy
 
 QUESTION = "overhead"
 NUM_GATE_PROMPTS = 4
+#: Above this 1-minute load average, before anything is started, the machine is not quiet.
+MAX_QUIET_LOAD = 0.5
 
 EPILOG = """\
 examples:
-  python -m bench.overhead --model ./smollm2 --policy-text policy.txt
-  python -m bench.overhead --model ./smollm2 --policy-text policy.txt --concurrency 1,8,64 --rounds 9
-  python -m bench.overhead --model ./llama --patch p.safetensors --policy-text p.txt --load-format dummy
-  python -m bench.overhead --model ./smollm2 --policy-text policy.txt --patch-name pirate \\
+  policypatch bench overhead --model ./smollm2 --policy-text policy.txt
+  policypatch bench overhead --model ./smollm2 --policy-text policy.txt --concurrency 1,8,64 --rounds 9
+  policypatch bench overhead --model ./llama --patch p.safetensors --policy-text p.txt --load-format dummy
+  policypatch bench overhead --model ./smollm2 --policy-text policy.txt --patch-name pirate \\
     --plain-url http://127.0.0.1:8000 --ours-url http://127.0.0.1:8001
 """
 
@@ -123,6 +125,8 @@ def run_overhead(engine: EngineOptions, options: OverheadOptions, command: Seque
     """
     # Before anything is started, so that the load average is the machine's own.
     environment = describe_environment()
+    if environment["load_average_1m"] > MAX_QUIET_LOAD:
+        progress(f"note: load average {environment['load_average_1m']:.1f}: other work will be measured too")
     options.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{QUESTION}-", dir=options.out))
     patches = folder / "patches"
@@ -200,7 +204,7 @@ async def _prepare_run(session: aiohttp.ClientSession, job: Job, servers: Server
     options, patch = job.options, job.patch
     models = {name: await served_model(session, url) for name, url in servers.urls.items()}
     name, url = next(iter(servers.urls.items()))
-    text = options.policy_text.read_text(encoding="utf-8")
+    text = options.policy_text.read_text(encoding="utf-8-sig")
     policy_ids, turn = await tokenize_policy(session, url, models[name], text, is_raw=options.is_raw)
     if patch is not None and patch.num_tokens != len(policy_ids):
         raise GateFailed([f"patch: expected {len(policy_ids)} tokens as in the text, got {patch.num_tokens}"])
@@ -248,7 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    defaults, plan = OverheadOptions, Plan
+    defaults = OverheadOptions
     parser.add_argument("--model", required=True, help="model folder, or the id of a cached model")
     parser.add_argument("--policy-text", required=True, type=Path, metavar="FILE", help="the policy as text")
     parser.add_argument(
@@ -261,48 +265,35 @@ def build_parser() -> argparse.ArgumentParser:
         "--arms", type=_names, default=tuple(ARMS), help=f"some of {','.join(ARMS)} (default: all)"
     )
     parser.add_argument(
-        "--concurrency", type=_counts, default=plan.concurrency, help="requests in flight (default: 1,8)"
+        "--start-timeout-s",
+        type=float,
+        default=defaults.start_timeout_s,
+        help="for each server (default: %(default)s)",
     )
     parser.add_argument(
-        "--rounds", type=int, default=plan.num_rounds, help="after one that warms up (default: %(default)s)"
+        "--time-limit-s",
+        type=float,
+        default=defaults.time_limit_s,
+        help="for all rounds together (default: %(default)s)",
     )
     parser.add_argument(
-        "--min-requests", type=int, default=plan.min_requests, help="per arm and round (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--waves", type=int, default=plan.num_waves, help="requests per slot and round (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--input-tokens", type=int, default=plan.num_input_tokens, help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--output-tokens", type=int, default=plan.num_output_tokens, help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--settle-s", type=float, default=plan.settle_s, help="pause before each cell (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=plan.seed)
-    parser.add_argument("--start-timeout-s", type=float, default=defaults.start_timeout_s)
-    parser.add_argument(
-        "--time-limit-s", type=float, default=defaults.time_limit_s, help="for all rounds together"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=defaults.out, metavar="DIR", help="each run gets a folder there"
+        "--out",
+        type=Path,
+        default=defaults.out,
+        metavar="DIR",
+        help="each run gets a folder there (default: %(default)s)",
     )
     given = parser.add_argument_group("servers that run already (none is started then)")
     given.add_argument("--plain-url", metavar="URL", help="`vllm serve`")
     given.add_argument("--ours-url", metavar="URL", help="`policypatch serve`")
     given.add_argument("--patch-name", metavar="NAME", help="the patch there that holds the policy")
+    add_plan_arguments(parser)
     add_engine_arguments(parser)
     return parser
 
 
 def _names(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
-
-
-def _counts(value: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(int(count) for count in value.split(",")))
 
 
 def overhead_options(args: argparse.Namespace) -> OverheadOptions:
@@ -322,16 +313,7 @@ def overhead_options(args: argparse.Namespace) -> OverheadOptions:
         start_timeout_s=args.start_timeout_s,
         time_limit_s=args.time_limit_s,
         out=args.out,
-        plan=Plan(
-            concurrency=args.concurrency,
-            num_rounds=args.rounds,
-            min_requests=args.min_requests,
-            num_waves=args.waves,
-            num_input_tokens=args.input_tokens,
-            num_output_tokens=args.output_tokens,
-            seed=args.seed,
-            settle_s=args.settle_s,
-        ),
+        plan=plan_of(args),
     )
 
 

@@ -155,18 +155,23 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_text_col
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="policypatch bench report", description=__doc__.splitlines()[0])
+    parser.add_argument("records", nargs="+", type=Path, metavar="FILE", help="records.jsonl of a run")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the report (default: that of FILE)"
+    )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the report; the last line of stdout is one JSON object.
 
     Returns:
         0, or 1 where the records cannot be read.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.splitlines()[0])
-    parser.add_argument("records", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the report (default: that of FILE)"
-    )
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         records = read_records(args.records)
         print(write_report(records, args.out or args.records[0].parent))

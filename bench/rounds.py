@@ -1,5 +1,6 @@
 """Rounds of cells: every arm once per round and concurrency, in an order that favours none, one at a time."""
 
+import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ class Plan:
         num_input_tokens: user tokens of each prompt.
         num_output_tokens: tokens of each answer.
         seed: decides prompts and orders.
-        settle_s: pause before each cell.
+        settle_s: pause before each cell, in which the other server goes to sleep.
     """
 
     concurrency: tuple[int, ...] = (1, 8)
@@ -44,11 +45,55 @@ class Plan:
     num_input_tokens: int = 128
     num_output_tokens: int = 64
     seed: int = 0
-    settle_s: float = 0.3
+    settle_s: float = 1.5
 
     def num_requests(self, concurrency: int) -> int:
         """Return the number of requests in a cell."""
         return max(self.min_requests, self.num_waves * concurrency)
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``Plan``."""
+    group = parser.add_argument_group("how much")
+    group.add_argument(
+        "--concurrency",
+        type=_counts,
+        default=Plan.concurrency,
+        metavar="N,N",
+        help=f"requests in flight (default: {','.join(map(str, Plan.concurrency))})",
+    )
+    for flag, default, meaning in (
+        ("--rounds", Plan.num_rounds, "rounds, after one that warms up"),
+        ("--min-requests", Plan.min_requests, "requests per arm and round, at least"),
+        ("--waves", Plan.num_waves, "requests per slot, arm and round"),
+        ("--input-tokens", Plan.num_input_tokens, "user tokens of each prompt"),
+        ("--output-tokens", Plan.num_output_tokens, "tokens of each answer"),
+        ("--seed", Plan.seed, "decides prompts and orders"),
+    ):
+        group.add_argument(
+            flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})"
+        )
+    group.add_argument(
+        "--settle-s",
+        type=float,
+        default=Plan.settle_s,
+        metavar="S",
+        help="pause before each cell (default: %(default)s)",
+    )
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """Read ``Plan`` from parsed arguments."""
+    return Plan(
+        concurrency=args.concurrency,
+        num_rounds=args.rounds,
+        min_requests=args.min_requests,
+        num_waves=args.waves,
+        num_input_tokens=args.input_tokens,
+        num_output_tokens=args.output_tokens,
+        seed=args.seed,
+        settle_s=args.settle_s,
+    )
 
 
 @dataclass(frozen=True)
@@ -143,10 +188,11 @@ async def measure_arm(
         ServerFailed: a server died.
     """
     label = f"{round_idx}/{concurrency}"
+    # The server of the cell before spins on its queues for a second after its last answer, on the same cores.
+    await asyncio.sleep(run.plan.settle_s)
     # One answer outside the clock: wakes the server up, and warms the policy text where the arm is warm.
     (first,) = run.prompts(f"prime/{arm.name}/{label}", 1)
     await send_one(session, run.question.request(arm, first, salt=f"{run.run_id}/prime/{label}"))
-    await asyncio.sleep(run.plan.settle_s)
     prompts = run.prompts(label, run.plan.num_requests(concurrency))
     requests = [
         run.question.request(arm, user_ids, salt=f"{run.run_id}/{label}/{i}")
@@ -163,6 +209,10 @@ async def measure_arm(
         "num_cached_tokens": sum(reply.num_cached_tokens for reply in replies),
         "cpu_stolen_share": (stolen_after - stolen_before) / max(1, all_after - all_before),
     }
+
+
+def _counts(value: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(int(count) for count in value.split(",")))
 
 
 def progress(message: str) -> None:

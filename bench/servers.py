@@ -31,6 +31,7 @@ SPEED_VARIABLES = (
     "MALLOC_",
     "MKL_",
     "OMP_",
+    "PYTORCH_",
     "TCMALLOC_",
     "TORCH_",
     "VLLM_ATTENTION_",

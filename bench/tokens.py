@@ -41,7 +41,7 @@ async def tokenize_policy(
         session: an open session.
         url: base URL of a server.
         model: the server's model name.
-        text: the policy.
+        text: the policy. White space around it counts only where it is raw, as in `policypatch compile`.
         is_raw: the policy stands as it is in front of the user's tokens; otherwise it is rendered as a system
             message by the chat template.
 
@@ -57,7 +57,7 @@ async def tokenize_policy(
     if is_raw:
         policy_ids = await _tokenize(session, url, model, prompt=text, add_special_tokens=True)
         return tuple(policy_ids), UserTurn((), (), tuple(pool))
-    system = {"role": "system", "content": text}
+    system = {"role": "system", "content": text.strip()}
     policy_ids = await _tokenize(session, url, model, messages=[system], add_generation_prompt=False)
     turns = []
     for message in (_FIRST_MESSAGE, _SECOND_MESSAGE):

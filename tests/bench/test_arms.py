@@ -1,3 +1,5 @@
+"""The arms: same user tokens, and the policy where it belongs."""
+
 from bench.arms import ARMS, PAIRS, Question
 
 QUESTION = Question({"plain": "http://p", "ours": "http://o"}, {"plain": "m", "ours": "m"}, "kind", (7, 8), 4)

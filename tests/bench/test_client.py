@@ -1,3 +1,5 @@
+"""The load generator against a stand-in: timing, order, and streams that are not whole."""
+
 import asyncio
 import time
 

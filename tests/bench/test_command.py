@@ -1,3 +1,5 @@
+"""`policypatch bench`: hands over to the question, and gives its exit code back."""
+
 import importlib
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""What records say about the machine, and what they keep to themselves."""
+
 import json
 import socket
 

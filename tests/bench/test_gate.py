@@ -1,3 +1,5 @@
+"""The correctness gate: servers that are wrong in one way each are refused."""
+
 import pytest
 
 from bench.arms import ARMS, Question, require_arms

@@ -1,3 +1,5 @@
+"""Both servers are started alike."""
+
 import argparse
 from pathlib import Path
 
@@ -28,8 +30,22 @@ def test_both_servers_get_the_same_flags_and_environment(tmp_path: Path) -> None
     assert plain.environment == ours.environment
     assert plain.environment["A"] == "b=c"
     assert plain.port != ours.port
-    assert plain.command[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", "demo"]
     assert ours.command[1:6] == ["-m", "server", "serve", "--model", "demo"]
+
+
+@pytest.mark.parametrize(
+    ("is_installed", "command"),
+    [
+        (True, ["-m", "vllm.entrypoints.cli.main", "serve", "demo"]),
+        (False, ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", "demo"]),
+    ],
+    ids=["gpu build", "cpu build"],
+)
+def test_plain_server_is_vllms_own_in_either_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool, command: list[str]
+) -> None:
+    monkeypatch.setattr(launch, "_is_installed", lambda distribution: is_installed)
+    assert plain_server(OPTIONS, tmp_path).command[1:5] == command
 
 
 def test_servers_listen_on_this_machine_only(tmp_path: Path) -> None:

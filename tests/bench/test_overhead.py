@@ -1,3 +1,5 @@
+"""The overhead benchmark as a whole, against stand-ins in processes of their own."""
+
 import contextlib
 import json
 import subprocess

@@ -1,3 +1,5 @@
+"""Records: the round trip, and lines that are none."""
+
 import math
 from collections.abc import Callable
 from pathlib import Path

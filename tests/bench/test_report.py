@@ -1,3 +1,5 @@
+"""Reports are made from records alone."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

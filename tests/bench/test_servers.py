@@ -1,3 +1,5 @@
+"""Servers under test: ready when they say so, and gone with all their children."""
+
 import os
 import sys
 import time

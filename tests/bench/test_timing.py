@@ -1,3 +1,5 @@
+"""Statistics of a cell, and ratios within a round."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Token ids that a server gives: the policy's and the user turn's."""
+
 import pytest
 from aiohttp import web
 
@@ -8,7 +10,7 @@ from bench.tokens import served_model, tokenize_policy
 
 async def test_policy_and_user_turn_make_up_a_conversation(serve, session) -> None:
     url = await serve(FakeServer())
-    ids, turn = await tokenize_policy(session, url, "fake", "be kind", is_raw=False)
+    ids, turn = await tokenize_policy(session, url, "fake", " be kind\n", is_raw=False)
     assert list(ids) == policy_ids("be kind")
     # Roles of the stand-in: 2 opens the user's turn, 4 ends it, 3 opens the answer.
     assert (turn.head, turn.tail) == ((2,), (4, 3))

@@ -1,3 +1,5 @@
+"""Prompts that share nothing, and orders that favour nobody."""
+
 from collections import Counter
 from itertools import pairwise
 

@@ -350,5 +350,10 @@ def test_digests_of_a_given_model_are_frozen(tmp_path: Path) -> None:
         ],
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    assert weights_digest(tmp_path) == "sha256:8b74b6b4cfdf0a8bdbd5a5056e273ca595de085690b2266e43f2c19f3edb05c7"
-    assert tokenizer_digest(tmp_path) == "sha256:2bfade600fef4958429ff733a966f0f0c2cbdbcb1e4243af96eb4b0e83f6e9ae"
+    assert (
+        weights_digest(tmp_path) == "sha256:8b74b6b4cfdf0a8bdbd5a5056e273ca595de085690b2266e43f2c19f3edb05c7"
+    )
+    assert (
+        tokenizer_digest(tmp_path)
+        == "sha256:2bfade600fef4958429ff733a966f0f0c2cbdbcb1e4243af96eb4b0e83f6e9ae"
+    )

@@ -1,0 +1,80 @@
+"""The specification and its page are held to the code."""
+
+import hashlib
+import inspect
+import json
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import patches.format
+from patches.canonical import canonical_json
+from patches.errors import FORMAT_REASONS
+from patches.format import MAX_FILE_BYTES, Patch
+from patches.manifest import (
+    MAX_MANIFEST_BYTES,
+    MAX_NUM_VIRTUAL_TOKENS,
+    METHODS,
+    BaseModel,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+SPECIFICATION = inspect.getdoc(patches.format) or ""
+PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def example() -> Manifest:
+    """The manifest that the specification shows."""
+    match = re.search(r"^    \{\n.*?^    \}\n", SPECIFICATION, re.MULTILINE | re.DOTALL)
+    assert match is not None
+    return decode_manifest(canonical_json(json.loads(match[0].replace("sha256:…", "sha256:" + "0" * 64))))
+
+
+def test_the_example_of_the_specification_is_a_valid_manifest_with_every_key(example: Manifest) -> None:
+    document = json.loads(encode_manifest(example))
+    assert set(document) == {field.name for field in fields(Manifest)}
+    assert set(document["base_model"]) == {field.name for field in fields(BaseModel)}
+
+
+def test_every_key_of_the_manifest_is_explained() -> None:
+    for field in fields(Manifest):
+        if field.name != "num_virtual_tokens":
+            assert f"``{field.name}``" in SPECIFICATION
+    assert "N, the number of virtual tokens" in " ".join(SPECIFICATION.split())
+
+
+def test_the_limits_are_stated_as_they_are() -> None:
+    for text in (SPECIFICATION, PAGE):
+        assert "1 GiB" in text
+        assert "256 KiB" in text
+        assert "4096" in text
+    assert (MAX_FILE_BYTES, MAX_MANIFEST_BYTES, MAX_NUM_VIRTUAL_TOKENS) == (1024**3, 256 * 1024, 4096)
+
+
+def test_the_page_explains_every_reason_and_every_method() -> None:
+    for word in (*FORMAT_REASONS, *METHODS):
+        assert f"| `{word}` |" in PAGE
+
+
+def test_the_digest_is_the_one_that_is_specified(make: Callable[..., Patch]) -> None:
+    """Computed once more from the words of ``patches.digest``."""
+    patch = make()
+    assert patch.embeddings is not None
+    assert patch.kv is not None
+    parts = [
+        encode_manifest(patch.manifest).encode(),
+        b'{"dtype":"F32","name":"embeddings","shape":[3,8]}',
+        patch.embeddings.numpy().tobytes(),
+        b'{"dtype":"BF16","name":"kv","shape":[2,2,3,2,4]}',
+        b"".join(struct.pack("<f", value)[2:] for value in patch.kv.float().flatten().tolist()),
+    ]
+    stream = b"policypatch/1\n\0\0" + b"".join(struct.pack("<Q", len(part)) + part for part in parts)
+    assert patch.digest == "sha256:" + hashlib.sha256(stream).hexdigest()

@@ -1,0 +1,73 @@
+"""Start and end of the server: what it refuses, what it prints, how it stops."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", "serve", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_sigterm_lets_running_streams_finish_and_exits_zero(
+    start_module_server: Any, tiny_model: Path, tiny_patches: Any
+) -> None:
+    server = start_module_server(tiny_model, "--dtype", "float32", "--max-model-len", "2048")
+    server.wait_ready()
+    server.install(tiny_patches.of_random_embeddings("random", 40))
+    body = {"model": "base", "prompt": [5, 6, 7], "max_tokens": 400, "ignore_eos": True, "stream": True}
+    exit_code: list[int] = []
+    with server.client.stream(
+        "POST", "/v1/completions", json=body, headers={"X-Policy-Patch": "random"}
+    ) as stream:
+        events = stream.iter_lines()
+        lines = [next(events)]
+        stopper = threading.Thread(target=lambda: exit_code.append(server.process.wait()))
+        stopper.start()
+        server.process.terminate()
+        lines += list(events)
+    stopper.join(120)
+    assert exit_code == [0], server.log_tail()
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert data[-1] == "[DONE]"
+    finish_reasons = [json.loads(item)["choices"][0]["finish_reason"] for item in data[:-1]]
+    assert finish_reasons[-1] == "length"
+
+
+def test_a_missing_patch_folder_is_refused_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    done = _serve("--model", str(tiny_model), "--patches", str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith("policypatch serve: --patches:")
+
+
+def test_a_flag_that_needs_another_launch_mode_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), "--api-server-count", "2")
+    assert done.returncode == 2
+    assert "--api-server-count above 1 cannot be combined with policy patches" in done.stderr
+
+
+def test_a_pooling_model_is_refused_before_it_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), "--runner", "pooling")
+    assert done.returncode == 2
+    assert "is a pooling model" in done.stderr
+
+
+def test_a_model_folder_that_is_none_fails_with_one_readable_line(tmp_path: Path) -> None:
+    done = _serve("--model", str(tmp_path), "--patches", str(tmp_path))
+    assert done.returncode not in (0, -9)
+    assert any(line.startswith("policypatch serve: ") for line in done.stderr.splitlines()), done.stderr
+
+
+def test_flags_that_nobody_knows_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), "--no-such-flag")
+    assert done.returncode == 2
+    assert "--no-such-flag" in done.stderr

@@ -1,0 +1,129 @@
+"""What is refused at start, with configurations of vLLM's shape."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from server.engine.support import (
+    UnsupportedSetup,
+    layer_problems,
+    require_matching_rank_layout,
+    require_supported_arguments,
+    require_supported_model,
+)
+
+
+def _arguments(**changes: Any) -> Any:
+    plain = {
+        "grpc": False,
+        "headless": False,
+        "api_server_count": None,
+        "data_parallel_size": 1,
+        "kv_transfer_config": None,
+        "worker_extension_cls": "",
+        "tokens_only": False,
+        "enable_dbo": False,
+    }
+    return SimpleNamespace(**plain | changes)
+
+
+def _config(model: dict[str, Any] | None = None, **changes: Any) -> Any:
+    plain_model = {
+        "model": "m",
+        "runner_type": "generate",
+        "is_encoder_decoder": False,
+        "use_mla": False,
+        "is_hybrid": False,
+        "is_attention_free": False,
+    }
+    plain = {
+        "parallel_config": SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
+        "speculative_config": None,
+        "cache_config": SimpleNamespace(kv_sharing_fast_prefill=False),
+    }
+    return SimpleNamespace(model_config=SimpleNamespace(**plain_model | (model or {})), **plain | changes)
+
+
+def test_a_plain_setup_passes() -> None:
+    require_supported_arguments(_arguments(api_server_count=1))
+    require_supported_model(_config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"grpc": True}, "--grpc"),
+        ({"headless": True}, "--headless"),
+        ({"api_server_count": 2}, "--api-server-count"),
+        ({"data_parallel_size": 2}, "--data-parallel-size"),
+        ({"kv_transfer_config": object()}, "--kv-transfer-config"),
+        ({"worker_extension_cls": "a.B"}, "--worker-extension-cls"),
+        ({"tokens_only": True}, "--tokens-only"),
+        ({"enable_dbo": True}, "--enable-dbo"),
+    ],
+)
+def test_launch_modes_without_a_patched_client_are_refused(changes: dict[str, Any], flag: str) -> None:
+    with pytest.raises(UnsupportedSetup, match=flag):
+        require_supported_arguments(_arguments(**changes))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (_config({"runner_type": "pooling"}), "pooling model"),
+        (_config({"is_encoder_decoder": True}), "encoder-decoder"),
+        (_config({"use_mla": True}), "MLA"),
+        (_config({"is_hybrid": True}), "recurrent"),
+        (_config({"is_attention_free": True}), "recurrent"),
+        (
+            _config(
+                parallel_config=SimpleNamespace(
+                    decode_context_parallel_size=2, prefill_context_parallel_size=1
+                )
+            ),
+            "context parallelism",
+        ),
+        (_config(speculative_config=SimpleNamespace(method="eagle")), "draft model"),
+        (_config(cache_config=SimpleNamespace(kv_sharing_fast_prefill=True)), "kv-sharing-fast-prefill"),
+    ],
+)
+def test_models_and_modes_that_cannot_be_served_rightly_are_refused(config: Any, reason: str) -> None:
+    with pytest.raises(UnsupportedSetup, match=reason):
+        require_supported_model(config)
+
+
+def test_ngram_speculation_passes() -> None:
+    require_supported_model(_config(speculative_config=SimpleNamespace(method="ngram")))
+
+
+class _Recurrent:
+    def get_kv_cache_spec(self) -> None:
+        return None
+
+
+def test_a_layer_with_another_kind_of_cache_is_named() -> None:
+    assert layer_problems({"l.0.mixer": _Recurrent(), "l.0.norm": torch.nn.Identity()}) == [
+        "l.0.mixer: _Recurrent is not decoder self-attention"
+    ]
+
+
+def _answer(layer_indices: list[int], problems: list[str] | None = None) -> dict[str, object]:
+    return {"layer_indices": layer_indices, "problems": problems or []}
+
+
+def test_pipeline_stages_together_must_run_every_layer() -> None:
+    base_model = SimpleNamespace(num_layers=4)
+    require_matching_rank_layout([_answer([0, 1]), _answer([2, 3])], base_model)
+    with pytest.raises(
+        UnsupportedSetup, match=r"expected attention layers 0\.\.3, the workers run \[0, 1, 3\]"
+    ):
+        require_matching_rank_layout([_answer([0, 1]), _answer([3])], base_model)
+
+
+def test_a_workers_problem_ends_the_start() -> None:
+    with pytest.raises(UnsupportedSetup, match="l.0: shares the K/V"):
+        require_matching_rank_layout(
+            [_answer([0], ["l.0: shares the K/V of x"])], SimpleNamespace(num_layers=1)
+        )

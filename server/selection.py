@@ -115,7 +115,8 @@ def parse_policy_header(values: Sequence[bytes]) -> Wish | None:
             f"X-Policy-Patch: expected at most {MAX_SELECTION_BYTES} bytes, got {len(value)}"
         )
     try:
-        text = value.decode("ascii")
+        # Space around a field value is no part of it (RFC 9110, 5.5), but some servers leave it there.
+        text = value.strip(b" \t").decode("ascii")
     except UnicodeDecodeError:
         raise MalformedPatchName("X-Policy-Patch: expected ASCII, got other bytes") from None
     return parse_wish(text, HEADER_PARAM)

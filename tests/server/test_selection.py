@@ -67,6 +67,8 @@ VIEW = view_of(BIAS, TOXICITY_RC, TOXICITY_2, TOXICITY_1, BOTH)
         (b"toxicity,bias", (PatchRef("toxicity"), PatchRef("bias"))),
         (b"toxicity , bias@1.0.0", (PatchRef("toxicity"), PatchRef("bias", version="1.0.0"))),
         (b"none", OptOut.NONE),
+        (b" none ", OptOut.NONE),
+        (b"\t toxicity \t", (PatchRef("toxicity"),)),
     ],
 )
 def test_a_header_value_means(value: bytes, expected: object) -> None:
@@ -117,7 +119,7 @@ def test_no_header_line_means_nothing_was_asked() -> None:
         b"toxicity:bias",
         b"*",
         b'"toxicity"',
-        b"toxicity\t",
+        b"toxi\tcity",
         b"toxicity,\tbias",
         b"toxicity\r\nX-Other: 1",
         b"toxicity\x00",

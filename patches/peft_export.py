@@ -6,19 +6,20 @@ Embeddings become PROMPT_TUNING; K/V becomes PREFIX_TUNING or CARTRIDGE, which b
 
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING, Any
 
 from patches.errors import AdapterError, PatchExists
-from patches.format import Patch
+
+if TYPE_CHECKING:
+    import torch
+
+    from patches.format import Patch
 
 #: What ``--as`` takes.
 KINDS = ("prompt-tuning", "prefix-tuning", "cartridge")
 
 
-def export_adapter(patch: Patch, folder: Path, kind: str | None = None, *, overwrite: bool = False) -> str:
+def export_adapter(patch: "Patch", folder: Path, kind: str | None = None, *, overwrite: bool = False) -> str:
     """Write a patch as a PEFT adapter folder.
 
     Args:
@@ -35,6 +36,8 @@ def export_adapter(patch: Patch, folder: Path, kind: str | None = None, *, overw
         PatchExists: The folder already holds an adapter.
         OSError: The folder can't be written.
     """
+    from safetensors.torch import save_file
+
     kind = kind or ("prompt-tuning" if patch.embeddings is not None else "prefix-tuning")
     if kind not in KINDS:
         raise AdapterError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -55,7 +58,7 @@ def export_adapter(patch: Patch, folder: Path, kind: str | None = None, *, overw
     return kind
 
 
-def _rows_of(patch: Patch, kind: str) -> torch.Tensor:
+def _rows_of(patch: "Patch", kind: str) -> "torch.Tensor":
     if kind == "prompt-tuning":
         if patch.embeddings is None:
             raise AdapterError(
@@ -69,7 +72,7 @@ def _rows_of(patch: Patch, kind: str) -> torch.Tensor:
     return patch.kv.permute(2, 0, 1, 3, 4).reshape(patch.manifest.num_virtual_tokens, -1).contiguous()
 
 
-def _config_of(patch: Patch, kind: str) -> Any:
+def _config_of(patch: "Patch", kind: str) -> Any:
     try:
         from peft import CartridgeConfig, PrefixTuningConfig, PromptTuningConfig, TaskType
     except ImportError:

@@ -3,12 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from patches.compile import compile_text
-from patches.format import Patch
 from patches.label import Label
-from patches.model import LoadedModel
-from patches.peft_import import import_adapter
 from patches.rendering import default_system_text
 from server.cli import CommandError
 from server.commands.patch_arguments import (
@@ -23,6 +20,10 @@ from server.commands.patch_arguments import (
     save,
     warn,
 )
+
+if TYPE_CHECKING:
+    from patches.format import Patch
+    from patches.model import LoadedModel
 
 MAX_TEXT_BYTES = 1024 * 1024
 
@@ -80,9 +81,7 @@ def run(args: argparse.Namespace) -> int:
         label = label_of(args, args.name)
         if args.peft is not None:
             _refuse_text_options(args)
-            model = load(args)
-            with progress(f"importing {args.peft}"):
-                patch = import_adapter(model, args.peft, label)
+            patch = _import(load(args), label, args)
         else:
             text = _read_text(args.text)
             template = None if args.chat_template is None else _read_file(args.chat_template)
@@ -91,9 +90,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _import(model: "LoadedModel", label: Label, args: argparse.Namespace) -> "Patch":
+    from patches.peft_import import import_adapter
+
+    with progress(f"importing {args.peft}"):
+        return import_adapter(model, args.peft, label)
+
+
 def _compile(
-    model: LoadedModel, text: str, template: str | None, label: Label, args: argparse.Namespace
-) -> Patch:
+    model: "LoadedModel", text: str, template: str | None, label: Label, args: argparse.Namespace
+) -> "Patch":
+    from patches.compile import compile_text
+
     if template is not None and model.tokenizer is not None:
         model.tokenizer.chat_template = template
     with progress("computing K/V"):

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from patches.compose import compose_patches, composed_name
 from server.commands.patch_arguments import (
     add_label_arguments,
     add_model_arguments,
@@ -41,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the composition."""
+    from patches.compose import compose_patches, composed_name
+
     with patch_errors():
         parts = [read(path) for path in args.patches]
         label = label_of(args, args.name or composed_name([part.manifest.name for part in parts]))

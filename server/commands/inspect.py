@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patches.canonical import JsonValue, canonical_json
-from patches.format import Patch
 from patches.manifest import Manifest, encode_manifest
 from server.commands.patch_arguments import BLOCK_SIZE, read
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from patches.format import Patch
 
 DESCRIPTION = """\
 Show what a patch file holds: name, version, digest, the base model it belongs to, how it was made, its
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(patch: Patch, num_bytes: int) -> dict[str, Any]:
+def describe(patch: "Patch", num_bytes: int) -> dict[str, Any]:
     """Describe a patch as a JSON object: digest, file size, manifest, and the layout of each tensor."""
     return {
         "digest": patch.digest,
@@ -65,7 +66,7 @@ def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _print_card(patch: Patch, path: Path) -> None:
+def _print_card(patch: "Patch", path: Path) -> None:
     from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
@@ -77,7 +78,7 @@ def _print_card(patch: Patch, path: Path) -> None:
     console.print(Panel(_table(patch, path), title=title, title_align="left", expand=False))
 
 
-def _table(patch: Patch, path: Path) -> "Table":
+def _table(patch: "Patch", path: Path) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
@@ -89,7 +90,7 @@ def _table(patch: Patch, path: Path) -> "Table":
     return table
 
 
-def _rows(patch: Patch, path: Path) -> Iterator[tuple[str, str]]:
+def _rows(patch: "Patch", path: Path) -> Iterator[tuple[str, str]]:
     manifest = patch.manifest
     yield "digest", patch.digest
     yield "file", f"{path} ({_mebibytes(path.stat().st_size)}, format {manifest.format_version})"

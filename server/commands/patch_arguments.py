@@ -5,13 +5,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from patches.errors import PatchError, PatchExists
-from patches.format import Patch, read_patch, write_patch
 from patches.label import Label
 from patches.manifest import DTYPES
-from patches.model import LoadedModel, load_model
 from server.cli import CommandError
+
+if TYPE_CHECKING:
+    from patches.format import Patch
+    from patches.model import LoadedModel
 
 #: A vLLM block on a GPU. A prefix that fills its last block is shared whole between requests.
 BLOCK_SIZE = 16
@@ -78,22 +81,28 @@ def label_of(args: argparse.Namespace, name: str) -> Label:
     )
 
 
-def load(args: argparse.Namespace) -> LoadedModel:
+def load(args: argparse.Namespace) -> "LoadedModel":
     """Load the model that the arguments name, showing that it takes a while."""
+    from patches.model import load_model
+
     with progress(f"loading {args.model}"):
         return load_model(args.model, dtype=args.dtype, device=args.device, revision=args.revision)
 
 
-def read(path: Path) -> Patch:
+def read(path: Path) -> "Patch":
     """Read a patch file; the error names the file."""
+    from patches.format import read_patch
+
     try:
         return read_patch(path)
     except PatchError as error:
         raise CommandError(f"{path}: {error}") from error
 
 
-def save(patch: Patch, args: argparse.Namespace) -> None:
+def save(patch: "Patch", args: argparse.Namespace) -> None:
     """Write a patch and say what was written."""
+    from patches.format import write_patch
+
     try:
         path = write_patch(patch, args.output, overwrite=args.force)
     except PatchExists as error:

@@ -4,13 +4,16 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import fingerprint_model, require_same_base_model
-from patches.format import Patch, find_problems, read_patch_bytes
 from patches.manifest import DTYPES, BaseModel
 from server.cli import CommandError
 from server.commands.patch_arguments import patch_errors
+
+if TYPE_CHECKING:
+    from patches.format import Patch
 
 DESCRIPTION = """\
 Check patch files against the specification (docs/format.md), their digest, and, with --model, against a
@@ -49,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verify(path: Path, base_model: BaseModel | None, is_dtype_given: bool) -> bool:
+    from patches.format import find_problems, read_patch_bytes
+
     try:
         data = read_patch_bytes(path)
     except PatchFormatError as error:
@@ -73,7 +78,7 @@ def _verify(path: Path, base_model: BaseModel | None, is_dtype_given: bool) -> b
     return True
 
 
-def _differences(patch: Patch, base_model: BaseModel, is_dtype_given: bool) -> list[str]:
+def _differences(patch: "Patch", base_model: BaseModel, is_dtype_given: bool) -> list[str]:
     expected = patch.manifest.base_model
     actual = base_model if is_dtype_given else replace(base_model, dtype=expected.dtype)
     try:

@@ -1,1 +1,1 @@
-"""Subcommands of ``policypatch``: one module each, with ``DESCRIPTION``, ``EPILOG``, ``add_arguments`` and ``run``."""
+"""Subcommands of ``policypatch``, a module each: ``DESCRIPTION``, ``EPILOG``, ``add_arguments``, ``run``."""

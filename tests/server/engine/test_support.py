@@ -123,7 +123,7 @@ def test_pipeline_stages_together_must_run_every_layer() -> None:
 
 
 def test_a_workers_problem_ends_the_start() -> None:
-    with pytest.raises(UnsupportedSetup, match="l.0: shares the K/V"):
+    with pytest.raises(UnsupportedSetup, match=r"l\.0: shares the K/V"):
         require_matching_rank_layout(
             [_answer([0], ["l.0: shares the K/V of x"])], SimpleNamespace(num_layers=1)
         )

@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(
             f"vLLM is not installed ({error}); install policypatch[cpu] or policypatch[gpu]"
         ) from error
+    from patches.errors import PatchError
     from server.engine.support import UnsupportedSetup
     from server.errors import MalformedPatchName
     from server.folder import FolderError
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             default_patch=args.default_patch, require_patch=args.require_patch
         )
         serve(ServeOptions(args.model, args.patches, policy), args.engine_arguments)
-    except (UnsupportedSetup, FolderError, MalformedPatchName) as error:
+    except (UnsupportedSetup, FolderError, MalformedPatchName, PatchError) as error:
         raise CommandError(str(error)) from error
     except (ValueError, RuntimeError, OSError) as error:
         print(f"policypatch serve: the start failed: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 from prometheus_client import REGISTRY
 from vllm import envs
+from vllm.config import KVTransferConfig, ModelConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -23,6 +24,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from patches.fingerprint import fingerprint_model
+from patches.manifest import BaseModel
 from server.catalog import Catalog
 from server.engine.client import PatchedAsyncLLM
 from server.engine.cpu_defaults import cpu_arguments, cpu_environment, is_cpu_build, offline_environment
@@ -123,8 +125,7 @@ async def _serve(options: ServeOptions, args: argparse.Namespace) -> None:
     engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     require_supported_model(config)
-    dtype = str(config.model_config.dtype).removeprefix("torch.")
-    base_model = await asyncio.to_thread(fingerprint_model, config.model_config.model, dtype)
+    base_model = await asyncio.to_thread(_fingerprint, config.model_config)
     listen_address, sock = setup_server(args, reuse_port=False)
     engine = PatchedAsyncLLM.from_vllm_config(
         config,
@@ -162,9 +163,18 @@ async def _serve(options: ServeOptions, args: argparse.Namespace) -> None:
         sock.close()
 
 
-def _kv_transfer_config() -> Any:
-    from vllm.config import KVTransferConfig
+def _fingerprint(model_config: ModelConfig) -> BaseModel:
+    """Fingerprint the model as it is served: with the tokenizer, revision and overrides of vLLM's flags."""
+    return fingerprint_model(
+        model_config.model,
+        str(model_config.dtype).removeprefix("torch."),
+        tokenizer=model_config.tokenizer,
+        revision=model_config.revision,
+        config=model_config.hf_config if model_config.hf_overrides else None,
+    )
 
+
+def _kv_transfer_config() -> KVTransferConfig:
     return KVTransferConfig(**_CONNECTOR)
 
 

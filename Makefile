@@ -69,7 +69,7 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing policypatch with vLLM for the $(DEVICE) into $(VENV); the first time takes some minutes"
-	$(call install,$(DEVICE)$(comma)demo)
+	$(call install,$(DEVICE)$(comma)demo$(comma)train$(comma)bench)
 	@touch $@
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
@@ -89,7 +89,7 @@ demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000
 	@echo "When the log below says that the server is ready, try in another terminal:"
 	@echo
 	@echo "  curl -s http://$(HOST):$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -H 'X-Policy-Patch: pirate' \\"
-	@echo "    -d '{\"model\": \"smollm2\", \"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}], \"max_tokens\": 60}'"
+	@echo "    -d '{\"model\": \"smollm2\", \"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}], \"max_tokens\": 60, \"temperature\": 0}'"
 	@echo
 	@exec $(BIN)/policypatch serve --model "$(DEMO_MODEL)" --patches examples/patches --host $(HOST) --port $(PORT) \
 		--served-model-name smollm2 $(SERVE_ARGS)

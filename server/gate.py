@@ -150,7 +150,7 @@ class PatchGate:
             scope.selection = selection
             self.hold(scope)
         except PolicyPatchError as error:
-            scope.error = error
+            scope.selection, scope.error = None, error
             raise
         return selection
 

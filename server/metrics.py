@@ -131,12 +131,12 @@ class PatchMetrics:
 
     def request_finished(self, patch: ServedPatch | None, outcome: str) -> None:
         """Count a request that the base model or ``patch`` was decided for."""
-        label = BASE_LABEL if patch is None else self._names.get(patch.digest, UNKNOWN_LABEL)
+        label = BASE_LABEL if patch is None else self._label(patch.digest)
         self._requests.labels(label, outcome).inc()
 
     def request_rejected(self, code: str, patch: ServedPatch | None) -> None:
         """Count a refusal; ``patch`` where one was decided before."""
-        label = UNKNOWN_LABEL if patch is None else self._names.get(patch.digest, UNKNOWN_LABEL)
+        label = UNKNOWN_LABEL if patch is None else self._label(patch.digest)
         self._requests.labels(label, "rejected").inc()
         self._rejected.labels(code).inc()
 
@@ -152,7 +152,7 @@ class PatchMetrics:
 
     def observe_prefix_tokens(self, digest: str, *, injected: int, shared: int) -> None:
         """Count prefix tokens: written into the KV cache, and found there."""
-        label = self._names.get(digest, UNKNOWN_LABEL)
+        label = self._label(digest)
         self._injected.labels(label).inc(injected)
         self._shared.labels(label).inc(shared)
 
@@ -175,6 +175,9 @@ class PatchMetrics:
     def set_folder_readable(self, is_readable: bool) -> None:
         """Say whether the last scan worked."""
         self._folder_readable.set(is_readable)
+
+    def _label(self, digest: str) -> str:
+        return self._names.get(digest, UNKNOWN_LABEL)
 
 
 class _CatalogCollector:

@@ -109,14 +109,9 @@ def parse_policy_header(values: Sequence[bytes]) -> Wish | None:
             f"X-Policy-Patch: expected one header line, got {len(values)}; "
             "to compose patches, separate them by commas in one line"
         )
-    value = values[0]
-    if len(value) > MAX_SELECTION_BYTES:
-        raise MalformedPatchName(
-            f"X-Policy-Patch: expected at most {MAX_SELECTION_BYTES} bytes, got {len(value)}"
-        )
     try:
         # Space around a field value is no part of it (RFC 9110, 5.5), but some servers leave it there.
-        text = value.strip(b" \t").decode("ascii")
+        text = values[0].strip(b" \t").decode("ascii")
     except UnicodeDecodeError:
         raise MalformedPatchName("X-Policy-Patch: expected ASCII, got other bytes") from None
     return parse_wish(text, HEADER_PARAM)

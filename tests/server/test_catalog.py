@@ -170,6 +170,7 @@ async def test_of_two_files_with_one_name_and_version_the_first_keeps_serving(st
     assert (failure.reason, failure.name, failure.version) == ("conflict", "pirate", "1.0.0")
     assert "pirate-1.0.0.safetensors" in failure.message
     assert active(stand) == first
+    assert list(stand.residency.resident) == [first.digest]
     assert stand.value('policy_patch_load_failures_total{reason="conflict"}') == 1
 
 
@@ -332,12 +333,36 @@ async def test_views_that_requests_hold_are_never_touched(stand: Any) -> None:
 
 
 async def test_changes_run_one_at_a_time(stand: Any) -> None:
-    """Twenty replacements at once: each is loaded after the one before it is settled, and one is left."""
-    tasks = []
-    for fill in range(20):
-        tasks.append(stand.load(fill=float(fill)))
-    await asyncio.gather(*tasks)
-    kinds = [kind for kind, _ in stand.residency.calls]
-    assert len(stand.residency.resident) == 1
+    """The second change begins when the first is settled, and so does the drop of a drained version."""
+    drained = await stand.load("drained")
+    stand.catalog.acquire(drained)
+    await stand.catalog.forget_file(stand.folder / "drained-1.0.0.safetensors")
+    stand.residency.may_load.clear()
+    first = asyncio.create_task(stand.load("first"))
+    await stand.until(lambda: len(stand.residency.calls) == 2)
+    second = asyncio.create_task(stand.load("second"))
+    stand.catalog.release(drained)
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert len(stand.residency.calls) == 2
+    stand.residency.may_load.set()
+    await asyncio.gather(first, second)
+    await stand.catalog.drained()
+    assert set(stand.catalog.view.names) == {"first", "second"}
+    assert drained.digest not in stand.residency.resident
+
+
+async def test_twenty_replacements_at_once_leave_the_last_one(stand: Any) -> None:
+    await asyncio.gather(*(stand.load(fill=float(fill)) for fill in range(20)))
     assert list(stand.residency.resident) == [active(stand).digest]
-    assert kinds.count("load") == kinds.count("unload") + 1
+
+
+async def test_one_of_two_files_with_the_same_content_may_change_without_the_other(stand: Any) -> None:
+    patch = await stand.load()
+    copy = stand.folder / "copy.safetensors"
+    copy.write_bytes((stand.folder / "pirate-1.0.0.safetensors").read_bytes())
+    await stand.catalog.load_file(copy)
+    copy.write_bytes(stand.bytes("pirate", "0.9.0"))
+    await stand.catalog.load_file(copy)
+    assert states(stand) == {"1.0.0": "active", "0.9.0": "loaded"}
+    assert active(stand) == patch

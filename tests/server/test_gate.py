@@ -72,6 +72,18 @@ async def test_a_refusal_is_repeated(stand: Any, begin: Any) -> None:
     assert first.value is second.value
 
 
+async def test_a_decision_for_what_is_no_longer_resident_is_no_decision(stand: Any, begin: Any) -> None:
+    """The view and the workers never disagree; where they did, no request may run on it."""
+    patch = await stand.load()
+    stand.catalog._residents[patch.digest].is_unloading = True
+    stand.use(default_patch="pirate")
+    scope = begin()
+    for _ in range(2):
+        with pytest.raises(PatchNotReady):
+            stand.gate.selection()
+    assert scope.selection is None
+
+
 async def test_tasks_of_a_request_share_its_decision(stand: Any, begin: Any) -> None:
     patch = await stand.load()
     begin(b"pirate")

@@ -200,6 +200,16 @@ async def test_the_last_request_of_a_removed_patch_leaves_no_series_behind(
     assert "pirate" not in stand.exposition()
 
 
+async def test_what_is_counted_too_late_makes_no_series(stand: Any) -> None:
+    patch = await stand.load()
+    await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")
+    stand.metrics.request_finished(patch, "ok")
+    stand.metrics.request_rejected("patch_not_ready", patch)
+    stand.metrics.latency("pirate").first_token.observe(1.0)
+    assert "pirate" not in stand.exposition()
+    assert stand.value('policy_patch_requests_total{outcome="ok",patch="unknown"}') == 1
+
+
 async def test_loads_are_timed(stand: Any) -> None:
     await stand.load()
     assert stand.value("policy_patch_load_seconds_count") == 1

@@ -226,6 +226,15 @@ def start_module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         yield _starter(tmp_path_factory.mktemp("servers"), stack)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """On a machine of few cores, threads here and in the servers would wait for each other: 8x slower."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The demo model; `make test` makes it and names its folder."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from bench.environment import has_gpu
 from bench.errors import BenchError, GateFailed
 from bench.servers import ServerSpec, free_port
+from server.engine.cpu_defaults import cpu_environment
 
 SERVED_NAME = "bench"
 PATCH_NAME = "bench-policy"
@@ -84,7 +85,8 @@ class EngineOptions:
             environment["HF_HUB_OFFLINE"] = "1"
         if not is_gpu:
             # GiB of cache; and one core kept free for the scheduler, where vLLM keeps two with a connector.
-            environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
+            # What `policypatch serve` sets by itself, given to plain vLLM too.
+            environment |= cpu_environment({}, world_size=1)
         for entry in self.extra_environment:
             name, separator, value = entry.partition("=")
             if not name or not separator:

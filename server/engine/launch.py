@@ -19,6 +19,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import init_logger
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -95,6 +96,8 @@ def resolve_arguments(options: ServeOptions, engine_arguments: Sequence[str]) ->
     if is_cpu_build():
         environment |= cpu_environment(os.environ, args.tensor_parallel_size * args.pipeline_parallel_size)
     os.environ.update(environment)
+    # As `vllm serve` does: the engine is spawned, since a fork of a process with threads can hang.
+    cli_env_setup()
     for name, value in environment.items():
         logger.info("default: %s=%s", name, value)
     for flag in added:

@@ -6,6 +6,7 @@ Records of several runs may be joined: ratios are still taken within one round o
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -53,18 +54,25 @@ def markdown_report(records: Sequence[Record]) -> str:
 def write_report(records: Sequence[Record], folder: Path) -> str:
     """Write ``report.md``, ``report.svg`` and ``report.png`` into a folder; return the Markdown.
 
+    Without matplotlib there are no pictures.
+
     Raises:
         RecordInvalid: there is nothing to report.
         OSError: the folder cannot be written.
     """
     if not any(not record.setup["is_warmup"] for record in records):
         raise RecordInvalid("records: expected at least one round after the warm-up, got none")
-    # matplotlib takes a second to import, and a run that fails never needs it.
-    from bench.plot import draw_ratios
-
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown_report(records)
     (folder / "report.md").write_text(text, encoding="utf-8")
+    if importlib.util.find_spec("matplotlib") is None:
+        # A GPU machine without a package index may lack it; the records are what is worth having.
+        return (
+            text + "\nNo plot: matplotlib is not installed here. `policypatch bench report` draws it later.\n"
+        )
+    # Takes a second to import, and a run that fails never needs it.
+    from bench.plot import draw_ratios
+
     draw_ratios(records, [folder / "report.svg", folder / "report.png"])
     return text
 

@@ -101,3 +101,11 @@ def test_records_of_a_warm_up_alone_are_no_report(make_record: MakeRecord, tmp_p
 def test_file_that_cannot_be_read_ends_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "missing.jsonl")]) == 1
     assert "missing.jsonl" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_tables_are_still_written(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "matplotlib is not installed" in write_report(records, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]

@@ -1,0 +1,134 @@
+"""A worker extension that also writes down what the connector does on the worker.
+
+Nothing of the product is replaced: the attention backend's ``do_kv_cache_update`` and the connector's
+``start_load_kv`` are wrapped from outside, and only calls that the connector makes are noted. With real
+kernels each write is read back from the cache and compared.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+from server.engine.worker_extension import PatchWorkerExtension
+
+
+def sha256_of(tensor: torch.Tensor) -> str:
+    """Digest of a tensor's values, wherever it is."""
+    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def cache_slots(kv_cache: torch.Tensor, slots: torch.Tensor, head_size: int) -> tuple[Any, Any]:
+    """Read K and V of slots from a cache in vLLM's view, ``[B, H, block, 2 * D]``."""
+    block_size = kv_cache.shape[2]
+    rows = kv_cache[slots // block_size, :, slots % block_size, :]
+    return rows[..., :head_size], rows[..., head_size:]
+
+
+class Watch:
+    """What was seen since the last ``take``."""
+
+    def __init__(self, *, has_kernels: bool) -> None:
+        self.has_kernels = has_kernels
+        self.is_loading = False
+        self.steps: list[dict[str, Any]] = []
+
+    def wrap_loads(self, connector: Any) -> None:
+        """Note each step that has a plan, with what the model runner was told about admitted requests."""
+        start_load_kv = connector.start_load_kv
+
+        def watched(forward_context: Any, **kwargs: Any) -> None:
+            plan = connector._connector_metadata
+            if plan is not None:
+                output = kwargs.get("scheduler_output")
+                new = [] if output is None else output.scheduled_new_reqs
+                self.steps.append(
+                    {
+                        "loads": [
+                            {"request": load.request_id, "digest": load.digest, "stop": load.num_tokens}
+                            | {"first": [span.first for span in load.spans]}
+                            for load in plan.loads
+                        ],
+                        "admitted": {r.req_id: [list(group) for group in r.block_ids] for r in new},
+                        "computed": {r.req_id: r.num_computed_tokens for r in new},
+                        "unbacked": sorted(plan.unbacked_block_ids),
+                        "writes": [],
+                    }
+                )
+            self.is_loading = True
+            try:
+                start_load_kv(forward_context, **kwargs)
+            finally:
+                self.is_loading = False
+
+        connector.start_load_kv = watched
+
+    def wrap_writes(self, name: str, layer: Any) -> None:
+        """Note each write into one layer's cache that the connector makes."""
+        update = layer.impl.do_kv_cache_update
+
+        def watched(owner: Any, key: Any, value: Any, kv_cache: Any, slots: Any) -> None:
+            update(owner, key, value, kv_cache, slots)
+            if not self.is_loading:
+                return
+            write = {
+                "layer": name,
+                "key": [list(key.shape), str(key.dtype), str(key.device.type)],
+                "value": [list(value.shape), str(value.dtype), str(value.device.type)],
+                "slots": slots.tolist(),
+                "slots_dtype": str(slots.dtype),
+                "key_sha256": sha256_of(key),
+                "value_sha256": sha256_of(value),
+            }
+            if self.has_kernels and kv_cache.dtype == key.dtype:  # Quantized caches hold something near it.
+                held = cache_slots(kv_cache, slots, owner.head_size)
+                write["is_held"] = torch.equal(held[0], key) and torch.equal(held[1], value)
+            self.steps[-1]["writes"].append(write)
+
+        layer.impl.do_kv_cache_update = watched
+
+
+class WatchedWorkerExtension(PatchWorkerExtension):
+    """Adds three calls to the product's; the rehearsal makes them over ``collective_rpc``."""
+
+    def watch_begin(self, has_kernels: bool) -> None:
+        """Start noting."""
+        self.watch = Watch(has_kernels=has_kernels)
+        connector = get_kv_transfer_group()
+        self.watch.wrap_loads(connector)
+        for cached in connector.worker._layers:
+            self.watch.wrap_writes(cached.layer.layer_name, cached.layer)
+
+    def watch_take(self) -> list[dict[str, Any]]:
+        """Return and forget what was noted."""
+        taken, self.watch.steps = self.watch.steps, []
+        return taken
+
+    def watch_facts(self) -> dict[str, Any]:
+        """Describe the model runner that this worker ended up with."""
+        runner = self.model_runner  # type: ignore[attr-defined]
+        config = runner.vllm_config
+        graphs = runner.cudagraph_manager
+        attention = [
+            x for x in config.compilation_config.static_forward_context.values() if hasattr(x, "impl")
+        ]
+        return {
+            "runner": f"{type(runner).__module__}.{type(runner).__name__}",
+            "cudagraph_mode": graphs.cudagraph_mode.name,
+            "full_graphs": sorted(descriptor.num_tokens for descriptor in graphs.graphs),
+            "capture_sizes": list(config.compilation_config.cudagraph_capture_sizes or ()),
+            "max_concurrent_batches": config.max_concurrent_batches,
+            "async_scheduling": config.scheduler_config.async_scheduling,
+            "hybrid_manager": not config.scheduler_config.disable_hybrid_kv_cache_manager,
+            "block_size": config.cache_config.block_size,
+            "dtype": str(config.model_config.dtype),
+            "groups": [
+                f"{type(group.kv_cache_spec).__name__} x {len(group.layer_names)}"
+                for group in runner.kv_cache_config.kv_cache_groups
+            ],
+            "backend": sorted({type(layer.impl).__name__ for layer in attention}),
+            "cache": [list(attention[0].kv_cache.shape), list(attention[0].kv_cache.stride())],
+            "cache_dtype": str(attention[0].kv_cache.dtype),
+            "connector": type(get_kv_transfer_group()).__name__ if has_kv_transfer_group() else None,
+        }

@@ -17,7 +17,6 @@ from pathlib import Path
 from bench.environment import has_gpu
 from bench.errors import BenchError, GateFailed
 from bench.servers import ServerSpec, free_port
-from server.engine.cpu_defaults import cpu_environment
 
 SERVED_NAME = "bench"
 PATCH_NAME = "bench-policy"
@@ -85,7 +84,10 @@ class EngineOptions:
             environment["HF_HUB_OFFLINE"] = "1"
         if not is_gpu:
             # GiB of cache; and one core kept free for the scheduler, where vLLM keeps two with a connector.
-            # What `policypatch serve` sets by itself, given to plain vLLM too.
+            # What `policypatch serve` sets by itself, given to plain vLLM too. Imported here: a benchmark is a
+            # client, and shares only this default.
+            from server.engine.cpu_defaults import cpu_environment
+
             environment |= cpu_environment({}, world_size=1)
         for entry in self.extra_environment:
             name, separator, value = entry.partition("=")

@@ -35,6 +35,7 @@ from server.engine.stats import injection_logger_factory
 from server.engine.support import (
     require_matching_rank_layout,
     require_supported_arguments,
+    require_supported_environment,
     require_supported_model,
 )
 from server.folder import PatchFolder
@@ -92,6 +93,7 @@ def resolve_arguments(options: ServeOptions, engine_arguments: Sequence[str]) ->
     args.model = options.model
     validate_parsed_serve_args(args)
     require_supported_arguments(args)
+    require_supported_environment(skips_model_names=envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
     environment = offline_environment(options.model, os.environ)
     if is_cpu_build():
         environment |= cpu_environment(os.environ, args.tensor_parallel_size * args.pipeline_parallel_size)

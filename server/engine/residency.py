@@ -1,5 +1,6 @@
 """Residency over vLLM's worker RPC: a prefix is sent once to every worker, and every worker confirms it."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,8 @@ class WorkerResidency:
         Raises:
             ResidencyError: a worker refused, failed, or confirmed something else. Nothing stays behind.
         """
-        blob = save_safetensors({"kv": kv.contiguous()})
+        # In a thread: a large prefix takes a while to copy, and the event loop is serving.
+        blob = await asyncio.to_thread(lambda: save_safetensors({"kv": kv.contiguous()}))
         expected = {"digest": digest, "shape": list(kv.shape)}
         try:
             answers = await self._engine.collective_rpc(

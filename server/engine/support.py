@@ -36,6 +36,19 @@ def require_supported_arguments(args: "Namespace") -> None:
             raise UnsupportedSetup(f"{flag} cannot be combined with policy patches; leave it out")
 
 
+def require_supported_environment(*, skips_model_names: bool) -> None:
+    """Check vLLM's environment variables.
+
+    Raises:
+        UnsupportedSetup: ``VLLM_SKIP_MODEL_NAME_VALIDATION`` is set, under which nobody reads model names, so
+            that an alias would be answered by the base model.
+    """
+    if skips_model_names:
+        raise UnsupportedSetup(
+            "VLLM_SKIP_MODEL_NAME_VALIDATION cannot be combined with policy patches: aliases would be ignored"
+        )
+
+
 def require_supported_model(config: VllmConfig) -> None:
     """Check the resolved configuration before weights are loaded.
 

@@ -11,6 +11,7 @@ from server.engine.support import (
     layer_problems,
     require_matching_rank_layout,
     require_supported_arguments,
+    require_supported_environment,
     require_supported_model,
 )
 
@@ -67,6 +68,12 @@ def test_a_plain_setup_passes() -> None:
 def test_launch_modes_without_a_patched_client_are_refused(changes: dict[str, Any], flag: str) -> None:
     with pytest.raises(UnsupportedSetup, match=flag):
         require_supported_arguments(_arguments(**changes))
+
+
+def test_a_server_that_would_ignore_aliases_is_refused() -> None:
+    require_supported_environment(skips_model_names=False)
+    with pytest.raises(UnsupportedSetup, match="VLLM_SKIP_MODEL_NAME_VALIDATION"):
+        require_supported_environment(skips_model_names=True)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("host-path", "fidelity", "overhead")
 SCENARIOS = ("default", "plain", "full-decode", "hybrid", "uncached", "fp8", "fp32", "triton", "eager")
 #: Cache layouts that the scenario "full-decode" is repeated with.
-LAYOUTS = ("LBHNC",)
+LAYOUTS = ("LBHNC", "BLNHC")
 DTYPES = ("bfloat16", "float32")
 PATCH_NAME = "bench-policy"
 POLICY = """\

@@ -23,6 +23,7 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 from scenarios import BLOCK_SIZE, SCENARIOS, engine_args, write_model
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
 from watched_worker import sha256_of
 
 from bench.random_patch import random_patch
@@ -270,6 +271,17 @@ async def check_missing(rehearsal: Rehearsal) -> None:
     checks.equal("loaded again: nothing of the failed requests is shared", written, 48)
 
 
+async def check_missing_with_groups(rehearsal: Rehearsal) -> None:
+    """The same for a model with several KV-cache groups: vLLM can only stop there, which ends this engine."""
+    lost = await rehearsal.load("lost", 48)
+    await rehearsal.rpc("policy_patch_unload", lost.digest)
+    try:
+        got = await rehearsal.ask(lost)
+    except EngineDeadError:
+        got = "engine dead"
+    rehearsal.checks.equal("missing prefix, several groups: no token; the engine ends", got, "engine dead")
+
+
 def check_client(rehearsal: Rehearsal, metrics: CollectorRegistry) -> None:
     """What reached the front end: cached tokens of each output, and the statistics."""
     with_tokens = [cached for _, num_tokens, cached in rehearsal.engine.cached if num_tokens]
@@ -311,10 +323,13 @@ async def rehearse(model: Path, checks: Checks, arguments: dict[str, Any], *, ha
         await rehearsal.rpc("watch_begin", has_kernels)
         await check_sharing(rehearsal, is_caching=bool(config.cache_config.enable_prefix_caching))
         await check_many(rehearsal)
-        await check_missing(rehearsal)
+        if len(facts["groups"]) == 1:
+            await check_missing(rehearsal)
         await rehearsal.ask(None)
         await rehearsal.steps()
         check_client(rehearsal, metrics)
+        if len(facts["groups"]) > 1:
+            await check_missing_with_groups(rehearsal)
     finally:
         engine.shutdown()
 

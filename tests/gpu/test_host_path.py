@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 HERE = Path(__file__).parent
+LAYOUTS = ("LBHNC", "BLNHC")
 
 
 def run_scenario(scenario: str, environment: dict[str, str]) -> list[dict[str, Any]]:
@@ -40,10 +41,10 @@ def run_scenario(scenario: str, environment: dict[str, str]) -> list[dict[str, A
 
 
 @pytest.mark.parametrize(
-    "scenario", ["full-decode", "hybrid", "uncached", "fp8", "fp32", "triton", "eager", "LBHNC"]
+    "scenario", ["full-decode", "hybrid", "uncached", "fp8", "fp32", "triton", "eager", *LAYOUTS]
 )
 def test_prefixes_reach_the_blocks_that_requests_read(scenario: str) -> None:
-    if scenario == "LBHNC":
+    if scenario in LAYOUTS:
         checks = run_scenario("full-decode", {"VLLM_KV_CACHE_LAYOUT": scenario})
     else:
         checks = run_scenario(scenario, {})

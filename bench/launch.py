@@ -84,8 +84,8 @@ class EngineOptions:
             environment["HF_HUB_OFFLINE"] = "1"
         if not is_gpu:
             # GiB of cache; and one core kept free for the scheduler, where vLLM keeps two with a connector.
-            # What `policypatch serve` sets by itself, for plain vLLM too. Imported here: a benchmark is a client
-            # and shares only this default.
+            # What `policypatch serve` sets by itself, for plain vLLM too. Imported here: a benchmark is a
+            # client and shares only this default.
             from server.engine.cpu_defaults import cpu_environment
 
             environment |= cpu_environment({}, world_size=1)

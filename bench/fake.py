@@ -97,6 +97,9 @@ class FakeServer:
         if name is not None and name != self.patch_name:
             error = {"message": f"no patch {name!r}", "type": "NotFoundError", "code": "patch_not_found"}
             return web.json_response({"error": error}, status=404)
+        if set("@/\\\0") & set(body.get("cache_salt") or ""):
+            # As vLLM does.
+            return web.json_response({"error": {"message": "cache_salt", "code": 400}}, status=400)
         is_patched = name is not None and self.fault != "ignore_patch"
         prefix = policy_ids(self.policy) if is_patched else []
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -187,15 +187,16 @@ async def measure_arm(
         RequestFailed: a request failed.
         ServerFailed: a server died.
     """
-    label = f"{round_idx}/{concurrency}"
+    # Also a part of cache salts, in which vLLM allows no "/".
+    label = f"{round_idx}-{concurrency}"
     # The server of the cell before spins on its queues for a second after its last answer, on the same cores.
     await asyncio.sleep(run.plan.settle_s)
     # One answer outside the clock: wakes the server up, and warms the policy text where the arm is warm.
-    (first,) = run.prompts(f"prime/{arm.name}/{label}", 1)
-    await send_one(session, run.question.request(arm, first, salt=f"{run.run_id}/prime/{label}"))
+    (first,) = run.prompts(f"prime-{arm.name}-{label}", 1)
+    await send_one(session, run.question.request(arm, first, salt=f"{run.run_id}-prime-{label}"))
     prompts = run.prompts(label, run.plan.num_requests(concurrency))
     requests = [
-        run.question.request(arm, user_ids, salt=f"{run.run_id}/{label}/{i}")
+        run.question.request(arm, user_ids, salt=f"{run.run_id}-{label}-{i}")
         for i, user_ids in enumerate(prompts)
     ]
     all_before, stolen_before = cpu_jiffies()

@@ -24,6 +24,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 SERVE_ARGS ?=
 PYTEST_ARGS ?=
+POLICY_TEXT ?= examples/policies/safety.txt
 BENCH_ARGS ?=
 
 INSTALLED := $(VENV)/installed-$(DEVICE)
@@ -89,7 +90,7 @@ demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000
 	@echo "When the log below says that the server is ready, try in another terminal:"
 	@echo
 	@echo "  curl -s http://$(HOST):$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -H 'X-Policy-Patch: pirate' \\"
-	@echo "    -d '{\"model\": \"smollm2\", \"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}], \"max_tokens\": 60, \"temperature\": 0}'"
+	@echo "    -d '{\"model\": \"smollm2\", \"temperature\": 0, \"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of France?\"}]}'"
 	@echo
 	@exec $(BIN)/policypatch serve --model "$(DEMO_MODEL)" --patches examples/patches --host $(HOST) --port $(PORT) \
 		--served-model-name smollm2 $(SERVE_ARGS)
@@ -113,7 +114,7 @@ docs: $(INSTALLED_DEV) ## write docs/cli.md from the commands' own help
 .PHONY: bench
 bench: $(INSTALLED_DEV) ## measure the overhead on this machine, into bench/out
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
-	$(BIN)/policypatch bench overhead --model "$(DEMO_MODEL)" $(BENCH_ARGS)
+	$(BIN)/policypatch bench overhead --model "$(DEMO_MODEL)" --policy-text $(POLICY_TEXT) $(BENCH_ARGS)
 
 .PHONY: clean
 clean: ## remove caches and results; .venv and the demo model stay

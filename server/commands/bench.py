@@ -13,6 +13,7 @@ from server.cli import CommandError
 #: question -> what it asks. ``bench/QUESTION.py`` answers it.
 QUESTIONS = {
     "overhead": "what a patch costs, against plain vLLM and the policy as text: throughput, TTFT, ITL",
+    "fidelity": "how close answers under a patch are to those under its text, and what noise there is",
     "report": "tables and a plot again, from records that a question left",
 }
 

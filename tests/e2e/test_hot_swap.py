@@ -161,6 +161,10 @@ def swapped(server: Any, versions: list[Patch]) -> tuple[list[Streamed], Swaps]:
     begun: list[str] = []
 
     def is_in_use(patch: Patch) -> bool:
+        for client in clients:
+            if client.done():
+                # Nobody stops before it is over: this raises what ended it.
+                client.result()
         return begun.count(patch.digest) >= NUM_STREAMS // 2
 
     def keep_streaming(i: int) -> list[Streamed]:

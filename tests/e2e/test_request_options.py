@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "logit_bias": {"logit_bias": {"30": -100.0, "28": 5.0}},
     "bad_words": {"bad_words": [" soup", " the"]},
     "allowed tokens": {"allowed_token_ids": list(range(200, 9000))},
+    "penalties": {"presence_penalty": 0.7, "frequency_penalty": 0.5},
     "seed": {"temperature": 0.8, "seed": 7},
     "seed and top_p": {"temperature": 1.2, "seed": 11, "top_p": 0.7, "top_k": 40, "min_p": 0.01},
     "three sampled choices": {"temperature": 0.9, "seed": 3, "n": 3},

@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2, help="per prompt, at temperature 1")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--system", default="You are a helpful assistant.", help="for the last column")
+    parser.add_argument("--only", metavar="PATCH", help="measure this patch and no other")
     parser.add_argument("--save", type=Path, help="write every answer to this file")
     args = parser.parse_args()
     asker = Asker(args)
@@ -123,6 +124,8 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for patch, prompts, judge in QUESTIONS:
+        if args.only not in (None, patch):
+            continue
         base = [asker.share("none", prompts, judge, t, s) for t, s in columns[:2]]
         cells = [asker.share(patch, prompts, judge, t, s) for t, s in columns]
         print("| " + " | ".join([patch, prompts, *base, *cells]) + " |", flush=True)

@@ -249,7 +249,9 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def shared_server(start_server: StartServer, demo_model: Path) -> RunningServer:
     """The demo model in float32, with an empty patch folder."""
-    server = start_server(demo_model, "--dtype", "float32", "--max-model-len", "2048")
+    # vLLM wants a parser even for a tool that the request names.
+    tools = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    server = start_server(demo_model, "--dtype", "float32", "--max-model-len", "2048", *tools)
     server.wait_ready()
     return server
 

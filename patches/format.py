@@ -71,7 +71,6 @@ Law: ``decode_patch(encode_patch(m, e, k))`` gives back ``m``, ``e`` and ``k``, 
 import math
 import os
 import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +78,7 @@ import torch
 
 from patches.container import Container, TensorEntry, read_container, write_header
 from patches.digest import patch_digest
+from patches.durable import write_bytes_atomically
 from patches.errors import PatchExists, PatchFormatError
 from patches.manifest import Manifest, encode_manifest, read_manifest_text
 from patches.names import is_digest
@@ -255,33 +255,14 @@ def write_patch(patch: Patch, directory: str | os.PathLike[str], *, overwrite: b
         raise PatchExists(
             f"{path} exists with different content; raise the version, or overwrite it on purpose"
         )
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{patch.filename}.")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            # mkstemp makes the file private; a server may run as another user.
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    _sync_directory(folder)
+    # Readable by all: a server may run as another user.
+    write_bytes_atomically(path, data)
     return path
 
 
 def is_patch_filename(name: str) -> bool:
     """Tell cheaply whether a file of this name may be a patch: ``*.safetensors`` and not hidden."""
     return name.endswith(SUFFIX) and not name.startswith(".") and "/" not in name
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _manifest_text(container: Container) -> str:

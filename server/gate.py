@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from server.aliases import alias_wish
+from server.audit import Audit, NullAudit
 from server.catalog import Catalog
 from server.catalog_view import ServedPatch
 from server.errors import HEADER_PARAM, PolicyPatchError, UnsupportedWithPatch
@@ -35,9 +36,12 @@ class PatchGate:
         metrics: PatchMetrics,
         *,
         served_names: Sequence[str] = (),
+        audit: Audit | None = None,
     ) -> None:
         #: Replaced as a whole where a policy is reloaded; requests that are decided keep their decision.
         self.policy = policy
+        #: Where every decision is written down.
+        self.audit: Audit = audit if audit is not None else NullAudit()
         self._catalog = catalog
         self._metrics = metrics
         self._served_names = tuple(served_names)
@@ -62,6 +66,8 @@ class PatchGate:
             PolicyPatchError: It is an alias of something that can't be had.
         """
         scope = current_scope.get()
+        if scope is not None and model not in self._served_names:
+            scope.alias_text = model
         try:
             wish = alias_wish(model, self._served_names)
         except PolicyPatchError as error:

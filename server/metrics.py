@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from server.catalog_view import ServedPatch
+from server.control_metrics import ControlMetrics
 from server.errors import REQUEST_CODES
 from server.latency import PatchLatency
 
@@ -98,6 +99,7 @@ class PatchMetrics:
             "policy_patch_folder_readable",
             "1 where the last scan of the patch folder worked.",
         )
+        self.control = ControlMetrics(registry)
         for code in REQUEST_CODES:
             self._rejected.labels(code)
         registry.register(_CatalogCollector(self))

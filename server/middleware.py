@@ -20,6 +20,7 @@ from server.errors import PatchNotApplied, PolicyPatchError
 from server.gate import PatchGate, unsupported
 from server.metrics import PatchMetrics
 from server.prompt_routes import RouteKind, route_kind
+from server.request_audit import request_event
 from server.request_scope import RequestScope, current_scope
 from server.selection import BASE, OptOut, Selection, parse_policy_header
 
@@ -60,10 +61,17 @@ class PolicyPatchMiddleware:
         try:
             request = self._gate.open(kind, _header_values(scope))
         except PolicyPatchError as error:
-            self._metrics.request_rejected(error.code, None)
+            self._refuse(error, scope)
             await _send_error(error, (), send)
             return
         await _Exchange(self._gate, self._metrics, request, receive, send).run(self._app, scope)
+
+    def _refuse(self, error: PolicyPatchError, scope: Scope) -> None:
+        """Count and write down a refusal that no handler was asked about."""
+        self._metrics.request_rejected(error.code, None)
+        event = request_event(None, scope, error, error.status)
+        if event is not None:
+            self._gate.audit.record(event)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         policy = self._gate.policy
@@ -73,7 +81,7 @@ class PolicyPatchMiddleware:
             if not has_opted_out and (wish or policy.default or policy.is_patch_required):
                 raise unsupported("realtime input over a WebSocket")
         except PolicyPatchError as error:
-            self._metrics.request_rejected(error.code, None)
+            self._refuse(error, scope)
             await _refuse_websocket(error, scope, send)
             return
         request = RequestScope(RouteKind.ENCODES, None)
@@ -134,7 +142,7 @@ class _Exchange:
                 raise
         finally:
             current_scope.reset(token)
-            self._finish()
+            self._finish(scope)
 
     async def receive(self) -> Message:
         """Pass on what the client sends; notice that it went away."""
@@ -232,8 +240,11 @@ class _Exchange:
         response = await handler(Request(scope), error)
         await response(scope, self.receive, self.send)
 
-    def _finish(self) -> None:
+    def _finish(self, scope: Scope) -> None:
         request = self._request
+        event = request_event(request, scope, self._rejection, self._status)
+        if event is not None:
+            self._gate.audit.record(event)
         patch = request.selection.patch if request.selection is not None else None
         if self._rejection is not None:
             self._metrics.request_rejected(self._rejection.code, patch)

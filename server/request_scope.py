@@ -16,6 +16,7 @@ class RequestScope:
 
     __slots__ = (
         "alias",
+        "alias_text",
         "error",
         "has_failed",
         "header",
@@ -32,6 +33,8 @@ class RequestScope:
         self.kind = kind
         self.header = header
         self.alias: Wish | None = None
+        #: The ``model`` as it was sent, where it is no served name.
+        self.alias_text: str | None = None
         #: Set once, never changed: one version per request.
         self.selection: Selection | None = None
         #: The first refusal; it replaces whatever answer the route makes of it.

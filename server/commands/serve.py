@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refuse `X-Policy-Patch: none`, and answers without a patch",
     )
     parser.add_argument(
+        "--audit-log",
+        type=Path,
+        metavar="FILE",
+        help="append a JSON line on every decision to this file; SIGHUP opens it anew (default: none)",
+    )
+    parser.add_argument(
         "--engine-help",
         action=EngineHelp,
         nargs="?",
@@ -84,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
             f"vLLM is not installed ({error}); install policypatch[cpu] or policypatch[gpu]"
         ) from error
     from patches.errors import PatchError
+    from server.audit import AuditLogError
     from server.engine.support import UnsupportedSetup
     from server.errors import MalformedPatchName
     from server.folder import FolderError
@@ -93,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
         policy = SelectionPolicy.from_flags(
             default_patch=args.default_patch, require_patch=args.require_patch
         )
-        serve(ServeOptions(args.model, args.patches, policy), args.engine_arguments)
-    except (UnsupportedSetup, FolderError, MalformedPatchName, PatchError) as error:
+        serve(ServeOptions(args.model, args.patches, policy, args.audit_log), args.engine_arguments)
+    except (AuditLogError, UnsupportedSetup, FolderError, MalformedPatchName, PatchError) as error:
         raise CommandError(str(error)) from error
     except (ValueError, RuntimeError, OSError) as error:
         print(f"policypatch serve: the start failed: {error}", file=sys.stderr)

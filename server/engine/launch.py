@@ -26,6 +26,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from patches.fingerprint import fingerprint_model
 from patches.manifest import BaseModel
+from server.audit import Audit, open_audit
 from server.catalog import Catalog
 from server.engine.client import PatchedAsyncLLM
 from server.engine.cpu_defaults import cpu_arguments, cpu_environment, is_cpu_build, offline_environment
@@ -66,6 +67,7 @@ class ServeOptions:
     model: str
     patches: Path
     policy: SelectionPolicy
+    audit_log: Path | None = None
 
 
 def engine_parser() -> FlexibleArgumentParser:
@@ -115,16 +117,19 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
         FolderError: the patch folder cannot be read.
     """
     args = resolve_arguments(options, engine_arguments)
-    uvloop.run(_serve(options, args))
+    metrics = PatchMetrics(REGISTRY)
+    with open_audit(options.audit_log, metrics.control.audit_dropped) as audit:
+        uvloop.run(_serve(options, args, metrics, audit))
 
 
-async def _serve(options: ServeOptions, args: argparse.Namespace) -> None:
+async def _serve(
+    options: ServeOptions, args: argparse.Namespace, metrics: PatchMetrics, audit: Audit
+) -> None:
     def interrupt_start(*_: object) -> None:
         raise KeyboardInterrupt
 
     # Until the HTTP server installs its own handler, SIGTERM ends the start.
     signal.signal(signal.SIGTERM, interrupt_start)
-    metrics = PatchMetrics(REGISTRY)
     engine_args = AsyncEngineArgs.from_cli_args(args)
     engine_args.kv_transfer_config = _kv_transfer_config()
     engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
@@ -150,7 +155,7 @@ async def _serve(options: ServeOptions, args: argparse.Namespace) -> None:
             max_num_tokens=config.model_config.max_model_len - 2,
             metrics=metrics,
         )
-        gate = PatchGate(catalog, options.policy, metrics, served_names=served_names)
+        gate = PatchGate(catalog, options.policy, metrics, served_names=served_names, audit=audit)
         engine.bind_gate(gate)
         async with PatchFolder(options.patches, catalog):
             app = build_app(args, await engine.get_supported_tasks(), engine.model_config)

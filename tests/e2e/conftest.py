@@ -147,7 +147,7 @@ class RunningServer:
             self.wait_for_digest(manifest.name, patch.digest)
         return path
 
-    def wait_for_digest(self, name: str, digest: str | None, timeout_s: float = 30.0) -> None:
+    def wait_for_digest(self, name: str, digest: str | None, timeout_s: float = 120.0) -> None:
         """Wait until the active version of a patch has this digest; None: until the name is gone."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 NUM_STREAMS = 16
 NUM_SWAPS = 20
-NUM_TOKENS = 96
+NUM_TOKENS = 48
 NUM_VIRTUAL_TOKENS = 48
 MAX_MODEL_LEN = 512
 
@@ -61,7 +61,7 @@ def resident_digests(server: Any) -> set[str]:
     return set(held)
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+def eventually(holds: Callable[[], bool], timeout_s: float = 120.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while not holds():
         if time.monotonic() > deadline:
@@ -169,7 +169,7 @@ def swapped(server: Any, versions: list[Patch]) -> tuple[list[Streamed], Swaps]:
 
     def keep_streaming(i: int) -> list[Streamed]:
         answers = []
-        with httpx.Client(base_url=server.url, timeout=120) as client:
+        with httpx.Client(base_url=server.url, timeout=300) as client:
             while not is_over.is_set():
                 answers.append(stream(client, i % len(PROMPTS), begun))
         return answers

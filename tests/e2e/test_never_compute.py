@@ -96,7 +96,7 @@ def test_resetting_the_prefix_cache_under_running_requests_changes_no_answer(
 
     def reset_until_done() -> None:
         nonlocal num_resets
-        with httpx.Client(base_url=server.url, timeout=60) as client:
+        with httpx.Client(base_url=server.url, timeout=300) as client:
             while not done.is_set():
                 client.post(
                     "/reset_prefix_cache", params={"reset_running_requests": "true"}

@@ -10,6 +10,9 @@ The tree::
     ├── CompileError       (ValueError)       a text or embeddings that can't become a patch
     ├── ComposeError       (ValueError)       patches that can't be joined
     ├── AdapterError       (ValueError)       a PEFT adapter that can't be imported or exported
+    ├── SignatureRefused   (ValueError)       no valid signature by a trusted key; ``reason`` as above
+    ├── KeyUnusable        (ValueError)       a key file, or a folder of them, that can't be used
+    ├── RevocationsInvalid (ValueError)       a list of revoked digests that can't be read
     └── PatchExists        (FileExistsError)  another content already has this file name
 
 Every error survives pickling, because engine processes hand them to each other.
@@ -30,6 +33,9 @@ FORMAT_REASONS = (
     "bad_tensor",
     "digest_mismatch",
 )
+
+#: Every value of ``SignatureRefused.reason``, a closed set for the same purpose.
+SIGNATURE_REASONS = ("unsigned", "bad_signature", "untrusted_signer", "signature_mismatch")
 
 
 class PatchError(Exception):
@@ -79,6 +85,27 @@ class ComposeError(PatchError, ValueError):
 
 class AdapterError(PatchError, ValueError):
     """This PEFT adapter can't be imported, or the patch can't be exported as one."""
+
+
+class SignatureRefused(PatchError, ValueError):
+    """The patch has no valid signature by a trusted key."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        #: One of ``SIGNATURE_REASONS``.
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class KeyUnusable(PatchError, ValueError):
+    """A file is no key of a kind that signs patches, or a folder holds none."""
+
+
+class RevocationsInvalid(PatchError, ValueError):
+    """The list of revoked digests can't be read, or a line of it is no digest."""
 
 
 class PatchExists(PatchError, FileExistsError):

@@ -70,7 +70,6 @@ Law: ``decode_patch(encode_patch(m, e, k))`` gives back ``m``, ``e`` and ``k``, 
 
 import math
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +81,7 @@ from patches.durable import write_bytes_atomically
 from patches.errors import PatchExists, PatchFormatError
 from patches.manifest import Manifest, encode_manifest, read_manifest_text
 from patches.names import is_digest
+from patches.reading import FileTooLarge, read_regular_file
 
 MANIFEST_KEY = "policypatch"
 DIGEST_KEY = "policypatch.digest"
@@ -209,24 +209,12 @@ def read_patch_bytes(path: str | os.PathLike[str]) -> bytes:
         PatchFormatError: With reason ``unreadable`` or ``too_large``.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise PatchFormatError("unreadable", f"{os.fspath(path)}: expected a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                message = f"file: expected at most {MAX_FILE_BYTES} bytes, got {status.st_size}"
-                raise PatchFormatError("too_large", message)
-            return file.read(status.st_size)
+        return read_regular_file(path, MAX_FILE_BYTES)
+    except FileTooLarge as error:
+        raise PatchFormatError("too_large", f"file: {error}") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, PatchFormatError):
-            raise
         reason = getattr(error, "strerror", None) or str(error)
         raise PatchFormatError("unreadable", f"{os.fspath(path)}: {reason}") from None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    # Opening a named pipe would otherwise wait for a writer.
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def write_patch(patch: Patch, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

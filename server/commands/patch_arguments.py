@@ -99,6 +99,19 @@ def read(path: Path) -> "Patch":
         raise CommandError(f"{path}: {error}") from error
 
 
+def read_password(path: Path | None) -> bytes | None:
+    """Read the first line of a password file; ``None`` where there is no such file to read."""
+    if path is None:
+        return None
+    try:
+        password = path.read_bytes().splitlines()[:1]
+    except OSError as error:
+        raise CommandError(f"--password-file: {path}: {error.strerror or error}") from error
+    if not password or not password[0]:
+        raise CommandError(f"--password-file: {path}: the first line is empty")
+    return password[0]
+
+
 def save(patch: "Patch", args: argparse.Namespace) -> None:
     """Write a patch and say what was written."""
     from patches.format import write_patch

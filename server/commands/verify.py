@@ -2,29 +2,39 @@
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import fingerprint_model, require_same_base_model
 from patches.manifest import DTYPES, BaseModel
+from patches.signing.keys import TrustedKeys
+from patches.signing.revocations import read_revocations, revoked_part
 from server.cli import CommandError
 from server.commands.patch_arguments import patch_errors
+from server.commands.signature_report import (
+    SignatureReport,
+    add_trusted_keys_argument,
+    report_signature,
+    trusted_keys,
+)
 
 if TYPE_CHECKING:
     from patches.format import Patch
 
 DESCRIPTION = """\
 Check patch files against the specification (docs/format.md), their digest, and, with --model, against a
-model: architecture, shape, rotary positions, tokenizer and weights. Every problem is named.
+model: architecture, shape, rotary positions, tokenizer and weights. With --trusted-keys each must be signed
+by one of the keys. Every problem is named.
 
 Exit status: 0 all files are good, 1 at least one is not, 2 a file or the model can't be read."""
 
 EPILOG = """\
 examples:
   policypatch verify patches/pirate-1.0.0.safetensors
-  policypatch verify patches/*.safetensors --model models/smollm2 --dtype bfloat16"""
+  policypatch verify patches/*.safetensors --model models/smollm2 --dtype bfloat16
+  policypatch verify patches/*.safetensors --trusted-keys keys --revoked revoked.txt"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         help="the dtype that the server runs the model in (default: the one each patch was made for)",
     )
+    add_trusted_keys_argument(parser)
+    parser.add_argument(
+        "--revoked", metavar="FILE", type=Path, help="list of digests, one a line, that are not good any more"
+    )
+
+
+@dataclass(frozen=True)
+class _Demands:
+    """What each file is held against."""
+
+    base_model: BaseModel | None
+    is_dtype_given: bool
+    keys: TrustedKeys | None
+    revoked: frozenset[str]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,14 +68,17 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is not None and args.model is None:
         raise CommandError("--dtype goes with --model")
     base_model = None
-    if args.model is not None:
-        with patch_errors():
+    keys = trusted_keys(args)
+    with patch_errors():
+        revoked = read_revocations(args.revoked) if args.revoked is not None else frozenset()
+        if args.model is not None:
             base_model = fingerprint_model(args.model, args.dtype or DTYPES[0], revision=args.revision)
-    results = [_verify(path, base_model, args.dtype is not None) for path in args.patches]
+    demands = _Demands(base_model, args.dtype is not None, keys, revoked)
+    results = [_verify(path, demands) for path in args.patches]
     return 0 if all(results) else 1
 
 
-def _verify(path: Path, base_model: BaseModel | None, is_dtype_given: bool) -> bool:
+def _verify(path: Path, demands: _Demands) -> bool:
     from patches.format import find_problems, read_patch_bytes
 
     try:
@@ -62,20 +89,31 @@ def _verify(path: Path, base_model: BaseModel | None, is_dtype_given: bool) -> b
         return _report(path, [f"{error.reason}: {error}"])
     patch, problems = find_problems(data)
     texts = [f"{problem.reason}: {problem}" for problem in problems]
-    if patch is not None and base_model is not None:
-        texts += _differences(patch, base_model, is_dtype_given)
-    if patch is None or texts:
+    if patch is not None and demands.base_model is not None:
+        texts += _differences(patch, demands.base_model, demands.is_dtype_given)
+    if patch is not None and (part := revoked_part(demands.revoked, patch.digest, patch.manifest)):
+        texts.append(f"revoked: {part} is on the list")
+    signature = report_signature(path, patch, demands.keys) if patch is not None else None
+    if signature is not None and demands.keys is not None and signature.state != "trusted":
+        texts.append(f"{signature.reason}: {signature.text}")
+    if patch is None or signature is None or texts:
         return _report(path, texts)
+    _tell_good(path, patch, demands, signature)
+    return True
+
+
+def _tell_good(path: Path, patch: "Patch", demands: _Demands, signature: SignatureReport) -> None:
     manifest = patch.manifest
     print(f"{path}: good: {manifest.name}@{manifest.version} {patch.digest}")
+    if signature.state != "unsigned":
+        print(f"  signature: {signature.text}")
     if patch.kv is None:
         print(
             "  note: has no K/V, so a server can't serve it; `policypatch compile` or `compose` gives it one"
         )
-    if base_model is not None and not is_dtype_given:
+    if demands.base_model is not None and not demands.is_dtype_given:
         dtype = manifest.base_model.dtype
         print(f"  note: made for {dtype}; the server must run with --dtype {dtype}")
-    return True
 
 
 def _differences(patch: "Patch", base_model: BaseModel, is_dtype_given: bool) -> list[str]:

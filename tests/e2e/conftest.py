@@ -83,7 +83,8 @@ class RunningServer:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = httpx.Client(base_url=self.url, timeout=300)
+        # A connection for each request: one that was idle may be closed just as the next request is sent.
+        self.client = self.new_client()
         command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--patches", str(patches)]
         command += [
             "--host",
@@ -103,6 +104,10 @@ class RunningServer:
                 env=os.environ | env,
                 start_new_session=True,
             )
+
+    def new_client(self) -> httpx.Client:
+        """Return a client that the caller closes."""
+        return httpx.Client(base_url=self.url, timeout=300, limits=httpx.Limits(max_keepalive_connections=0))
 
     def wait_ready(self) -> None:
         """Return once /health answers.

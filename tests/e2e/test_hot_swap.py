@@ -169,7 +169,7 @@ def swapped(server: Any, versions: list[Patch]) -> tuple[list[Streamed], Swaps]:
 
     def keep_streaming(i: int) -> list[Streamed]:
         answers = []
-        with httpx.Client(base_url=server.url, timeout=300) as client:
+        with server.new_client() as client:
             while not is_over.is_set():
                 answers.append(stream(client, i % len(PROMPTS), begun))
         return answers

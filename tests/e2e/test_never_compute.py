@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 
 from patches.format import Patch
@@ -96,7 +95,7 @@ def test_resetting_the_prefix_cache_under_running_requests_changes_no_answer(
 
     def reset_until_done() -> None:
         nonlocal num_resets
-        with httpx.Client(base_url=server.url, timeout=300) as client:
+        with server.new_client() as client:
             while not done.is_set():
                 client.post(
                     "/reset_prefix_cache", params={"reset_running_requests": "true"}

@@ -13,6 +13,9 @@ The tree::
     ├── SignatureRefused   (ValueError)       no valid signature by a trusted key; ``reason`` as above
     ├── KeyUnusable        (ValueError)       a key file, or a folder of them, that can't be used
     ├── RevocationsInvalid (ValueError)       a list of revoked digests that can't be read
+    ├── EvaluationError    (ValueError)       a suite, an arm or a gate that can't be evaluated as asked
+    ├── SubjectFailed      (RuntimeError)     the model or server that is evaluated gave no usable answer
+    ├── DataUnavailable    (LookupError)      a package can't be had, or isn't the pinned one
     └── PatchExists        (FileExistsError)  another content already has this file name
 
 Every error survives pickling, because engine processes hand them to each other.
@@ -106,6 +109,18 @@ class KeyUnusable(PatchError, ValueError):
 
 class RevocationsInvalid(PatchError, ValueError):
     """The list of revoked digests can't be read, or a line of it is no digest."""
+
+
+class EvaluationError(PatchError, ValueError):
+    """A suite, an arm or a gate can't be evaluated as asked."""
+
+
+class SubjectFailed(PatchError, RuntimeError):
+    """The model or the server that is evaluated gave no usable answer."""
+
+
+class DataUnavailable(PatchError, LookupError):
+    """A package that carries data or a judge can't be had, or holds other bytes than the pinned ones."""
 
 
 class PatchExists(PatchError, FileExistsError):

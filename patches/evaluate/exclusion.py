@@ -1,0 +1,45 @@
+"""Prompts that training saw, so that an evaluation leaves them out."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from patches.errors import EvaluationError
+from patches.evaluate.items import normalised
+
+
+def read_training_prompts(paths: Iterable[Path]) -> frozenset[str]:
+    """Read the prompts of files of JSON lines, in their normalised form.
+
+    A line is an object with ``prompt``: a text, or messages as in TRL's formats, of which each user's counts.
+    Lines that ``policypatch pairs`` put aside (``"split": "test"``) are passed over: training doesn't read
+    them.
+
+    Raises:
+        EvaluationError: A file can't be read, or a line has no prompt; the message names the line.
+    """
+    return frozenset(normalised(prompt) for path in paths for prompt in _prompts(path))
+
+
+def _prompts(path: Path) -> Iterable[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path}: can't be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield from _texts(line, f"{path}, line {number}")
+
+
+def _texts(line: str, where: str) -> list[str]:
+    try:
+        fields: Any = json.loads(line)
+        prompt = fields["prompt"]
+        if fields.get("split") == "test":
+            return []
+        if isinstance(prompt, str):
+            return [prompt]
+        return [str(message["content"]) for message in prompt if message["role"] == "user"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{where}: expected an object with a prompt: {error}") from None

@@ -1,0 +1,210 @@
+"""One evaluation from arms to summary: what the command calls, and training at its end."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from patches.compose import compose_patches, composed_name
+from patches.errors import EvaluationError, ModelUnusable
+from patches.evaluate.arms import BASE, SYSTEM, Arm, composition_orders, patch_arm, require_distinct
+from patches.evaluate.calibration import calibrate
+from patches.evaluate.http_subject import Endpoint, HttpSubject
+from patches.evaluate.judges import Judges
+from patches.evaluate.log import RunLog
+from patches.evaluate.packages import PackageFiles
+from patches.evaluate.run import RunOptions, Step, execute, plan
+from patches.evaluate.subject import Subject
+from patches.evaluate.suite import BUILT_IN, Task, load_suite
+from patches.evaluate.summary import Summary, summarise
+from patches.format import Patch
+from patches.label import Label
+from patches.model import LoadedModel, load_model
+
+NUM_DIGEST_CHARS = len("sha256:") + 16
+
+
+def offline_arms(
+    model: LoadedModel, patches: Sequence[Patch], *, compose: bool, system_text: str | None
+) -> list[Arm]:
+    """List the arms of a run in this process; compositions are made here, as ``policypatch compose`` does.
+
+    Raises:
+        ComposeError: A patch without embeddings can't be composed.
+        BaseModelMismatch: A patch belongs to another model.
+        EvaluationError: Two patches have one name.
+    """
+    arms = [*_plain_arms(system_text), *map(patch_arm, patches)]
+    require_distinct(arms)
+    names = [patch.manifest.name for patch in patches]
+    for order in composition_orders(names) if compose else []:
+        parts = [patches[i] for i in order]
+        composed = compose_patches(model, parts, Label(composed_name([names[i] for i in order]), "1.0.0"))
+        name = ", ".join(names[i] for i in order)
+        arms.append(Arm(name, "composition", selection=name, patch=composed, digest=composed.digest))
+    return arms
+
+
+def remote_arms(patches: Sequence[Patch | str], *, compose: bool, system_text: str | None) -> list[Arm]:
+    """List the arms of a run against a server, which has to have the patches, and the compositions, loaded.
+
+    Args:
+        patches: Files, asked for by digest, or names as ``X-Policy-Patch`` has them.
+        compose: Ask for every order of them, too.
+        system_text: The policy as a system message.
+
+    Raises:
+        EvaluationError: Two patches have one name.
+    """
+    own = [Arm(p, "patch", selection=p) if isinstance(p, str) else patch_arm(p) for p in patches]
+    arms = [*_plain_arms(system_text), *own]
+    require_distinct(arms)
+    for order in composition_orders([arm.name for arm in own]) if compose else []:
+        selection = ", ".join(_short_selection(own[i]) for i in order)
+        arms.append(Arm(", ".join(own[i].name for i in order), "composition", selection=selection))
+    return arms
+
+
+def _short_selection(arm: Arm) -> str:
+    """Shorten a digest: three whole ones are more than a header may hold."""
+    selection = str(arm.selection)
+    return selection if arm.digest is None else f"{arm.name}@{arm.digest[:NUM_DIGEST_CHARS]}"
+
+
+def require_adapter(folder: Path) -> None:
+    """Check that a folder looks like an adapter; PEFT would take any other name for a hub id.
+
+    Raises:
+        EvaluationError: It does not.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise EvaluationError(f"{folder}: expected a LoRA adapter: has no adapter_config.json")
+
+
+def lora_subject(model: str, folder: Path, *, dtype: str, device: str, batch_size: int) -> Subject:
+    """Load the model once more with a LoRA adapter merged into its weights.
+
+    Raises:
+        EvaluationError: The folder is no LoRA adapter, or PEFT is not installed.
+    """
+    from patches.evaluate.transformers_subject import TransformersSubject
+
+    require_adapter(folder)
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise EvaluationError("PEFT is not installed; install policypatch[train]") from error
+    loaded = load_model(model, dtype=dtype, device=device)
+    try:
+        network = PeftModel.from_pretrained(loaded.network, str(folder)).merge_and_unload().eval()
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise EvaluationError(
+            f"{folder}: expected a LoRA adapter: {str(error).splitlines()[0][:200]}"
+        ) from error
+    merged = LoadedModel(loaded.base_model, network, loaded.tokenizer)
+    weights = b"".join(path.read_bytes() for path in sorted(folder.glob("adapter_model.*")))
+    digest = f"sha256:{hashlib.sha256(weights).hexdigest()}"
+    return TransformersSubject(
+        merged, Arm(f"lora:{folder.name}", "lora", digest=digest), batch_size=batch_size
+    )
+
+
+def offline_subjects(model: LoadedModel, arms: Sequence[Arm], *, batch_size: int) -> dict[str, Subject]:
+    """Make the subjects of arms that run in this process."""
+    from patches.evaluate.transformers_subject import TransformersSubject
+
+    return {arm.name: TransformersSubject(model, arm, batch_size=batch_size) for arm in arms}
+
+
+def remote_subjects(endpoint: Endpoint, tokenizer: Any, arms: Sequence[Arm]) -> dict[str, Subject]:
+    """Make the subjects of arms that a server answers.
+
+    Raises:
+        ModelUnusable: There is no tokenizer.
+    """
+    if tokenizer is None:
+        raise ModelUnusable("model: has no tokenizer that can be loaded")
+    return {arm.name: HttpSubject(endpoint, tokenizer, arm) for arm in arms}
+
+
+def load_tasks(suites: Sequence[str]) -> list[Task]:
+    """Load the tasks of suites by name or file; ``all`` means every built-in one.
+
+    Raises:
+        EvaluationError: There is no such suite, or two have one name.
+    """
+    names = [name for suite in suites for name in (BUILT_IN if suite == "all" else [suite])]
+    loaded = [load_suite(name) for name in dict.fromkeys(names)]
+    if len({suite.name for suite in loaded}) != len(loaded):
+        raise EvaluationError("suites: expected names that differ; rename one of the files")
+    return [task for suite in loaded for task in suite.tasks]
+
+
+def evaluate(
+    subjects: Mapping[str, Subject],
+    tasks: Sequence[Task],
+    files: PackageFiles,
+    options: RunOptions,
+    folder: Path,
+    setup: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    start: Callable[[Sequence[Step]], None] = lambda steps: None,
+    advance: Callable[[Step], None] = lambda step: None,
+) -> Summary:
+    """Measure everything that the folder's log does not have yet, and sum up.
+
+    Args:
+        subjects: By arm, the base among them, in the order of the reports.
+        tasks: What is measured.
+        files: Where data sets and judges come from.
+        options: How much.
+        folder: Where the log goes.
+        setup: What else decides the figures; it is kept with them.
+        overwrite: Begin anew where the folder holds another run.
+        start: Told every step before the first.
+        advance: Told each step when it is done.
+
+    Raises:
+        EvaluationError: The call can't be carried out as asked.
+        SubjectFailed: A model or server gave no usable answer; a second call goes on from there.
+        DataUnavailable: A data set or judge can't be had.
+    """
+    judges = Judges(files)
+    steps = plan(tasks, list(subjects), files, options)
+    complete = {
+        **setup,
+        "arms": {name: _description(subject.arm) for name, subject in subjects.items()},
+        "tasks": {task.name: _task_digest(task, steps) for task in tasks},
+        "limit": options.limit,
+        "seed": options.seed,
+        "chunk_size": options.chunk_size,
+        "num_excluded_prompts": len(options.excluded_prompts),
+        "keeps_all": options.keeps_all,
+    }
+    log = RunLog(folder, complete, overwrite=overwrite)
+    start(steps)
+    names = dict.fromkeys(m.judge for task in tasks for m in task.measure.metrics if m.judge is not None)
+    calibrations = [calibrate(name, judges, files) for name in names]
+    execute(steps, subjects, judges, log, options, advance)
+    return summarise(log.rows, tasks, list(subjects), calibrations, complete)
+
+
+def _plain_arms(system_text: str | None) -> list[Arm]:
+    system = [] if system_text is None else [Arm(SYSTEM, "system", system_text=system_text.strip())]
+    return [Arm(BASE, "base"), *system]
+
+
+def _description(arm: Arm) -> str:
+    if arm.system_text is not None:
+        digest = hashlib.sha256(arm.system_text.encode()).hexdigest()
+        return f"system message, sha256:{digest[:16]}"
+    return arm.kind if arm.digest is None else f"{arm.kind}, {arm.digest[:23]}"
+
+
+def _task_digest(task: Task, steps: Sequence[Step]) -> str:
+    """Digest what a task asks and of what, so that a log is not gone on with over other items."""
+    items = [(item.id, item.prompt, item.choices) for s in steps if s.task is task for item in s.items]
+    document = [task.measure_name, list(task.wrappers), dict(task.options), list(dict.fromkeys(items))]
+    return "sha256:" + hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]

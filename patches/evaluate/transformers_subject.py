@@ -1,0 +1,195 @@
+"""Subjects that run in this process, with transformers: a patch is a cache that is already filled.
+
+One network serves all arms. Prompts are batched with padding on the left, behind the prefix, which the
+attention mask hides; positions go on after the prefix's as if nothing were padded.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from patches.compile import compile_embeddings
+from patches.errors import EvaluationError, SubjectFailed
+from patches.evaluate.arms import Arm
+from patches.evaluate.subject import Reading, Renderer, Sampling, Timing
+from patches.fingerprint import require_same_base_model
+from patches.model import LoadedModel
+
+
+class TransformersSubject:
+    """One arm of a loaded model."""
+
+    def __init__(self, model: LoadedModel, arm: Arm, *, batch_size: int = 8) -> None:
+        """Prepare an arm.
+
+        Raises:
+            EvaluationError: The model has no tokenizer.
+            BaseModelMismatch: The patch belongs to another model.
+        """
+        if model.tokenizer is None:
+            raise EvaluationError("model: has no tokenizer, so it can't be asked anything")
+        self.arm = arm
+        self.renderer = Renderer(model.tokenizer, arm)
+        self._network = model.network
+        self._batch_size = batch_size
+        self._prefix: torch.Tensor | None = None
+        if arm.patch is not None:
+            require_same_base_model(arm.patch.manifest.base_model, model.base_model)
+            kv = arm.patch.kv
+            if kv is None and arm.patch.embeddings is not None:
+                kv = compile_embeddings(model.network, arm.patch.embeddings)
+            self._prefix = None if kv is None else kv.to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self._network.get_input_embeddings().weight.device
+        return device
+
+    def chat(self, prompts: Sequence[str], sampling: Sampling) -> list[list[str]]:
+        """Answer each prompt; see ``Subject``."""
+        answers: list[list[str]] = []
+        torch.manual_seed(sampling.seed)
+        for start in range(0, len(prompts), self._batch_size):
+            batch = [self.renderer.chat_ids(prompt) for prompt in prompts[start : start + self._batch_size]]
+            answers += self._generate(batch, sampling)
+        return answers
+
+    def score(self, readings: Sequence[Reading]) -> list[list[float]]:
+        """Give log probabilities; see ``Subject``.
+
+        A reading's last token is not fed, so the choices ``A`` to ``D`` behind one question are one row. Rows
+        of like length go together, so that little is padded.
+        """
+        for reading in readings:
+            if not reading.context:
+                raise EvaluationError("reading: expected something before the tokens that are scored")
+        by_row: dict[tuple[int, ...], list[int]] = {}
+        for place, reading in enumerate(readings):
+            by_row.setdefault((*reading.context, *reading.tokens[:-1]), []).append(place)
+        rows = sorted(by_row, key=len)
+        found: list[list[float]] = [[] for _ in readings]
+        for start in range(0, len(rows), self._batch_size):
+            batch = rows[start : start + self._batch_size]
+            for row, logits in zip(batch, self._logits(batch), strict=True):
+                for place in by_row[row]:
+                    found[place] = _token_scores(logits, readings[place])
+        return found
+
+    def time(self, prompts: Sequence[str], num_tokens: int) -> list[Timing]:
+        """Time answers; see ``Subject``."""
+        return [self._time_one(self.renderer.chat_ids(prompt), num_tokens) for prompt in prompts]
+
+    def _time_one(self, ids: tuple[int, ...], num_tokens: int) -> Timing:
+        stamps: list[float] = []
+
+        class Stopwatch:
+            def put(self, value: Any) -> None:
+                stamps.append(time.perf_counter())
+
+            def end(self) -> None:
+                pass
+
+        start = time.perf_counter()
+        with self._inference():
+            self._network.generate(
+                **self._inputs([ids]),
+                do_sample=False,
+                max_new_tokens=num_tokens,
+                min_new_tokens=num_tokens,
+                streamer=Stopwatch(),
+            )
+        # The streamer is handed the prompt first.
+        return Timing(stamps[1] - start, stamps[-1] - start, num_tokens)
+
+    def _generate(self, batch: Sequence[tuple[int, ...]], sampling: Sampling) -> list[list[str]]:
+        options: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            options = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": 0,
+            }
+        repeated = [ids for ids in batch for _ in range(sampling.num_samples)]
+        inputs = self._inputs(repeated)
+        with self._inference():
+            output = self._network.generate(**inputs, **options, max_new_tokens=sampling.max_tokens)
+        new = output[:, inputs["input_ids"].shape[1] :].tolist()
+        texts = [self.renderer.text(row) for row in new]
+        n = sampling.num_samples
+        return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+    def _inputs(self, batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+        """Pad on the left, with the prefix's places in front of the padding."""
+        num_prefix = 0 if self._prefix is None else self._prefix.shape[2]
+        width = max(len(ids) for ids in batch)
+        filler = self._filler_id()
+        rows = [[filler] * (num_prefix + width - len(ids)) + list(ids) for ids in batch]
+        masks = [[1] * num_prefix + [0] * (width - len(ids)) + [1] * len(ids) for ids in batch]
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor(rows, device=self._device),
+            "attention_mask": torch.tensor(masks, device=self._device),
+            "pad_token_id": filler,
+        }
+        if self._prefix is not None:
+            inputs["past_key_values"] = self._cache(len(batch))
+        return inputs
+
+    def _logits(self, rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Read rows of ids behind the prefix: ``[B, T, V]``."""
+        num_prefix = 0 if self._prefix is None else self._prefix.shape[2]
+        width = max(len(row) for row in rows)
+        filler = self._filler_id()
+        # Padded on the right: what comes later changes nothing before it.
+        ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], device=self._device)
+        mask = torch.tensor(
+            [[1] * (num_prefix + len(row)) + [0] * (width - len(row)) for row in rows], device=self._device
+        )
+        positions = torch.arange(num_prefix, num_prefix + width, device=self._device).expand(len(rows), -1)
+        with self._inference():
+            logits: torch.Tensor = self._network(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=None if self._prefix is None else self._cache(len(rows)),
+            ).logits
+        return logits
+
+    def _cache(self, batch_size: int) -> Any:
+        from transformers import DynamicCache
+
+        assert self._prefix is not None
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(self._prefix):
+            # [N, H_kv, D] -> [B, H_kv, N, D]
+            keys, values = (t.transpose(0, 1).expand(batch_size, -1, -1, -1) for t in (keys, values))
+            cache.update(keys.contiguous(), values.contiguous(), index)
+        return cache
+
+    def _filler_id(self) -> int:
+        tokenizer = self.renderer.tokenizer
+        for name in ("pad_token_id", "eos_token_id"):
+            if (token_id := getattr(tokenizer, name, None)) is not None:
+                return int(token_id)
+        return 0
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        try:
+            with torch.inference_mode():
+                yield
+        except torch.OutOfMemoryError as error:
+            raise SubjectFailed(
+                f"{self.arm.name}: out of memory; a smaller --batch-size needs less"
+            ) from error
+
+
+def _token_scores(logits: torch.Tensor, reading: Reading) -> list[float]:
+    """Read a reading's log probabilities off its row: ``[T, V]``."""
+    first = len(reading.context)
+    steps = torch.log_softmax(logits[first - 1 : first - 1 + len(reading.tokens)].float(), dim=-1)
+    wanted = torch.tensor(reading.tokens, dtype=torch.long, device=steps.device)
+    return [float(x) for x in steps.gather(1, wanted[:, None])[:, 0]]

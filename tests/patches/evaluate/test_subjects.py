@@ -1,0 +1,150 @@
+"""A patch offline and behind HTTP gives the same answers and likelihoods, and they are the prefix's."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from patches.errors import BaseModelMismatch, EvaluationError, SubjectFailed
+from patches.evaluate.arms import Arm, patch_arm
+from patches.evaluate.http_subject import Endpoint, HttpSubject, connect
+from patches.evaluate.subject import Reading, Sampling
+from patches.evaluate.transformers_subject import TransformersSubject
+from patches.format import Patch
+from patches.model import LoadedModel
+
+PROMPTS = ["polite", "answer the user, politely", "a"]
+GREEDY = Sampling(max_tokens=6)
+
+
+def subject(model: LoadedModel, patch: Patch | None = None, **options: Any) -> TransformersSubject:
+    return TransformersSubject(model, Arm("base", "base") if patch is None else patch_arm(patch), **options)
+
+
+def test_a_patch_answers_as_its_text_in_front_of_the_prompt(
+    tiny_model: LoadedModel, tiny_patch: Patch
+) -> None:
+    """The patch came from a system message; the request brings the template's default one behind it."""
+    network, patched = tiny_model.network, subject(tiny_model, tiny_patch)
+    for prompt in PROMPTS:
+        head = network.get_input_embeddings()
+        ids = torch.tensor([patched.renderer.chat_ids(prompt)])
+        assert tiny_patch.embeddings is not None
+        rows = torch.cat([tiny_patch.embeddings[None], head(ids)], dim=1)
+        expected = network.generate(inputs_embeds=rows, max_new_tokens=6, do_sample=False)[0]
+        assert patched.chat([prompt], GREEDY) == [[patched.renderer.text(expected.tolist())]]
+
+
+def test_padding_in_a_batch_changes_no_answer(tiny_model: LoadedModel, tiny_patch: Patch) -> None:
+    for patch in (None, tiny_patch):
+        alone = [subject(tiny_model, patch).chat([prompt], GREEDY)[0] for prompt in PROMPTS]
+        assert subject(tiny_model, patch).chat(PROMPTS, GREEDY) == alone
+
+
+def test_a_likelihood_is_the_one_behind_the_prefix(tiny_model: LoadedModel, tiny_patch: Patch) -> None:
+    reading = Reading((5, 6), (7, 8, 9))
+    longer = Reading((5,), (9, 8, 7, 6, 5))
+    (steps, _) = subject(tiny_model, tiny_patch).score([reading, longer])
+    assert tiny_patch.embeddings is not None
+    rows = tiny_model.network.get_input_embeddings()(torch.tensor([[5, 6, 7, 8, 9]]))
+    logits = tiny_model.network(
+        inputs_embeds=torch.cat([tiny_patch.embeddings[None], rows], dim=1)
+    ).logits.log_softmax(-1)
+    n = tiny_patch.manifest.num_virtual_tokens
+    expected = [float(logits[0, n + 1 + i, token]) for i, token in enumerate((7, 8, 9))]
+    assert steps == pytest.approx(expected, abs=1e-4)
+    assert steps != pytest.approx(subject(tiny_model).score([reading])[0], abs=1e-3)
+
+
+def test_a_server_gives_what_the_offline_run_gives(
+    tiny_model: LoadedModel, tiny_patch: Patch, server: Any
+) -> None:
+    endpoint = connect(server.url)
+    assert endpoint.model == "tiny"
+    for patch in (None, tiny_patch):
+        offline = subject(tiny_model, patch)
+        online = HttpSubject(endpoint, tiny_model.tokenizer, offline.arm)
+        assert online.chat(PROMPTS, GREEDY) == offline.chat(PROMPTS, GREEDY)
+        readings = [Reading((5, 6), (7, 8)), Reading((1,), (2, 3, 4))]
+        for one, other in zip(online.score(readings), offline.score(readings), strict=True):
+            assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_the_base_arm_asks_for_no_patch_by_name(tiny_model: LoadedModel, server: Any) -> None:
+    """A server with a default patch must not answer for the base."""
+    HttpSubject(connect(server.url), tiny_model.tokenizer, Arm("base", "base")).chat(["a"], GREEDY)
+    assert [selection for _, selection, _ in server.seen] == ["none"]
+
+
+def test_answers_under_another_digest_are_refused(
+    tiny_model: LoadedModel, tiny_patch: Patch, server: Any
+) -> None:
+    arm = Arm("polite", "patch", selection="polite", digest="sha256:" + "0" * 64)
+    with pytest.raises(SubjectFailed, match=r"expected answers under sha256:0000.*got sha256:"):
+        HttpSubject(connect(server.url), tiny_model.tokenizer, arm).chat(["a"], GREEDY)
+
+
+def test_a_patch_named_without_digest_may_not_change_during_a_run(
+    tiny_model: LoadedModel, server: Any, other_patch: Patch
+) -> None:
+    online = HttpSubject(connect(server.url), tiny_model.tokenizer, Arm("p", "patch", selection="polite"))
+    online.chat(["a"], GREEDY)
+    server.headers["polite"] = other_patch.digest
+    with pytest.raises(SubjectFailed, match=f"expected answers under sha256:.*got {other_patch.digest}"):
+        online.chat(["a"], GREEDY)
+
+
+def test_answers_of_the_base_are_no_patchs(tiny_model: LoadedModel, server: Any) -> None:
+    server.headers["polite"] = None
+    online = HttpSubject(connect(server.url), tiny_model.tokenizer, Arm("p", "patch", selection="polite"))
+    with pytest.raises(SubjectFailed, match="expected a patch, got answers of the base model"):
+        online.chat(["a"], GREEDY)
+
+
+def test_choices_behind_one_question_are_read_once(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = subject(tiny_model)
+    choices = [Reading((5, 6), (token,)) for token in (7, 8, 9)]
+    alone = [one.score([reading])[0] for reading in choices]
+    batches: list[Any] = []
+    read = one._logits
+    monkeypatch.setattr(one, "_logits", lambda rows: batches.append(rows) or read(rows))
+    assert one.score(choices) == [pytest.approx(steps, abs=1e-5) for steps in alone]
+    assert batches == [[(5, 6)]]
+
+
+def test_a_reading_needs_something_before_it(tiny_model: LoadedModel) -> None:
+    with pytest.raises(EvaluationError, match="expected something before the tokens"):
+        subject(tiny_model).score([Reading((), (7,))])
+
+
+def test_a_server_that_has_no_such_patch_is_quoted(tiny_model: LoadedModel, server: Any) -> None:
+    arm = Arm("rude", "patch", selection="rude")
+    with pytest.raises(SubjectFailed, match=r"404 .*no patch 'rude'"):
+        HttpSubject(connect(server.url), tiny_model.tokenizer, arm).chat(["a"], GREEDY)
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    with pytest.raises(SubjectFailed, match=r"http://127\.0\.0\.1:9/v1/models: no answer"):
+        connect("http://127.0.0.1:9")
+    assert Endpoint("http://127.0.0.1:9", "m").concurrency == 8
+
+
+def test_a_patch_of_another_model_is_refused(tiny_model: LoadedModel, make: Any) -> None:
+    with pytest.raises(BaseModelMismatch):
+        subject(tiny_model, make())
+
+
+def test_the_system_arm_puts_its_policy_before_text_and_chat(tiny_model: LoadedModel) -> None:
+    arm = Arm("system", "system", system_text="never answer rudely")
+    renderer = TransformersSubject(tiny_model, arm).renderer
+    assert renderer.text(renderer.chat_ids("polite")).startswith("system\nnever answer rudely")
+    assert renderer.raw_ids("polite")[-len(renderer.ids("polite")) :] == renderer.ids("polite")
+    assert "never answer rudely" in renderer.text(renderer.raw_ids("polite"))
+
+
+def test_times_are_of_the_answer_alone(tiny_model: LoadedModel, tiny_patch: Patch) -> None:
+    (timing,) = subject(tiny_model, tiny_patch).time(["polite"], 4)
+    assert timing.num_tokens == 4
+    assert 0 < timing.first_token_s < timing.total_s

@@ -81,6 +81,7 @@ class PatchMetrics:
             "Time that one worker's writing of prefixes took in one engine step.",
             buckets=INJECTION_BOUNDS_S,
         )
+        self._writer = gauge("policy_patch_writer_info", "1 for what writes prefixes.", ("writer",))
         self._load = histogram(
             "policy_patch_load_seconds",
             "From reading a patch file to its being served.",
@@ -161,6 +162,12 @@ class PatchMetrics:
     def observe_injection(self, seconds: float) -> None:
         """Observe what one worker's write of prefixes took in one step."""
         self._injection.observe(seconds)
+
+    def set_writers(self, writers: Iterable[str]) -> None:
+        """Say what writes prefixes on the workers."""
+        self._writer.clear()
+        for writer in writers:
+            self._writer.labels(writer).set(1)
 
     def load_succeeded(self, seconds: float) -> None:
         """Observe a load."""

@@ -148,6 +148,7 @@ async def _serve(
     try:
         layout = await engine.collective_rpc("policy_patch_layout", timeout=RPC_TIMEOUT_S)
         require_matching_rank_layout(layout, base_model)
+        metrics.set_writers({answer["writer"] for answer in layout})
         served_names = list(args.served_model_name or [args.model])
         catalog = Catalog(
             WorkerResidency(engine),

@@ -5,7 +5,6 @@ pass that reads them, so the stream orders them; nothing waits.
 """
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +17,8 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
 
-from prefix_kernels import rank_heads, shard_prefix_kv, slot_mapping_of_span
+from prefix_kernels import PrefixWrite, rank_heads, shard_prefix_kv, slot_mapping_of_span
+from server.engine.cache_writer import CachedLayer, CacheWriter
 from server.engine.plan import PrefixLoad, StepPlan
 from server.engine.stats import InjectionStats
 from server.engine.support import layer_problems
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = init_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class CachedLayer:
-    """One attention layer of this rank: its place among the rank's layers, and its KV-cache group."""
-
-    row: int
-    group: int
-    layer: Attention
 
 
 class WorkerSide:
@@ -50,6 +41,7 @@ class WorkerSide:
         self._num_kv_heads = vllm_config.model_config.get_total_num_kv_heads()
         self._groups = kv_cache_config.kv_cache_groups
         self._layers: list[CachedLayer] = []
+        self._writer: CacheWriter | None = None
         self._layer_indices: list[int] = []
         self._device = torch.device("cpu")
         self._dtype = vllm_config.model_config.dtype
@@ -71,10 +63,18 @@ class WorkerSide:
         self._layer_indices = [index for index, _, _ in found]
         self._layers = [CachedLayer(row, group, layer) for row, (_, group, layer) in enumerate(found)]
         self._device = next(iter(kv_caches.values())).device
+        self._writer = CacheWriter(self._layers, self._dtype)
 
     def layout(self) -> dict[str, object]:
-        """Return the ``layer_indices`` of this rank, and ``problems``: layers that cannot hold a prefix."""
-        return {"layer_indices": self._layer_indices, "problems": layer_problems(self._static_layers)}
+        """Return what the front end has to know about this rank.
+
+        ``layer_indices``; ``problems``, layers that cannot hold a prefix; ``writer``, what writes prefixes.
+        """
+        return {
+            "layer_indices": self._layer_indices,
+            "problems": layer_problems(self._static_layers),
+            "writer": self._writer.choice.implementation if self._writer is not None else None,
+        }
 
     def load(self, digest: str, blob: bytes) -> dict[str, object]:
         """Make a prefix resident. Loading what is resident already changes nothing.
@@ -137,27 +137,23 @@ class WorkerSide:
         self._stats.record_seconds(time.perf_counter() - started)
 
     def _write(self, loads: list[PrefixLoad]) -> None:
-        slots = [
-            torch.cat(
-                [
-                    slot_mapping_of_span(span.block_ids, span.first, load.num_tokens, block_size)
-                    for load in loads
-                    for span in (load.spans[group_idx],)
-                ]
-            ).to(self._device, non_blocking=True)
-            for group_idx, block_size in enumerate(group.kv_cache_spec.block_size for group in self._groups)
-        ]
-        for cached in self._layers:
-            pieces = [
-                self._resident[load.digest][cached.row, :, load.spans[cached.group].first :] for load in loads
+        assert self._writer is not None, "caches are bound before the first step"
+        block_sizes = [group.kv_cache_spec.block_size for group in self._groups]
+        # A pipeline stage need not have layers of every group.
+        groups = {cached.group for cached in self._layers}
+        self._writer.write(
+            [
+                PrefixWrite(
+                    self._resident[load.digest],
+                    span.first,
+                    slot_mapping_of_span(span.block_ids, span.first, load.num_tokens, block_sizes[group]),
+                    group,
+                )
+                for load in loads
+                for group, span in enumerate(load.spans)
+                if group in groups
             ]
-            # [2, T, h_kv, D]; one prefix is the common case and needs no copy.
-            key_value = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-            # The backend's own reshape-and-cache is right for every layout and quantizes where the cache is
-            # quantized; it is also the oracle for a fused kernel over all layers.
-            cached.layer.impl.do_kv_cache_update(
-                cached.layer, key_value[0], key_value[1], cached.layer.kv_cache, slots[cached.group]
-            )
+        )
 
     def take_failed_block_ids(self) -> set[int]:
         """Return the blocks whose load failed since the last call."""

@@ -320,6 +320,8 @@ async def rehearse(model: Path, checks: Checks, arguments: dict[str, Any], *, ha
         checks.equal(
             "layers that cannot hold a prefix", (await rehearsal.rpc("policy_patch_layout"))["problems"], []
         )
+        if has_kernels:
+            checks.equal("prefixes are written by one launch", facts["writer"], "triton")
         await rehearsal.rpc("watch_begin", has_kernels)
         await check_sharing(rehearsal, is_caching=bool(config.cache_config.enable_prefix_caching))
         await check_many(rehearsal)

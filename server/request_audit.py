@@ -13,17 +13,17 @@ _REQUEST_ID_HEADER = b"x-request-id"
 
 
 def request_event(
-    request: RequestScope | None, scope: Scope, rejection: PolicyPatchError | None, status: int
+    request: RequestScope, scope: Scope, rejection: PolicyPatchError | None, status: int
 ) -> AuditEvent | None:
     """Describe how a request was decided; ``None`` where it ended before there was a decision.
 
     Args:
-        request: What is known of it; ``None`` where it was refused before anything was.
+        request: What is known of it.
         scope: Its ASGI scope.
         rejection: The refusal that was answered.
         status: The status of any other answer.
     """
-    selection = request.selection if request is not None else None
+    selection, caller = request.selection, request.caller
     if rejection is None and selection is None:
         return None
     patch = selection.patch if selection is not None else None
@@ -36,12 +36,15 @@ def request_event(
         event="request",
         decision=decision,
         request_id=_request_id(scope),
+        principal=caller.key if caller is not None else None,
+        tenant=caller.tenant if caller is not None else None,
         route=f"{scope.get('method', 'WEBSOCKET')} {scope['path']}",
         wish=_wish_text(request, scope),
+        rule=getattr(rejection, "rule", None) or request.rule,
         reason=rejection.message if rejection is not None else None,
         patch=patch.reference if patch is not None else None,
         digest=patch.digest if patch is not None else None,
-        status=status,
+        status=int(status),
         code=rejection.code if rejection is not None else None,
     )
 
@@ -52,9 +55,9 @@ def _request_id(scope: Scope) -> str:
     return sent[0].decode("latin-1") if sent else uuid.uuid4().hex
 
 
-def _wish_text(request: RequestScope | None, scope: Scope) -> str | None:
+def _wish_text(request: RequestScope, scope: Scope) -> str | None:
     lines = [f"X-Policy-Patch: {v.decode('latin-1')}" for v in _values(scope, b"x-policy-patch")]
-    if request is not None and request.alias_text is not None:
+    if request.alias_text is not None:
         lines.append(f"model: {request.alias_text}")
     return "\n".join(lines) if lines else None
 

@@ -7,6 +7,7 @@ so a background response that outlives its HTTP exchange still finds its own.
 from contextvars import ContextVar
 
 from server.errors import PolicyPatchError
+from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
 from server.prompt_routes import RouteKind
 from server.selection import Selection, Wish
 
@@ -17,6 +18,9 @@ class RequestScope:
     __slots__ = (
         "alias",
         "alias_text",
+        "cache_partition",
+        "caller",
+        "credentials",
         "error",
         "has_failed",
         "header",
@@ -25,18 +29,27 @@ class RequestScope:
         "is_counted_as_base",
         "kind",
         "num_leases",
+        "rule",
         "selection",
         "was_leased",
     )
 
-    def __init__(self, kind: RouteKind, header: Wish | None) -> None:
+    def __init__(self, kind: RouteKind, credentials: Credentials = NO_CREDENTIALS) -> None:
         self.kind = kind
-        self.header = header
+        #: Judged by the policy that holds when the request is decided.
+        self.credentials = credentials
+        #: Who that policy says is calling; ``None`` where it was not asked, or could not tell.
+        self.caller: Caller | None = None
+        self.header: Wish | None = None
         self.alias: Wish | None = None
         #: The ``model`` as it was sent, where it is no served name.
         self.alias_text: str | None = None
         #: Set once, never changed: one version per request.
         self.selection: Selection | None = None
+        #: Which part of the prefix cache its prompt lives in; decided together with the selection.
+        self.cache_partition: str | None = None
+        #: What in the policy decided.
+        self.rule: str | None = None
         #: The first refusal; it replaces whatever answer the route makes of it.
         self.error: PolicyPatchError | None = None
         #: A generation ended with an exception that is not the client's going away.
@@ -53,3 +66,6 @@ class RequestScope:
 
 #: ``None`` outside an HTTP request that could run the model.
 current_scope: ContextVar[RequestScope | None] = ContextVar("request_scope", default=None)
+
+#: Who asks for a list of models or patches.
+current_credentials: ContextVar[Credentials] = ContextVar("request_credentials", default=NO_CREDENTIALS)

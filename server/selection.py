@@ -23,10 +23,8 @@ from server.errors import (
     HEADER_PARAM,
     CompositionNotPrepared,
     MalformedPatchName,
-    PatchForbidden,
     PatchNotFound,
     PatchNotReady,
-    PolicyPatchError,
 )
 
 MAX_SELECTION_BYTES = 256
@@ -72,28 +70,6 @@ class Selection:
 
 #: The decision for every request that neither asked for a patch nor gets one by default.
 BASE = Selection(None, "none")
-
-
-@dataclass(frozen=True, slots=True)
-class SelectionPolicy:
-    """What requests get that name nothing, and whether they may opt out."""
-
-    default: tuple[PatchRef, ...] | None = None
-    is_patch_required: bool = False
-
-    @classmethod
-    def from_flags(cls, *, default_patch: str | None, require_patch: bool) -> "SelectionPolicy":
-        """Read ``--default-patch`` and ``--require-patch``.
-
-        Raises:
-            MalformedPatchName: ``default_patch`` is no reference, or is ``none``.
-        """
-        if default_patch is None:
-            return cls(None, require_patch)
-        wish = parse_wish(default_patch, "--default-patch")
-        if isinstance(wish, OptOut):
-            raise MalformedPatchName("--default-patch: expected a patch, got 'none'; leave the flag out")
-        return cls(wish, require_patch)
 
 
 def parse_policy_header(values: Sequence[bytes]) -> Wish | None:
@@ -147,16 +123,23 @@ def _parse_reference(text: str, param: str) -> PatchRef:
         raise MalformedPatchName(f"{param}: {error}", param=param) from None
 
 
-def resolve(refs: Sequence[PatchRef], view: CatalogView, param: str) -> ServedPatch:
-    """Find the one patch that ``refs`` mean in ``view``.
+def resolve_each(refs: Sequence[PatchRef], view: CatalogView, param: str) -> list[ServedPatch]:
+    """Find what each of ``refs`` means in ``view``.
 
     Raises:
-        PatchNotFound: A reference means nothing that is loaded.
-        PatchNotReady: It means something that is being loaded for the first time.
+        PatchNotFound: One means nothing that is loaded.
+        PatchNotReady: One means something that is being loaded for the first time.
         MalformedPatchName: A digest prefix fits several versions.
-        CompositionNotPrepared: All of several references resolve, but nothing loaded is composed of them.
     """
-    patches = [_resolve_one(ref, view, param) for ref in refs]
+    return [_resolve_one(ref, view, param) for ref in refs]
+
+
+def prepared_composition(patches: Sequence[ServedPatch], view: CatalogView, param: str) -> ServedPatch:
+    """Find the one patch that is ``patches`` in this order; one patch is itself.
+
+    Raises:
+        CompositionNotPrepared: Nothing that is loaded is composed of exactly these.
+    """
     if len(patches) == 1:
         return patches[0]
     prepared = view.compositions.get(tuple(p.digest for p in patches))
@@ -201,35 +184,3 @@ def _by_digest(named: NamedPatch, digest: str, param: str) -> ServedPatch | None
             param=param,
         )
     return matches[0] if matches else None
-
-
-def select(header: Wish | None, alias: Wish | None, view: CatalogView, policy: SelectionPolicy) -> Selection:
-    """Decide which patch answers a request: header, then alias, then default.
-
-    Raises:
-        PatchForbidden: The request has no patch where the policy requires one.
-        PatchNotReady: The default patch is not loaded. The caller did nothing wrong, so it is never a 404.
-        PolicyPatchError: As ``resolve`` does.
-    """
-    if header is not None:
-        return _select_wish(header, "header", HEADER_PARAM, view, policy)
-    if alias is not None:
-        return _select_wish(alias, "alias", "model", view, policy)
-    if policy.default is not None:
-        try:
-            return Selection(resolve(policy.default, view, "--default-patch"), "default")
-        except PolicyPatchError as error:
-            raise PatchNotReady(f"the default patch can't serve: {error.message}") from error
-    if policy.is_patch_required:
-        raise PatchForbidden("this server requires a patch; name one in X-Policy-Patch")
-    return BASE
-
-
-def _select_wish(
-    wish: Wish, source: Source, param: str, view: CatalogView, policy: SelectionPolicy
-) -> Selection:
-    if not isinstance(wish, OptOut):
-        return Selection(resolve(wish, view, param), source)
-    if policy.is_patch_required:
-        raise PatchForbidden(f"{param}: this server requires a patch; 'none' is not allowed", param=param)
-    return Selection(None, source)

@@ -31,9 +31,14 @@ def reference() -> str:
 
 
 def parsers() -> Iterator[tuple[list[str], argparse.ArgumentParser]]:
-    """Yield the words and the parser of each subcommand, and after `bench` those of each question."""
+    """Yield the words and the parser of each subcommand, after it those of its actions or questions."""
     for name in COMMANDS:
-        yield ["policypatch", name], command_parser(name)
+        parser = command_parser(name)
+        yield ["policypatch", name], parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for word, nested in action.choices.items():
+                    yield ["policypatch", name, word], nested
         if name == "bench":
             for question in QUESTIONS:
                 module = importlib.import_module(f"bench.{question}")
@@ -52,7 +57,8 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 def section(words: list[str], parser: argparse.ArgumentParser) -> str:
     """Return the section of one command: description, arguments, epilog."""
     parts = [f"{'#' * len(words)} {' '.join(words)}", "", (parser.description or "").strip(), ""]
-    rows = [argument_row(a) for a in parser._actions if not isinstance(a, argparse._HelpAction)]
+    hidden = argparse._HelpAction | argparse._SubParsersAction
+    rows = [argument_row(a) for a in parser._actions if not isinstance(a, hidden)]
     if rows:
         parts += ["| argument | meaning |", "| --- | --- |", *rows, ""]
     if parser.epilog:

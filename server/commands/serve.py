@@ -3,8 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from server.cli import CommandError
+
+if TYPE_CHECKING:
+    from server.policy.file import PolicyFile
 
 DESCRIPTION = """\
 Serve a model over the OpenAI API and give each request the policy patch that its X-Policy-Patch header names.
@@ -19,6 +23,7 @@ Every flag of `vllm serve` works here too and is passed on: --port, --dtype, --m
 examples:
   policypatch serve --model ./smollm2 --patches examples/patches --port 8000
   policypatch serve --model ./smollm2 --patches ./patches --default-patch safety --require-patch
+  policypatch serve --model ./smollm2 --patches ./patches --policy policy.yaml --audit-log audit.jsonl
   curl localhost:8000/v1/chat/completions -H 'X-Policy-Patch: pirate' -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 """
@@ -59,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refuse `X-Policy-Patch: none`, and answers without a patch",
     )
     parser.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="policy file: who may choose which patch; watched, and in place of the two flags above",
+    )
+    parser.add_argument(
         "--audit-log",
         type=Path,
         metavar="FILE",
@@ -94,16 +105,32 @@ def run(args: argparse.Namespace) -> int:
     from server.engine.support import UnsupportedSetup
     from server.errors import MalformedPatchName
     from server.folder import FolderError
-    from server.selection import SelectionPolicy
+    from server.policy.rules import Policy
 
+    policy_file = _read_policy(args)
     try:
-        policy = SelectionPolicy.from_flags(
-            default_patch=args.default_patch, require_patch=args.require_patch
+        policy = (
+            Policy.from_flags(default_patch=args.default_patch, require_patch=args.require_patch)
+            if policy_file is None
+            else policy_file[1].policy
         )
-        serve(ServeOptions(args.model, args.patches, policy, args.audit_log), args.engine_arguments)
+        options = ServeOptions(args.model, args.patches, policy, policy_file, args.audit_log)
+        serve(options, args.engine_arguments)
     except (AuditLogError, UnsupportedSetup, FolderError, MalformedPatchName, PatchError) as error:
         raise CommandError(str(error)) from error
     except (ValueError, RuntimeError, OSError) as error:
         print(f"policypatch serve: the start failed: {error}", file=sys.stderr)
         raise
     return 0
+
+
+def _read_policy(args: argparse.Namespace) -> "tuple[Path, PolicyFile] | None":
+    if args.policy is None:
+        return None
+    if args.default_patch is not None or args.require_patch:
+        raise CommandError(
+            "--policy: the file says what --default-patch and --require-patch say; use one way"
+        )
+    from server.commands.policy import read_policy
+
+    return args.policy, read_policy(args.policy, "--policy")

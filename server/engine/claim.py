@@ -32,14 +32,27 @@ class PrefixClaim:
         return cls(str(digest), int(num_tokens))
 
 
-def scoped_cache_salt(claim: PrefixClaim | None, caller_salt: str | None) -> str | None:
+def scoped_cache_salt(
+    claim: PrefixClaim | None, caller_salt: str | None, partition: str | None = None
+) -> str | None:
     """Return the prefix-cache salt under which a request's blocks are hashed.
 
     Callers' salts live in a name space of their own: without that, a request to the base model whose
     ``cache_salt`` imitates ours could reach K/V that was written under a patch.
 
-    Semantics: injective in (claim.digest, caller_salt); None only for (None, None).
+    Args:
+        claim: The patch that the blocks are written under.
+        caller_salt: ``cache_salt`` as it was sent.
+        partition: What the policy keeps this caller's blocks apart by.
+
+    Semantics: injective in (claim.digest, caller_salt, partition); None only for (None, None, None).
     """
+    salt = _salt(claim, caller_salt)
+    # The length says where the partition ends, whatever characters it has.
+    return salt if partition is None else f"of:{len(partition)}:{partition}:{salt or ''}"
+
+
+def _salt(claim: PrefixClaim | None, caller_salt: str | None) -> str | None:
     if claim is not None:
         return f"patch:{claim.digest}:{caller_salt}" if caller_salt is not None else f"patch:{claim.digest}"
     return None if caller_salt is None else f"caller:{caller_salt}"

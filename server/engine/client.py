@@ -114,7 +114,8 @@ class PatchedAsyncLLM(AsyncLLM):
         claim = (
             PrefixClaim.from_params((params.extra_args or {}).get("kv_transfer_params")) if params else None
         )
-        request.cache_salt = scoped_cache_salt(claim, request.cache_salt)
+        assert self._gate is not None
+        request.cache_salt = scoped_cache_salt(claim, request.cache_salt, self._gate.cache_partition())
         if claim is not None:
             # A new list: the output processor keeps the visible one.
             request.prompt_token_ids = [self._placeholder_id] * claim.num_tokens + request.prompt_token_ids

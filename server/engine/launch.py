@@ -2,9 +2,11 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,9 @@ from server.folder import PatchFolder
 from server.gate import PatchGate
 from server.install import install
 from server.metrics import PatchMetrics
-from server.selection import SelectionPolicy
+from server.policy.file import PolicyFile
+from server.policy.rules import Policy
+from server.policy.watch import PolicyWatch
 
 logger = init_logger("vllm.policypatch")
 
@@ -66,7 +70,9 @@ class ServeOptions:
 
     model: str
     patches: Path
-    policy: SelectionPolicy
+    policy: Policy
+    #: Where the policy was read from, and what it held; ``None`` where flags say it.
+    policy_file: tuple[Path, PolicyFile] | None = None
     audit_log: Path | None = None
 
 
@@ -158,14 +164,16 @@ async def _serve(
         )
         gate = PatchGate(catalog, options.policy, metrics, served_names=served_names, audit=audit)
         engine.bind_gate(gate)
-        async with PatchFolder(options.patches, catalog):
+        async with PatchFolder(options.patches, catalog), _policy_watch(options, gate, metrics):
             app = build_app(args, await engine.get_supported_tasks(), engine.model_config)
             # A hosting standard builds the stack early; starlette builds it again on the first request.
             app.middleware_stack = None
             install(app, catalog=catalog, gate=gate, metrics=metrics)
-            await _init_state(app, engine, args, gate, catalog)
+            await _init_state(app, engine, args, gate)
             logger.info("serving on %s with %s", listen_address, _summary(catalog))
-            shutdown = await serve_http(app, sock=sock, **_http_options(args))
+            # Who is at the other end is told by the connection, never by what a header says.
+            proxies = {"proxy_headers": False} if options.policy_file is not None else {}
+            shutdown = await serve_http(app, sock=sock, **_http_options(args), **proxies)
     finally:
         engine.shutdown(timeout=config.shutdown_timeout)
     try:
@@ -189,17 +197,25 @@ def _kv_transfer_config() -> KVTransferConfig:
     return KVTransferConfig(**_CONNECTOR)
 
 
+def _policy_watch(
+    options: ServeOptions, gate: PatchGate, metrics: PatchMetrics
+) -> AbstractAsyncContextManager[object]:
+    if options.policy_file is None:
+        return contextlib.nullcontext()
+    path, loaded = options.policy_file
+    logger.info("policy file %s (%s) is in force", path, loaded.digest)
+    return PolicyWatch(path, loaded, gate, metrics.control, gate.audit)
+
+
 def _summary(catalog: Catalog) -> str:
     names = sorted(catalog.view.names)
     return f"{len(names)} patches: {', '.join(names[:10])}" + (" ..." if len(names) > 10 else "")
 
 
-async def _init_state(
-    app: Any, engine: PatchedAsyncLLM, args: argparse.Namespace, gate: PatchGate, catalog: Catalog
-) -> None:
+async def _init_state(app: Any, engine: PatchedAsyncLLM, args: argparse.Namespace, gate: PatchGate) -> None:
     await init_app_state(engine, app.state, args, await engine.get_supported_tasks())
     models = app.state.openai_serving_models
-    models.registry = PatchModelRegistry(models.registry, gate, catalog)
+    models.registry = PatchModelRegistry(models.registry, gate)
 
 
 def _http_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
 
 if TYPE_CHECKING:
-    from server.catalog import Catalog
     from server.gate import PatchGate
 
 
@@ -17,10 +16,9 @@ class PatchModelRegistry(OpenAIModelRegistry):
     where an alias becomes the request's selection.
     """
 
-    def __init__(self, registry: OpenAIModelRegistry, gate: "PatchGate", catalog: "Catalog") -> None:
+    def __init__(self, registry: OpenAIModelRegistry, gate: "PatchGate") -> None:
         super().__init__(registry.model_config, registry.base_model_paths)
         self._gate = gate
-        self._catalog = catalog
 
     def is_base_model(self, model_name: str) -> bool:
         """Return whether the name is served; an alias is noted as this request's selection.
@@ -31,7 +29,7 @@ class PatchModelRegistry(OpenAIModelRegistry):
         return super().is_base_model(model_name) or self._gate.note_alias(model_name)
 
     async def show_available_models(self) -> ModelList:
-        """List base models and, with the base model as ``parent``, one alias per patch."""
+        """List base models and, with the base model as ``parent``, an alias per patch it may use."""
         models = await super().show_available_models()
         base = models.data[0]
         models.data.extend(
@@ -42,6 +40,6 @@ class PatchModelRegistry(OpenAIModelRegistry):
                 max_model_len=base.max_model_len,
                 permission=[ModelPermission()],
             )
-            for alias in self._catalog.aliases(base.id)
+            for alias in self._gate.aliases(base.id)
         )
         return models

@@ -14,6 +14,8 @@ from server.catalog_view import FileFailure
 from server.errors import PatchNotFound
 from server.gate import PatchGate
 from server.metrics import ResidentRow
+from server.policy.terms import Terms
+from server.request_scope import current_credentials
 
 
 class PatchVersion(BaseModel):
@@ -85,22 +87,28 @@ def patches_router(catalog: Catalog, gate: PatchGate) -> APIRouter:
 
     @router.get("", summary="List policy patches")
     async def list_patches() -> PatchList:
-        default = gate.policy.default
+        terms = gate.terms(current_credentials.get())
         return PatchList(
-            data=_cards(catalog.residents()),
-            failures=[_failure(failure) for failure in catalog.failures()],
-            default_patch=", ".join(map(str, default)) if default is not None else None,
-            is_patch_required=gate.policy.is_patch_required,
+            data=_cards(row for row in catalog.residents() if terms.sees(row.patch)),
+            failures=[_failure(failure) for failure in catalog.failures() if _may_know(terms, failure)],
+            default_patch=", ".join(map(str, terms.default)) if isinstance(terms.default, tuple) else None,
+            is_patch_required=terms.is_patch_required,
         )
 
     @router.get("/{name}", summary="Describe a policy patch", responses={404: {"model": ErrorBody}})
     async def describe_patch(name: str) -> PatchCard:
-        cards = _cards(row for row in catalog.residents() if row.patch.name == name)
+        terms = gate.terms(current_credentials.get())
+        cards = _cards(row for row in catalog.residents() if row.patch.name == name and terms.sees(row.patch))
         if not cards:
             raise PatchNotFound(f"no patch '{name[:64]}' is loaded; GET /v1/patches lists all", param="name")
         return cards[0]
 
     return router
+
+
+def _may_know(terms: Terms, failure: FileFailure) -> bool:
+    # What could not be read has no name that a rule could be asked about.
+    return terms.is_unrestricted or (failure.name is not None and terms.sees_name(failure.name))
 
 
 def _cards(rows: Iterable[ResidentRow]) -> list[PatchCard]:

@@ -72,6 +72,9 @@ class OpenGate:
     def selection(self) -> Any:
         return SimpleNamespace(patch=self.patch)
 
+    def cache_partition(self) -> None:
+        return None
+
     def lease(self, patch: Any) -> Any:
         return self
 

@@ -43,6 +43,9 @@ class Gate:
     def selection(self) -> Any:
         return SimpleNamespace(patch=self.patch)
 
+    def cache_partition(self) -> None:
+        return None
+
     def lease(self, patch: Any) -> Any:
         return self
 

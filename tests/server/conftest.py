@@ -22,8 +22,9 @@ from server.catalog import Catalog
 from server.gate import PatchGate
 from server.install import install
 from server.metrics import PatchMetrics
+from server.policy.rules import OPEN_POLICY, Policy
 from server.residency import NullResidency, ResidencyError
-from server.selection import Selection, SelectionPolicy
+from server.selection import Selection
 
 SERVED_NAME = "demo"
 MAX_NUM_TOKENS = 64
@@ -278,7 +279,7 @@ class Stand:
 
     def use(self, **policy: Any) -> None:
         """Change the selection policy."""
-        self.gate.policy = SelectionPolicy.from_flags(
+        self.gate.policy = Policy.from_flags(
             default_patch=policy.get("default_patch"), require_patch=policy.get("require_patch", False)
         )
 
@@ -309,7 +310,7 @@ async def stand(folder: Path) -> AsyncIterator[Stand]:
     metrics = PatchMetrics(registry)
     residency = ScriptedResidency()
     catalog = Catalog(residency, BASE_MODEL, MAX_NUM_TOKENS, metrics)
-    gate = PatchGate(catalog, SelectionPolicy(), metrics, served_names=[SERVED_NAME])
+    gate = PatchGate(catalog, OPEN_POLICY, metrics, served_names=[SERVED_NAME])
     engine = FakeEngine(gate, residency)
     engine.may_start.set()
     engine.may_go_on.set()

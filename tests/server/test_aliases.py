@@ -2,8 +2,7 @@
 
 import pytest
 
-from server.aliases import alias_ids, alias_wish
-from server.catalog_view import CatalogView
+from server.aliases import alias_wish
 from server.errors import MalformedPatchName
 from server.selection import OptOut, PatchRef
 
@@ -36,7 +35,3 @@ def test_a_malformed_alias_is_refused(model: str) -> None:
     with pytest.raises(MalformedPatchName) as caught:
         alias_wish(model, NAMES)
     assert caught.value.param == "model"
-
-
-def test_an_empty_catalog_has_no_aliases() -> None:
-    assert alias_ids(CatalogView(), "llama") == []

@@ -16,7 +16,8 @@ def begin(stand: Any) -> Any:
     """Begin a request as the middleware does, in this task's context."""
 
     def begin_one(header: bytes | None = None, kind: RouteKind = RouteKind.GENERATES) -> RequestScope:
-        scope: RequestScope = stand.gate.open(kind, [header] if header is not None else [])
+        scope = RequestScope(kind)
+        stand.gate.open(scope, [header] if header is not None else [])
         current_scope.set(scope)
         return scope
 

@@ -1,5 +1,6 @@
 """From header bytes to a decision, in tables."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from server.catalog_view import CatalogView, ServedPatch
 from server.errors import (
     CompositionNotPrepared,
     MalformedPatchName,
-    PatchForbidden,
     PatchNotFound,
     PatchNotReady,
     PolicyPatchError,
@@ -18,11 +18,10 @@ from server.selection import (
     MAX_SELECTION_BYTES,
     OptOut,
     PatchRef,
-    SelectionPolicy,
     parse_policy_header,
     parse_wish,
-    resolve,
-    select,
+    prepared_composition,
+    resolve_each,
 )
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -160,6 +159,10 @@ def test_a_reference_reads_back_what_it_prints(text: str) -> None:
     assert str(ref) == text
 
 
+def resolve(refs: Sequence[PatchRef], view: CatalogView, param: str) -> ServedPatch:
+    return prepared_composition(resolve_each(refs, view, param), view, param)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -240,66 +243,6 @@ def test_a_patch_that_is_being_loaded_for_the_first_time_is_not_ready() -> None:
         assert caught.value.headers() == {"Retry-After": "1"}
     with pytest.raises(PatchNotFound):
         resolve((PatchRef("new", version="1.0.1"),), view, "x")
-
-
-NOBODY = SelectionPolicy()
-DEFAULT = SelectionPolicy.from_flags(default_patch="toxicity", require_patch=False)
-PINNED = SelectionPolicy.from_flags(default_patch="toxicity@1.0.0", require_patch=False)
-REQUIRED = SelectionPolicy.from_flags(default_patch="toxicity", require_patch=True)
-REQUIRED_ONLY = SelectionPolicy.from_flags(default_patch=None, require_patch=True)
-MISSING = SelectionPolicy.from_flags(default_patch="gone", require_patch=False)
-
-T, B, N = (PatchRef("toxicity"),), (PatchRef("bias"),), OptOut.NONE
-X = (PatchRef("unknown"),)
-
-
-@pytest.mark.parametrize(
-    ("header", "alias", "policy", "expected"),
-    [
-        (None, None, NOBODY, (None, "none")),
-        (B, None, NOBODY, (BIAS, "header")),
-        (None, B, NOBODY, (BIAS, "alias")),
-        (T, B, NOBODY, (TOXICITY_2, "header")),
-        (T, X, NOBODY, (TOXICITY_2, "header")),
-        (N, B, NOBODY, (None, "header")),
-        (N, None, NOBODY, (None, "header")),
-        (None, N, NOBODY, (None, "alias")),
-        (X, None, NOBODY, PatchNotFound),
-        (X, B, NOBODY, PatchNotFound),
-        (None, X, NOBODY, PatchNotFound),
-        (None, None, DEFAULT, (TOXICITY_2, "default")),
-        (None, None, PINNED, (TOXICITY_1, "default")),
-        (B, None, DEFAULT, (BIAS, "header")),
-        (None, B, DEFAULT, (BIAS, "alias")),
-        (N, None, DEFAULT, (None, "header")),
-        (None, N, DEFAULT, (None, "alias")),
-        (X, None, DEFAULT, PatchNotFound),
-        (None, None, REQUIRED, (TOXICITY_2, "default")),
-        (B, None, REQUIRED, (BIAS, "header")),
-        (N, None, REQUIRED, PatchForbidden),
-        (None, N, REQUIRED, PatchForbidden),
-        (N, B, REQUIRED, PatchForbidden),
-        (None, None, REQUIRED_ONLY, PatchForbidden),
-        (B, None, REQUIRED_ONLY, (BIAS, "header")),
-        (None, B, REQUIRED_ONLY, (BIAS, "alias")),
-        (None, None, MISSING, PatchNotReady),
-        (B, None, MISSING, (BIAS, "header")),
-        (N, None, MISSING, (None, "header")),
-    ],
-)
-def test_the_decision_table(header: Any, alias: Any, policy: SelectionPolicy, expected: Any) -> None:
-    if isinstance(expected, tuple):
-        selection = select(header, alias, VIEW, policy)
-        assert (selection.patch, selection.source) == expected
-    else:
-        with pytest.raises(expected):
-            select(header, alias, VIEW, policy)
-
-
-@pytest.mark.parametrize("flag", ["", "None", "none", "A", "a,,b", "a b"])
-def test_a_default_patch_outside_the_grammar_is_refused_at_start(flag: str) -> None:
-    with pytest.raises(MalformedPatchName, match="--default-patch"):
-        SelectionPolicy.from_flags(default_patch=flag, require_patch=False)
 
 
 def test_versions_order_as_semantic_versions_do() -> None:

@@ -5,6 +5,7 @@ import itertools
 from server.engine.claim import PrefixClaim, scoped_cache_salt
 
 CLAIMS = [None, PrefixClaim("sha256:" + "a" * 64, 48), PrefixClaim("sha256:" + "b" * 64, 48)]
+PARTITIONS = [None, "", "a", "patch:sha256:" + "a" * 64, "1:a:caller:mine"]
 SALTS = [None, "", "mine", "patch:sha256:" + "a" * 64, f"patch:sha256:{'a' * 64}:mine", "caller:mine"]
 
 
@@ -19,8 +20,8 @@ def test_a_request_without_our_key_has_no_claim() -> None:
     assert PrefixClaim.from_params({"do_remote_prefill": True}) is None
 
 
-def test_no_two_pairs_of_patch_and_caller_salt_share_a_salt() -> None:
-    salts = [scoped_cache_salt(claim, salt) for claim, salt in itertools.product(CLAIMS, SALTS)]
+def test_no_two_of_patch_caller_salt_and_partition_share_a_salt() -> None:
+    salts = [scoped_cache_salt(*parts) for parts in itertools.product(CLAIMS, SALTS, PARTITIONS)]
     assert len(set(salts)) == len(salts)
 
 

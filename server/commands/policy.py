@@ -1,0 +1,102 @@
+"""``policypatch policy``: check a policy file, and ask it what would happen."""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.cli import CommandError
+
+if TYPE_CHECKING:
+    from server.policy.file import PolicyFile
+
+DESCRIPTION = """\
+Check a policy file, or ask it what a request would get and why. The file says who may choose which patch;
+`policypatch serve --policy FILE` follows it. What it may hold: docs/policy.md."""
+
+EPILOG = """\
+examples:
+  policypatch policy check policy.yaml --patches ./patches
+  policypatch policy explain policy.yaml --key-name research --header 'pirate' --patches ./patches
+  policypatch policy explain policy.yaml --tenant acme --model-alias none --json
+  policypatch policy hash-key < key.txt"""
+
+#: action -> one-line help.
+ACTIONS = {
+    "check": "say whether a file is a policy, and whether what it names is there",
+    "explain": "say what a request would get, by which rule",
+    "hash-key": "read a key from standard input and print what the file holds of it",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the actions and their arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, help="see below")
+    for name, summary in ACTIONS.items():
+        action = actions.add_parser(
+            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+        )
+        if name == "hash-key":
+            continue
+        action.add_argument("file", metavar="FILE", type=Path, help="a policy file")
+        if name == "explain":
+            _add_request_arguments(action)
+        action.add_argument(
+            "--patches",
+            metavar="DIR",
+            type=Path,
+            help="hold the policy against this folder (default: all that is named is taken to be there)",
+        )
+        action.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    key = parser.add_mutually_exclusive_group()
+    key.add_argument("--key", metavar="K", help="the caller's key; - reads it from standard input")
+    key.add_argument("--key-name", metavar="NAME", help="the name of the caller's key in the file")
+    parser.add_argument("--tenant", metavar="T", help="what the gateway puts into the tenant header")
+    parser.add_argument(
+        "--peer",
+        metavar="ADDRESS",
+        help="where the connection comes from, or unix (default: an address that may name a tenant)",
+    )
+    parser.add_argument("--header", metavar="H", help="value of X-Policy-Patch")
+    parser.add_argument(
+        "--model-alias", metavar="A", help="what stands behind the model's name and its colon in `model`"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the action.
+
+    Returns:
+        0 where the file is good, or the request would be answered; 1 where not.
+    """
+    if args.action == "hash-key":
+        return _hash_key()
+    from server.commands.policy_report import check, explain
+
+    return check(args) if args.action == "check" else explain(args)
+
+
+def read_policy(path: Path, argument: str) -> "PolicyFile":
+    """Read a policy file; the error names every mistake in it."""
+    from server.policy.errors import PolicyFileError
+    from server.policy.file import load_policy
+
+    try:
+        return load_policy(path)
+    except PolicyFileError as error:
+        lines = [f"{path}:{p.place.line}:{p.place.column}: {p.message}" for p in error.problems]
+        raise CommandError(f"{argument}: no policy:\n" + "\n".join(lines)) from error
+    except OSError as error:
+        raise CommandError(f"{argument}: {path} can't be read: {error.strerror or error}") from error
+
+
+def _hash_key() -> int:
+    key = sys.stdin.buffer.readline().rstrip(b"\r\n")
+    if not key:
+        raise CommandError("standard input: expected a key, got nothing")
+    print(hashlib.sha256(key).hexdigest())
+    return 0

@@ -1,0 +1,1 @@
+"""Who may choose which patch: the policy file, the caller, the decision."""

@@ -24,7 +24,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 SERVE_ARGS ?=
 PYTEST_ARGS ?=
-POLICY_TEXT ?= examples/policies/safety.txt
+POLICY_TEXT ?= bench/policy.txt
 BENCH_ARGS ?=
 
 INSTALLED := $(VENV)/installed-$(DEVICE)

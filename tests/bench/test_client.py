@@ -86,12 +86,12 @@ async def test_error_status_fails_with_the_servers_words(serve, session) -> None
 
 
 async def test_one_failure_ends_the_loop_at_once(serve, session) -> None:
-    url = await serve(FakeServer(token_delay_s=1))
+    url = await serve(FakeServer(token_delay_s=4))
     bad = Request(request(url).url, request(url).body, {"X-Policy-Patch": "nobody"})
     started = time.perf_counter()
     with pytest.raises(RequestFailed):
         await send_closed_loop(session, [request(url), bad], concurrency=2)
-    assert time.perf_counter() - started < 0.8
+    assert time.perf_counter() - started < 3.5
 
 
 async def test_server_that_is_not_there_fails(session: aiohttp.ClientSession) -> None:

@@ -16,6 +16,9 @@ The tree::
     ├── EvaluationError    (ValueError)       a suite, an arm or a gate that can't be evaluated as asked
     ├── SubjectFailed      (RuntimeError)     the model or server that is evaluated gave no usable answer
     ├── DataUnavailable    (LookupError)      a package can't be had, or isn't the pinned one
+    ├── PairsError         (ValueError)       prompts, answers or pairs that can't be used
+    ├── TrainingError      (ValueError)       a training run that can't begin as it was asked for
+    ├── TrainingStopped    (RuntimeError)     a training run that ended early; its checkpoint is kept
     └── PatchExists        (FileExistsError)  another content already has this file name
 
 Every error survives pickling, because engine processes hand them to each other.
@@ -121,6 +124,18 @@ class SubjectFailed(PatchError, RuntimeError):
 
 class DataUnavailable(PatchError, LookupError):
     """A package that carries data or a judge can't be had, or holds other bytes than the pinned ones."""
+
+
+class PairsError(PatchError, ValueError):
+    """Prompts, answers or preference pairs that can't be used, and why."""
+
+
+class TrainingError(PatchError, ValueError):
+    """A training run can't begin as it was asked for."""
+
+
+class TrainingStopped(PatchError, RuntimeError):
+    """A training run ended before its time: no finite loss, no memory, no disk. Its checkpoint is kept."""
 
 
 class PatchExists(PatchError, FileExistsError):

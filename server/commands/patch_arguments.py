@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 BLOCK_SIZE = 16
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
     """Declare the model and how it is run."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="M", required=True, help="a model folder, or a hub id")
+    group.add_argument("--model", metavar="M", required=is_required, help="a model folder, or a hub id")
     group.add_argument("--revision", metavar="R", help="the revision of a hub model")
     group.add_argument(
         "--dtype",

@@ -1,0 +1,111 @@
+"""How a patch is trained: one frozen dataclass, whose defaults are the command's.
+
+Everything in it reaches the patch's manifest, and nothing else does: no path, no device, no time. Two runs
+with equal configurations on equal data give one digest on one machine.
+"""
+
+from dataclasses import asdict, dataclass
+
+from patches.canonical import JsonValue
+from patches.errors import TrainingError
+from patches.manifest import DTYPES, MAX_NUM_VIRTUAL_TOKENS
+
+KINDS = ("prompt", "prefix")
+STAGES = ("sft", "dpo")
+INITS = ("tile", "pool", "system", "random")
+REFERENCES = ("sft", "base", "teacher")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What is learned, from which start, by which steps."""
+
+    #: ``prompt`` learns input embeddings, ``prefix`` the K/V of every layer.
+    kind: str = "prompt"
+    num_virtual_tokens: int = 48
+    #: What the prefix starts as; ``patches.train.initial`` says what each means.
+    init: str = "tile"
+    stages: tuple[str, ...] = STAGES
+    sft_epochs: int = 3
+    sft_learning_rate: float = 5e-3
+    dpo_epochs: int = 2
+    dpo_learning_rate: float = 1e-3
+    beta: float = 0.1
+    dpo_reference: str = "sft"
+    #: Weight of the KL divergence to the unpatched model on benign prompts.
+    benign_weight: float = 1.0
+    #: Tokens of an answer, or a document, that count there; what follows the first few differs little.
+    benign_tokens: int = 64
+    schedule: str = "cosine"
+    #: Share of a stage's steps in which the learning rate rises.
+    warmup: float = 0.1
+    #: Pairs in one forward pass, and as many benign prompts in another.
+    batch_size: int = 8
+    #: Forward passes for one step.
+    accumulate: int = 1
+    #: Tokens of prompt and answer together; longer samples are left out and counted.
+    max_length: int = 1024
+    max_grad_norm: float = 1.0
+    #: Steps between validations; ``None`` validates after each epoch.
+    validate_every: int | None = None
+    #: Validations without an improvement after which a stage ends; 0 never ends one.
+    patience: int = 3
+    compute_dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            TrainingError: One is outside its range.
+        """
+        choices = {
+            "kind": KINDS,
+            "init": INITS,
+            "dpo_reference": REFERENCES,
+            "schedule": SCHEDULES,
+            "compute_dtype": DTYPES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise TrainingError(f"{name}: expected {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not self.stages or self.stages not in (STAGES, ("sft",), ("dpo",)):
+            raise TrainingError(f"stages: expected sft, dpo or sft,dpo, got {','.join(self.stages)!r}")
+        for name in ("sft_epochs", "dpo_epochs", "batch_size", "accumulate", "max_length"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("sft_learning_rate", "dpo_learning_rate", "beta", "max_grad_norm"):
+            self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
+        self._require("benign_tokens", self.benign_tokens >= 1, "at least 1")
+        self._require("benign_weight", 0 <= self.benign_weight < float("inf"), "at least 0")
+        self._require("warmup", 0 <= self.warmup < 1, "at least 0 and less than 1")
+        self._require("patience", self.patience >= 0, "at least 0")
+        self._require("validate_every", self.validate_every is None or self.validate_every >= 1, "at least 1")
+        in_range = 1 <= self.num_virtual_tokens <= MAX_NUM_VIRTUAL_TOKENS
+        self._require("num_virtual_tokens", in_range, f"1 to {MAX_NUM_VIRTUAL_TOKENS}")
+        if self.stages == ("dpo",) and self.dpo_reference == "sft":
+            raise TrainingError(
+                "dpo_reference: expected base or teacher where the stage sft is left out, got 'sft'"
+            )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Pairs that one step learns from."""
+        return self.batch_size * self.accumulate
+
+    def epochs_of(self, stage: str) -> int:
+        """Give the number of epochs of a stage."""
+        return self.sft_epochs if stage == "sft" else self.dpo_epochs
+
+    def learning_rate_of(self, stage: str) -> float:
+        """Give the highest learning rate of a stage."""
+        return self.sft_learning_rate if stage == "sft" else self.dpo_learning_rate
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Give the configuration for the manifest."""
+        document = {key: value for key, value in asdict(self).items() if value is not None}
+        return {**document, "stages": list(self.stages)}
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)}")

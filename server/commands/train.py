@@ -1,0 +1,259 @@
+"""``policypatch train``: preference pairs become a patch."""
+
+import argparse
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patches.errors import TrainingStopped
+from patches.label import Label
+from patches.train.config import INITS, KINDS, REFERENCES, SCHEDULES, STAGES, TrainConfig
+from server.cli import CommandError
+from server.commands.patch_arguments import (
+    add_label_arguments,
+    add_model_arguments,
+    add_output_arguments,
+    label_of,
+    note,
+    patch_errors,
+    save,
+)
+from server.commands.text_file import read_text_file
+
+if TYPE_CHECKING:
+    from patches.train.ranks import Ranks
+    from patches.train.run import TrainInputs, TrainResult
+
+_DEFAULTS = TrainConfig()
+
+DESCRIPTION = """\
+Train a patch on preference pairs: N virtual tokens in front of the frozen model, first by supervised
+fine-tuning on the chosen answers, then by direct preference optimisation.
+
+The run has a folder of its own, DIR/NAME-VERSION.training unless --run says otherwise, with its checkpoint,
+a log of every step and a report. Ctrl-C stops after the step at hand; --resume goes on from there, to the
+same patch that an uninterrupted run would have given. Equal data, configuration and seed give an equal
+digest on one machine."""
+
+EPILOG = """\
+Several GPUs, or machines: accelerate launch -m server train ...; each process takes its share of every step.
+
+examples:
+  policypatch train --model models/smollm2 --pairs pairs.jsonl --init-text policy.txt \\
+      --name refuse --version 0.1.0 -o patches
+  policypatch train --model models/smollm2 --pairs pairs.jsonl --init-text policy.txt --benign everyday.txt \\
+      --benign-weight 2 --sft-epochs 5 --dpo-epochs 3 --beta 0.3 --name refuse --version 0.2.0 -o patches
+  policypatch train --model models/smollm2 --pairs pairs.jsonl --init-text policy.txt \\
+      --compose-with patches/tone-1.0.0.safetensors --name refuse --version 0.3.0 -o patches
+  policypatch train --model models/smollm2 --pairs pairs.jsonl --init-text policy.txt \\
+      --name refuse --version 0.2.0 -o patches --resume"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the data, the configuration, the model, the label and the output."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--pairs", metavar="FILE", type=Path, required=True, help="preference pairs, as TRL takes them"
+    )
+    data.add_argument(
+        "--benign",
+        metavar="FILE",
+        type=Path,
+        help="where the patch shall change nothing: prompts (`completion` for the answer), `document` rows",
+    )
+    data.add_argument(
+        "--init-text", metavar="FILE", type=Path, help="policy text that the prefix starts from"
+    )
+    data.add_argument(
+        "--compose-with",
+        metavar="PATCH",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="train among random subsets and orders of these patches",
+    )
+    _add_config_arguments(parser)
+    add_model_arguments(parser)
+    add_label_arguments(parser, name=None, version=None)
+    add_output_arguments(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--run", metavar="DIR", type=Path, dest="run_folder", help="the run's folder")
+    begin = run.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    begin.add_argument("--restart", action="store_true", help="discard the run's checkpoint and begin anew")
+
+
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    teacher = parser.add_argument_group("teacher").add_mutually_exclusive_group()
+    teacher.add_argument(
+        "--teacher-text", metavar="FILE", type=Path, help="the teacher is the model under this policy text"
+    )
+    teacher.add_argument("--teacher", metavar="M", help="the teacher is another model of the same tokenizer")
+
+    def add(name: str, meaning: str, **options: Any) -> None:
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(flag, dest=name, default=getattr(_DEFAULTS, name), help=meaning, **options)
+
+    add("kind", "learn input embeddings, or the K/V of every layer", choices=KINDS)
+    group.add_argument(
+        "--tokens",
+        metavar="N",
+        type=int,
+        dest="num_virtual_tokens",
+        default=_DEFAULTS.num_virtual_tokens,
+        help="virtual tokens",
+    )
+    add("init", "what the prefix starts as, from --init-text", choices=INITS)
+    group.add_argument("--stages", metavar="LIST", default=",".join(STAGES), help="sft,dpo or one of them")
+    for stage in STAGES:
+        add(f"{stage}_epochs", f"passes over the pairs in {stage}", type=int, metavar="E")
+        add(f"{stage}_learning_rate", f"highest learning rate in {stage}", type=float, metavar="R")
+    add("beta", "how dear it is to leave the reference in dpo", type=float, metavar="B")
+    add("dpo_reference", "what dpo must not leave", choices=REFERENCES)
+    add("benign_weight", "weight of the KL divergence on --benign", type=float, metavar="W")
+    add("benign_tokens", "tokens of an answer that count there", type=int, metavar="T")
+    add("schedule", "of the learning rate", choices=SCHEDULES)
+    add("warmup", "share of a stage's steps in which the rate rises", type=float, metavar="R")
+    add("batch_size", "pairs in one forward pass", type=int, metavar="B")
+    add("accumulate", "forward passes for one step", type=int, metavar="A")
+    add("max_length", "tokens of prompt and answer; longer samples are left out", type=int, metavar="T")
+    add("max_grad_norm", "gradients are clipped to this norm", type=float, metavar="G")
+    add("validate_every", "steps between validations (default: an epoch)", type=int, metavar="S")
+    add("patience", "validations without improvement that end a stage, 0 for never", type=int, metavar="P")
+    add("compute_dtype", "the dtype to train in", choices=("float32", "bfloat16", "float16"))
+    add("seed", "for the order of rows, contexts and a random start", type=int, metavar="S")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train the patch."""
+    with patch_errors():
+        label, config = label_of(args, args.name), _config(args)
+        inputs = _inputs(args, label)
+        _check_folder(args, inputs.folder)
+        from patches.train.ranks import join_ranks
+
+        ranks, device = join_ranks(args.device)
+        inputs = type(inputs)(**{**vars(inputs), "device": device})
+        try:
+            result = _train(inputs, config, args.resume, ranks)
+        except TrainingStopped as error:
+            note(str(error))
+            return 1
+        if result.patch is None:
+            note(f"stopped at step {result.state.step}; the same command with --resume goes on from there")
+            return 130
+        if ranks.index == 0:
+            _finish(args, inputs, result)
+    return 0
+
+
+def _train(inputs: "TrainInputs", config: TrainConfig, is_resumed: bool, ranks: "Ranks") -> "TrainResult":
+    from patches.train.log import RunLog
+    from patches.train.run import Watch, train_patch
+    from server.commands.train_progress import TrainProgress
+
+    if ranks.index > 0:
+        with _interrupts() as should_stop:
+            return train_patch(
+                inputs, config, is_resumed=is_resumed, watch=Watch(should_stop=should_stop), ranks=ranks
+            )
+    log = RunLog(inputs.folder)
+    try:
+        with TrainProgress() as bar, _interrupts() as should_stop, _quiet():
+
+            def tell(record: Any) -> None:
+                log.tell(record)
+                bar.tell(record)
+
+            watch = Watch(tell, should_stop)
+            return train_patch(inputs, config, is_resumed=is_resumed, watch=watch, ranks=ranks)
+    finally:
+        log.close()
+
+
+def _finish(args: argparse.Namespace, inputs: "TrainInputs", result: "TrainResult") -> None:
+    from patches.train.log import write_report
+
+    assert result.patch is not None
+    save(result.patch, args)
+    report = write_report(inputs.folder, result.patch, result.state.curves, result.counts)
+    left_out = result.counts["left_out"]
+    if left_out:
+        note("left out of the pairs: " + ", ".join(f"{n} {reason}" for reason, n in left_out.items()))
+    print(f"{report}: what it learned from, and how far it came")
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    values = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__}
+    return TrainConfig(**{**values, "stages": tuple(args.stages.split(","))})
+
+
+def _inputs(args: argparse.Namespace, label: Label) -> "TrainInputs":
+    from patches.train.run import TrainInputs
+
+    def text_of(path: Path | None) -> str | None:
+        return None if path is None else read_text_file(path)
+
+    return TrainInputs(
+        model=args.model,
+        pairs=args.pairs,
+        label=label,
+        folder=args.run_folder or args.output / f"{args.name}-{args.version}.training",
+        benign=args.benign,
+        init_text=text_of(args.init_text),
+        teacher_text=text_of(args.teacher_text),
+        teacher=args.teacher,
+        compose_with=tuple(args.compose_with),
+        dtype=args.dtype,
+        device=args.device,
+        revision=args.revision,
+    )
+
+
+def _check_folder(args: argparse.Namespace, folder: Path) -> None:
+    has_checkpoint = (folder / "checkpoint.safetensors").exists()
+    if has_checkpoint and not (args.resume or args.restart):
+        raise CommandError(f"{folder} holds a run: --resume goes on with it, --restart begins anew")
+    if args.resume and not has_checkpoint:
+        raise CommandError(f"{folder} holds no checkpoint to resume from")
+    if args.restart and folder.exists() and os.environ.get("RANK", "0") == "0":
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C end the run after the step at hand; a second one ends it at once."""
+    asked: list[int] = []
+
+    def on_signal(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        note("stopping after this step; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own bars and notes off the screen."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,133 @@
+"""The model behind a prefix: what reaches a loss, and from where."""
+
+import pytest
+import torch
+
+from patches.compile import compile_embeddings
+from patches.model import LoadedModel
+from patches.train.contexts import ALONE, Context
+from patches.train.data import PairSample, Sample
+from patches.train.forward import answer_logits, collate, prefix_kv
+from patches.train.sft import answer_logprobs, token_logprobs
+from patches.train.soft_prefix import SoftPrefix
+from patches.train.stages import Benign, Sft
+
+
+@pytest.fixture
+def embeddings() -> torch.Tensor:
+    return torch.randn(6, 32, generator=torch.Generator().manual_seed(3)) * 0.5
+
+
+def logprobs_of_one_sequence(model: LoadedModel, embeddings: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """The answer's log-probabilities when prefix, prompt and answer are one sequence of embeddings."""
+    ids = torch.tensor(sample.prompt_ids + sample.answer_ids)
+    with torch.no_grad():
+        rows = torch.cat([embeddings, model.network.get_input_embeddings()(ids)])
+        logits = model.network(inputs_embeds=rows[None]).logits[0]
+    start = len(embeddings) + len(sample.prompt_ids) - 1
+    return token_logprobs(logits[start:-1], torch.tensor(sample.answer_ids))
+
+
+def test_answers_have_the_logprobs_of_one_sequence_with_the_prefix_in_front(
+    tiny_model: LoadedModel, embeddings: torch.Tensor, samples: list[PairSample]
+) -> None:
+    batch = [pair.chosen for pair in samples] + [pair.rejected for pair in samples]
+    with torch.no_grad():
+        kv = prefix_kv(tiny_model.network, embeddings)
+        output = answer_logits(tiny_model.network, kv, collate(batch, "cpu"))
+    sums = answer_logprobs(output.logits, output.labels, output.mask)
+    expected = [logprobs_of_one_sequence(tiny_model, embeddings, sample).sum() for sample in batch]
+    assert torch.allclose(sums, torch.stack(expected), atol=1e-4)
+
+
+def test_without_a_prefix_the_model_is_itself(tiny_model: LoadedModel, samples: list[PairSample]) -> None:
+    sample = samples[0].chosen
+    with torch.no_grad():
+        output = answer_logits(tiny_model.network, None, collate([sample], "cpu"))
+    expected = logprobs_of_one_sequence(tiny_model, torch.zeros(0, 32), sample)
+    assert torch.allclose(token_logprobs(output.logits, output.labels)[0], expected, atol=1e-5)
+
+
+def test_prefix_kv_is_what_a_compiled_patch_holds(tiny_model: LoadedModel, embeddings: torch.Tensor) -> None:
+    kv = prefix_kv(tiny_model.network, embeddings)
+    stacked = torch.stack([torch.stack([k[0], v[0]]) for k, v in kv]).transpose(2, 3)
+    assert torch.equal(stacked, compile_embeddings(tiny_model.network, embeddings))
+
+
+def test_only_answer_tokens_have_labels(samples: list[PairSample], tiny_model: LoadedModel) -> None:
+    batch = collate([pair.chosen for pair in samples], "cpu")
+    kv = prefix_kv(tiny_model.network, torch.zeros(4, 32))
+    output = answer_logits(tiny_model.network, kv, batch)
+    labelled = [row[mask].tolist() for row, mask in zip(output.labels, output.mask, strict=True)]
+    assert labelled == [list(pair.chosen.answer_ids) for pair in samples]
+
+
+def test_the_loss_ignores_prompt_prefix_and_padding(
+    tiny_model: LoadedModel, samples: list[PairSample], embeddings: torch.Tensor
+) -> None:
+    """A row costs the same alone and padded beside longer ones; nothing before an answer costs anything."""
+    prefix = SoftPrefix(tiny_model.network, "prompt", embeddings)
+    objective = Sft(tiny_model.network, samples)
+    total = objective.total_of(range(3))
+    assert total == sum(len(pair.chosen.answer_ids) for pair in samples)
+    together, _ = objective.shares(range(3), prefix, ALONE, total)
+    alone = torch.stack([objective.shares([row], prefix, ALONE, total)[0] for row in range(3)]).sum()
+    by_hand = -torch.cat([logprobs_of_one_sequence(tiny_model, embeddings, p.chosen) for p in samples]).sum()
+    assert together.item() == pytest.approx(alone.item(), abs=1e-5)
+    assert together.item() == pytest.approx(by_hand.item() / total, abs=1e-4)
+
+
+def test_only_the_prefix_learns(
+    tiny_model: LoadedModel, samples: list[PairSample], embeddings: torch.Tensor
+) -> None:
+    prefix = SoftPrefix(tiny_model.network, "prompt", embeddings, [torch.ones(2, 32)])
+    loss, _ = Sft(tiny_model.network, samples).shares([0, 1], prefix, Context(before=(0,)), 5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert prefix.values.grad is not None
+    assert (prefix.values.grad.abs().sum(1) > 0).all()
+    assert all(parameter.grad is None for parameter in tiny_model.network.parameters())
+
+
+def test_a_context_puts_others_in_their_order(tiny_model: LoadedModel, embeddings: torch.Tensor) -> None:
+    others = [torch.full((2, 32), 0.3), torch.full((3, 32), -0.2)]
+    prefix = SoftPrefix(tiny_model.network, "prompt", embeddings, others)
+    with torch.no_grad():
+        kv = prefix.patched(Context(before=(1,), after=(0,)))
+        expected = prefix_kv(tiny_model.network, torch.cat([others[1], embeddings, others[0]]))
+    assert all(torch.equal(k, e) for (k, _), (e, _) in zip(kv, expected, strict=True))
+    without = prefix.unpatched(Context(before=(1,), after=(0,)))
+    assert without is not None
+    assert without[0][0].shape[2] == 5
+    assert prefix.unpatched(ALONE) is None
+
+
+def test_kind_prefix_stands_behind_its_own_kv(
+    tiny_model: LoadedModel, embeddings: torch.Tensor, samples: list[PairSample]
+) -> None:
+    kv = compile_embeddings(tiny_model.network, embeddings)
+    as_kv = SoftPrefix(tiny_model.network, "prefix", kv)
+    as_rows = SoftPrefix(tiny_model.network, "prompt", embeddings)
+    objective = Sft(tiny_model.network, samples)
+    losses = [objective.shares([0, 1, 2], prefix, ALONE, 1)[0] for prefix in (as_kv, as_rows)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-4)
+    losses[0].backward()  # type: ignore[no-untyped-call]
+    assert as_kv.values.grad is not None
+    assert as_kv.values.grad.abs().sum() > 0
+
+
+def test_a_benign_loss_is_nothing_where_the_prefix_changes_nothing(
+    tiny_model: LoadedModel, samples: list[PairSample], embeddings: torch.Tensor
+) -> None:
+    benign = Benign(tiny_model.network, [pair.chosen for pair in samples])
+    prefix = SoftPrefix(tiny_model.network, "prompt", embeddings)
+    loss, _ = benign.shares([0, 1], prefix, ALONE, 5)
+    assert loss.item() > 0.01
+    again, _ = benign.shares([0, 1], _Silent(tiny_model.network, "prompt", embeddings), ALONE, 5)
+    assert again.item() == pytest.approx(0, abs=1e-6)
+
+
+class _Silent(SoftPrefix):
+    """A prefix that is not there."""
+
+    def patched(self, context: Context):  # type: ignore[no-untyped-def]
+        return self.unpatched(context)

@@ -4,7 +4,7 @@ The catalog swaps the whole view in one assignment, so a request sees either eve
 of it. Each change copies one dictionary of names and rebuilds one name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -56,17 +56,14 @@ class NamedPatch:
     #: Highest semantic version first, never empty.
     versions: tuple[ServedPatch, ...]
     by_version: Mapping[str, ServedPatch]
-
-    @property
-    def active(self) -> ServedPatch:
-        """The version that the bare name means."""
-        return self.versions[0]
+    #: The version that the bare name means; ``None`` where an operator's call left none.
+    active: ServedPatch | None
 
     @classmethod
-    def of(cls, name: str, patches: list[ServedPatch]) -> "NamedPatch":
-        """Order ``patches`` of one name."""
+    def of(cls, name: str, patches: Iterable[ServedPatch], active: ServedPatch | None) -> "NamedPatch":
+        """Order ``patches`` of one name; ``active`` is one of them."""
         ordered = tuple(sorted(patches, key=lambda p: version_key(p.version), reverse=True))
-        return cls(name, ordered, MappingProxyType({p.version: p for p in ordered}))
+        return cls(name, ordered, MappingProxyType({p.version: p for p in ordered}), active)
 
 
 def component_digests(manifest: Manifest) -> tuple[str, ...]:
@@ -86,27 +83,36 @@ class CatalogView:
 
     def with_changes(self, added: ServedPatch | None, removed: ServedPatch | None) -> "CatalogView":
         """Give the view in which ``added`` is served and ``removed`` is not, in one step."""
-        names = dict(self.names)
-        compositions = dict(self.compositions)
+        view = self
         for name in {p.name for p in (added, removed) if p is not None}:
-            kept = [p for p in (names[name].versions if name in names else ()) if p not in (added, removed)]
+            old = self.names[name].versions if name in self.names else ()
+            kept = [p for p in old if p not in (added, removed)]
             if added is not None and added.name == name:
                 kept.append(added)
-            if kept:
-                names[name] = NamedPatch.of(name, kept)
-            else:
-                names.pop(name, None)
-        self._index_compositions(compositions, names, added, removed)
+            highest = max(kept, key=lambda p: version_key(p.version), default=None)
+            view = view.with_name(name, kept, highest)
+        return view
+
+    def with_name(
+        self, name: str, patches: Collection[ServedPatch], active: ServedPatch | None
+    ) -> "CatalogView":
+        """Give the view in which ``name`` has the versions ``patches`` and means ``active``."""
+        names = dict(self.names)
+        compositions = dict(self.compositions)
+        before = names.pop(name).versions if name in names else ()
+        if patches:
+            names[name] = NamedPatch.of(name, patches, active)
+        self._index_compositions(compositions, names, {*before, *patches})
         return replace(self, names=MappingProxyType(names), compositions=MappingProxyType(compositions))
 
     @staticmethod
     def _index_compositions(
         compositions: dict[tuple[str, ...], ServedPatch],
         names: Mapping[str, NamedPatch],
-        *changed: ServedPatch | None,
+        changed: Iterable[ServedPatch],
     ) -> None:
         for patch in changed:
-            key = component_digests(patch.manifest) if patch is not None else ()
+            key = component_digests(patch.manifest)
             if not key:
                 continue
             # Several may be composed of the same parts; the first name's highest version stands for them.

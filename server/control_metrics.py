@@ -1,4 +1,4 @@
-"""The ``policy_patch_*`` metrics of control: whether the policy file is in force and the audit log whole."""
+"""The ``policy_patch_*`` metrics of control: whether policy, audit log, state and trust are in order."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -34,6 +34,27 @@ class ControlMetrics:
             self._audit_dropped.labels(reason)
         for outcome in RELOAD_OUTCOMES:
             self._policy_reloads.labels(outcome)
+
+        self._state_saved = Gauge(
+            "policy_patch_state_saved",
+            "0 where the last change of the catalog could not be written to the state folder.",
+            registry=registry,
+        )
+        self._state_saved.set(1)
+        self._trust_readable = Gauge(
+            "policy_patch_trust_readable",
+            "1 where trusted keys and revocations could be read at the last look, and signed bounds saved.",
+            registry=registry,
+        )
+        self._trust_readable.set(1)
+
+    def set_trust_readable(self, is_readable: bool) -> None:
+        """Say whether keys and revocations are up to date, and signed bounds on disk."""
+        self._trust_readable.set(is_readable)
+
+    def state_saved(self, is_saved: bool) -> None:
+        """Say whether the last write to the state folder worked."""
+        self._state_saved.set(is_saved)
 
     def audit_dropped(self, reason: str, num_events: int) -> None:
         """Count events that the audit log lacks. Any thread."""

@@ -11,9 +11,20 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     ├── PatchNotFound          (LookupError) 404  patch_not_found
     ├── PatchNotApplied                      500  patch_not_applied
     ├── PatchNotReady                        503  patch_not_ready
+    ├── AdminDisabled                        403  admin_disabled
+    ├── AdminKeyInvalid                      401  invalid_admin_key
+    ├── AdminCallInvalid       (ValueError)  400  invalid_admin_call
+    ├── OrderRefused                         409  order_refused
+    │   └── NothingToRollBack                409  nothing_to_roll_back
+    ├── StateNotSaved                        500  state_not_saved
     └── FileRefused                          500  load_failed
         ├── BaseModelConflict                409  base_model_mismatch
         ├── PatchConflict                    409  patch_conflict
+        ├── PatchUnsigned                    403  patch_unsigned
+        ├── SignerUntrusted                  403  signer_untrusted
+        ├── SignatureInvalid                 403  signature_invalid
+        ├── PatchRevoked                     403  patch_revoked
+        ├── BelowMinimumVersion              409  below_minimum_version
         ├── PatchTooLarge                    413  patch_too_large
         └── InvalidPatchFile                 422  invalid_patch_file
 
@@ -139,6 +150,54 @@ class PatchNotReady(PolicyPatchError):
     retry_after_s = 1
 
 
+class AdminDisabled(PolicyPatchError):
+    """The server was started without admin keys, so nobody may change the catalog over HTTP."""
+
+    status = 403
+    type = "PermissionDeniedError"
+    code = "admin_disabled"
+
+
+class AdminKeyInvalid(PolicyPatchError):
+    """An admin call without a key, or with one that is not in the file."""
+
+    status = 401
+    type = "AuthenticationError"
+    code = "invalid_admin_key"
+
+    def headers(self) -> Mapping[str, str]:
+        """Say how to authenticate, as RFC 9110 asks for."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class AdminCallInvalid(PolicyPatchError, ValueError):
+    """An admin call whose path or body makes no sense."""
+
+    status = 400
+    type = "BadRequestError"
+    code = "invalid_admin_call"
+
+
+class OrderRefused(PolicyPatchError):
+    """An admin call that does not fit the present state of the catalog."""
+
+    status = 409
+    type = "ConflictError"
+    code = "order_refused"
+
+
+class NothingToRollBack(OrderRefused):
+    """No version that was active before is on the workers."""
+
+    code = "nothing_to_roll_back"
+
+
+class StateNotSaved(PolicyPatchError):
+    """The state folder could not be written, so the order was not carried out."""
+
+    code = "state_not_saved"
+
+
 class FileRefused(PolicyPatchError):
     """A patch file can't be served: the workers did not take it, or something unforeseen happened."""
 
@@ -168,6 +227,51 @@ class PatchConflict(FileRefused):
     type = "ConflictError"
     code = "patch_conflict"
     reason = "conflict"
+
+
+class PatchUnsigned(FileRefused):
+    """The server demands signatures, and the file has none."""
+
+    status = 403
+    type = "PermissionDeniedError"
+    code = "patch_unsigned"
+    reason = "unsigned"
+
+
+class SignerUntrusted(FileRefused):
+    """The file is signed, but by no key that this server trusts."""
+
+    status = 403
+    type = "PermissionDeniedError"
+    code = "signer_untrusted"
+    reason = "untrusted_signer"
+
+
+class SignatureInvalid(FileRefused):
+    """The signature is malformed or forged, or belongs to something else."""
+
+    status = 403
+    type = "PermissionDeniedError"
+    code = "signature_invalid"
+    reason = "bad_signature"
+
+
+class PatchRevoked(FileRefused):
+    """The content, or a part that it was composed of, is on the list of revoked digests."""
+
+    status = 403
+    type = "PermissionDeniedError"
+    code = "patch_revoked"
+    reason = "revoked"
+
+
+class BelowMinimumVersion(FileRefused):
+    """A signature forbade this version of the name, or one of the versions that it was composed of."""
+
+    status = 409
+    type = "ConflictError"
+    code = "below_minimum_version"
+    reason = "below_minimum_version"
 
 
 class PatchTooLarge(FileRefused):
@@ -201,12 +305,28 @@ REQUEST_CODES: tuple[str, ...] = (
     PatchNotReady.code,
 )
 
+#: Every ``code`` that an admin call can meet beside those of a file.
+ADMIN_CODES: tuple[str, ...] = (
+    AdminDisabled.code,
+    AdminKeyInvalid.code,
+    AdminCallInvalid.code,
+    OrderRefused.code,
+    NothingToRollBack.code,
+    StateNotSaved.code,
+)
+
 #: Every ``code`` that there is.
 ERROR_CODES: tuple[str, ...] = (
     *REQUEST_CODES,
+    *ADMIN_CODES,
     FileRefused.code,
     BaseModelConflict.code,
     PatchConflict.code,
+    PatchUnsigned.code,
+    SignerUntrusted.code,
+    SignatureInvalid.code,
+    PatchRevoked.code,
+    BelowMinimumVersion.code,
     PatchTooLarge.code,
     InvalidPatchFile.code,
 )

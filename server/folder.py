@@ -18,6 +18,7 @@ from types import TracebackType
 from watchfiles import awatch
 
 from patches.format import is_patch_filename
+from patches.signing.signature import SUFFIX as SIGNATURE_SUFFIX
 from server.catalog import Catalog
 from server.catalog_view import FileFailure, ServedPatch
 
@@ -44,7 +45,7 @@ class FolderError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class FileSignature:
+class FileStamp:
     """Differs where a file's content may differ."""
 
     inode: int
@@ -54,25 +55,34 @@ class FileSignature:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchStamp:
+    """Differs where a patch, or what lies beside it for it, may differ."""
+
+    patch: FileStamp
+    #: Of the signature file; it may come after its patch.
+    signature: FileStamp | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FolderListing:
     """One look at the folder."""
 
     #: Device and inode of the folder itself.
     identity: tuple[int, int]
-    files: dict[Path, FileSignature]
+    files: dict[Path, PatchStamp]
 
 
 def list_folder(folder: Path) -> FolderListing:
-    """Look at the patch files in ``folder``, following symbolic links.
+    """Look at the patch files in ``folder`` and their signatures, following symbolic links.
 
     Raises:
         OSError: The folder, or the attributes of a file in it, can't be read.
     """
     folder_stat = os.stat(folder)
-    files = {}
+    stamps: dict[str, FileStamp] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not is_patch_filename(entry.name):
+            if not is_patch_filename(entry.name.removesuffix(SIGNATURE_SUFFIX)):
                 continue
             try:
                 attributes = entry.stat()
@@ -80,9 +90,14 @@ def list_folder(folder: Path) -> FolderListing:
                 # Removed since the directory was read, or a link to nothing.
                 continue
             if stat.S_ISREG(attributes.st_mode):
-                files[folder / entry.name] = FileSignature(
+                stamps[entry.name] = FileStamp(
                     attributes.st_ino, attributes.st_mtime_ns, attributes.st_ctime_ns, attributes.st_size
                 )
+    files = {
+        folder / name: PatchStamp(stamp, stamps.get(name + SIGNATURE_SUFFIX))
+        for name, stamp in stamps.items()
+        if is_patch_filename(name)
+    }
     return FolderListing((folder_stat.st_dev, folder_stat.st_ino), files)
 
 
@@ -96,7 +111,7 @@ class PatchFolder:
         self._identity: tuple[int, int] | None = None
         #: Device of the last good look.
         self._device: int | None = None
-        self._known: dict[Path, FileSignature] = {}
+        self._known: dict[Path, PatchStamp] = {}
         #: Path -> when to try it again, and how long to wait after that.
         self._retries: dict[Path, tuple[float, float]] = {}
         self._stop = asyncio.Event()
@@ -123,7 +138,9 @@ class PatchFolder:
             raise FolderError(
                 f"--patches: expected a readable folder, got {self._path}: {error.strerror}"
             ) from error
+        self._catalog.begin_start()
         await self._apply(listing)
+        await self._catalog.settle()
         self._watch = asyncio.create_task(self._watch_forever())
 
     async def stop(self) -> None:
@@ -158,11 +175,11 @@ class PatchFolder:
         self._catalog.note_folder(self._path, None)
         now_s = time.monotonic()
         # What is new comes first: a file that was only renamed never stops serving.
-        for path, signature in sorted(listing.files.items()):
+        for path, stamp in sorted(listing.files.items()):
             is_due = path in self._retries and self._retries[path][0] <= now_s
-            if self._known.get(path) != signature or is_due:
+            if self._known.get(path) != stamp or is_due:
                 self._note_outcome(path, await self._catalog.load_file(path))
-                self._known[path] = signature
+                self._known[path] = stamp
         for path in sorted(self._known.keys() - listing.files.keys()):
             await self._catalog.forget_file(path)
             del self._known[path]

@@ -220,7 +220,7 @@ class PatchGate:
         patch = scope.selection.patch if scope.selection is not None else None
         if patch is None or scope.holds_patch:
             return
-        self._catalog.acquire(patch)
+        self._catalog.books.acquire(patch)
         scope.holds_patch = True
         self._uncount_base(scope)
 
@@ -236,7 +236,7 @@ class PatchGate:
             assert scope.selection is not None
             assert scope.selection.patch is not None
             scope.holds_patch = False
-            self._catalog.release(scope.selection.patch)
+            self._catalog.books.release(scope.selection.patch)
 
     def _uncount_base(self, scope: RequestScope) -> None:
         if scope.is_counted_as_base:

@@ -42,6 +42,8 @@ class ResidentRow:
     #: No longer served; the last request that uses it is running.
     is_draining: bool
     num_in_flight: int
+    #: Kept for a rollback; the name and its versions mean something else.
+    is_previous: bool = False
 
 
 class PatchMetrics:
@@ -210,6 +212,12 @@ class _CatalogCollector:
             "policy_patch_active_info", "1 for the version that a patch's bare name means.",
             labels=("patch", "version", "digest"),
         )  # fmt: skip
+        previous = GaugeMetricFamily(
+            "policy_patch_previous_bytes",
+            "Device bytes of versions that only a rollback would serve, over all workers.",
+            labels=("patch",),
+        )
+        previous_nbytes: dict[str, int] = {}
         num_running: dict[str, int] = {BASE_LABEL: self._metrics.num_base_running}
         nbytes: dict[tuple[str, str], int] = {}
         for row in self._metrics.rows():
@@ -217,13 +225,17 @@ class _CatalogCollector:
             num_running[patch.name] = num_running.get(patch.name, 0) + row.num_in_flight
             # Replaced content of one version may still drain beside the new: two digests, one series.
             nbytes[patch.name, patch.version] = nbytes.get((patch.name, patch.version), 0) + patch.nbytes
+            previous_nbytes.setdefault(patch.name, 0)
+            previous_nbytes[patch.name] += patch.nbytes * row.is_previous
             if row.is_active:
                 active.add_metric((patch.name, patch.version, patch.digest), 1)
         for name, number in num_running.items():
             running.add_metric((name,), number)
         for key, number in nbytes.items():
             resident.add_metric(key, number)
-        yield from (running, resident, active)
+        for name, number in previous_nbytes.items():
+            previous.add_metric((name,), number)
+        yield from (running, resident, active, previous)
         yield from self._histograms()
 
     def _histograms(self) -> Iterator[Metric]:

@@ -74,6 +74,8 @@ def route_kind(path: str, root_path: str = "") -> RouteKind:
     kind = _KINDS.get(path.rstrip("/"))
     if kind is not None:
         return kind
+    if path.startswith("/v1/patches/"):
+        return RouteKind.NEUTRAL
     if path.startswith("/v1/responses/") and path.endswith("/cancel"):
         return RouteKind.NEUTRAL
     return RouteKind.OTHER

@@ -163,6 +163,11 @@ def _resolve_one(ref: PatchRef, view: CatalogView, param: str) -> ServedPatch:
             found = _by_digest(named, ref.digest, param)
         else:
             found = named.active
+            if found is None:
+                raise PatchNotReady(
+                    f"{param}: no version of '{ref.name}' is active; name one with @, or ask the operator",
+                    param=param,
+                )
     if found is not None:
         return found
     if any(name == ref.name and ref.version in (None, version) for name, version in view.loading):

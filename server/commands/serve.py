@@ -24,6 +24,8 @@ examples:
   policypatch serve --model ./smollm2 --patches examples/patches --port 8000
   policypatch serve --model ./smollm2 --patches ./patches --default-patch safety --require-patch
   policypatch serve --model ./smollm2 --patches ./patches --policy policy.yaml --audit-log audit.jsonl
+  policypatch serve --model ./smollm2 --patches ./patches --state ./state --admin-key-file ./admin-keys
+  policypatch serve --model ./smollm2 --patches ./patches --state ./state --trusted-keys ./trusted
   curl localhost:8000/v1/chat/completions -H 'X-Policy-Patch: pirate' -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 """
@@ -63,6 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse `X-Policy-Patch: none`, and answers without a patch",
     )
+    _add_control_arguments(parser)
+    parser.add_argument(
+        "--engine-help",
+        action=EngineHelp,
+        nargs="?",
+        metavar="GROUP",
+        help="show the flags of `vllm serve` and exit",
+    )
+
+
+def _add_control_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=Path,
@@ -76,11 +89,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="append a JSON line on every decision to this file; SIGHUP opens it anew (default: none)",
     )
     parser.add_argument(
-        "--engine-help",
-        action=EngineHelp,
-        nargs="?",
-        metavar="GROUP",
-        help="show the flags of `vllm serve` and exit",
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="folder in which activations, pins and history survive a restart (default: they don't)",
+    )
+    parser.add_argument(
+        "--keep-previous",
+        type=int,
+        default=1,
+        metavar="N",
+        help="versions of each patch that were active before and stay loaded for a rollback (default: 1)",
+    )
+    parser.add_argument(
+        "--admin-key-file",
+        type=Path,
+        metavar="FILE",
+        help="lines of name:key for the admin calls of /v1/patches, mode 600 (default: they are refused)",
+    )
+    parser.add_argument(
+        "--trusted-keys",
+        type=Path,
+        metavar="DIR",
+        help="folder of public keys: only patches that one of them signed are loaded (default: all are)",
+    )
+    parser.add_argument(
+        "--revoked",
+        type=Path,
+        metavar="FILE",
+        help="list of digests that never load, and that go where they are live (default: none)",
     )
 
 
@@ -94,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(
             f"--patches: {args.patches} is not a folder; create it, or name the one with the patches"
         )
+    if args.keep_previous < 0:
+        raise CommandError(f"--keep-previous: expected 0 or more, got {args.keep_previous}")
     try:
         from server.engine.launch import ServeOptions, serve
     except ImportError as error:
@@ -101,11 +140,15 @@ def run(args: argparse.Namespace) -> int:
             f"vLLM is not installed ({error}); install policypatch[cpu] or policypatch[gpu]"
         ) from error
     from patches.errors import PatchError
+    from server.admin_keys import AdminKeysError
     from server.audit import AuditLogError
+    from server.catalog_state import StateError
+    from server.control import ControlOptions
     from server.engine.support import UnsupportedSetup
     from server.errors import MalformedPatchName
     from server.folder import FolderError
     from server.policy.rules import Policy
+    from server.trust import TrustError
 
     policy_file = _read_policy(args)
     try:
@@ -114,9 +157,21 @@ def run(args: argparse.Namespace) -> int:
             if policy_file is None
             else policy_file[1].policy
         )
-        options = ServeOptions(args.model, args.patches, policy, policy_file, args.audit_log)
+        control = ControlOptions(
+            args.state, args.keep_previous, args.admin_key_file, args.trusted_keys, args.revoked
+        )
+        options = ServeOptions(args.model, args.patches, policy, policy_file, args.audit_log, control)
         serve(options, args.engine_arguments)
-    except (AuditLogError, UnsupportedSetup, FolderError, MalformedPatchName, PatchError) as error:
+    except (
+        AdminKeysError,
+        AuditLogError,
+        FolderError,
+        MalformedPatchName,
+        PatchError,
+        StateError,
+        TrustError,
+        UnsupportedSetup,
+    ) as error:
         raise CommandError(str(error)) from error
     except (ValueError, RuntimeError, OSError) as error:
         print(f"policypatch serve: the start failed: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from patches.fingerprint import fingerprint_model
 from patches.manifest import BaseModel
-from server.audit import Audit, open_audit
+from server.audit import open_audit
 from server.catalog import Catalog
+from server.control import Control, ControlOptions, open_control
 from server.engine.client import PatchedAsyncLLM
 from server.engine.cpu_defaults import cpu_arguments, cpu_environment, is_cpu_build, offline_environment
 from server.engine.model_registry import PatchModelRegistry
@@ -45,9 +46,11 @@ from server.folder import PatchFolder
 from server.gate import PatchGate
 from server.install import install
 from server.metrics import PatchMetrics
+from server.operator import Operator
 from server.policy.file import PolicyFile
 from server.policy.rules import Policy
 from server.policy.watch import PolicyWatch
+from server.trust_watch import TrustWatch
 
 logger = init_logger("vllm.policypatch")
 
@@ -74,6 +77,7 @@ class ServeOptions:
     #: Where the policy was read from, and what it held; ``None`` where flags say it.
     policy_file: tuple[Path, PolicyFile] | None = None
     audit_log: Path | None = None
+    control: ControlOptions = field(default_factory=ControlOptions)
 
 
 def engine_parser() -> FlexibleArgumentParser:
@@ -121,15 +125,19 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
     Raises:
         UnsupportedSetup: the model or a flag cannot be served with patches.
         FolderError: the patch folder cannot be read.
+        AdminKeysError, AuditLogError, StateError, TrustError: a file or folder of control cannot be used.
     """
     args = resolve_arguments(options, engine_arguments)
     metrics = PatchMetrics(REGISTRY)
-    with open_audit(options.audit_log, metrics.control.audit_dropped) as audit:
-        uvloop.run(_serve(options, args, metrics, audit))
+    with (
+        open_audit(options.audit_log, metrics.control.audit_dropped) as audit,
+        open_control(options.control, metrics.control, audit) as control,
+    ):
+        uvloop.run(_serve(options, args, metrics, control))
 
 
 async def _serve(
-    options: ServeOptions, args: argparse.Namespace, metrics: PatchMetrics, audit: Audit
+    options: ServeOptions, args: argparse.Namespace, metrics: PatchMetrics, control: Control
 ) -> None:
     def interrupt_start(*_: object) -> None:
         raise KeyboardInterrupt
@@ -161,14 +169,22 @@ async def _serve(
             base_model,
             max_num_tokens=config.model_config.max_model_len - 2,
             metrics=metrics,
+            ledger=control.ledger,
+            trust=control.trust,
+            audit=control.audit,
         )
-        gate = PatchGate(catalog, options.policy, metrics, served_names=served_names, audit=audit)
+        gate = PatchGate(catalog, options.policy, metrics, served_names=served_names, audit=control.audit)
         engine.bind_gate(gate)
-        async with PatchFolder(options.patches, catalog), _policy_watch(options, gate, metrics):
+        async with (
+            PatchFolder(options.patches, catalog),
+            TrustWatch(control.trust, catalog, metrics),
+            _policy_watch(options, gate, metrics),
+        ):
             app = build_app(args, await engine.get_supported_tasks(), engine.model_config)
             # A hosting standard builds the stack early; starlette builds it again on the first request.
             app.middleware_stack = None
-            install(app, catalog=catalog, gate=gate, metrics=metrics)
+            operator = Operator(catalog)
+            install(app, catalog=catalog, gate=gate, metrics=metrics, operator=operator, desk=control.desk)
             await _init_state(app, engine, args, gate)
             logger.info("serving on %s with %s", listen_address, _summary(catalog))
             # Who is at the other end is told by the connection, never by what a header says.

@@ -8,7 +8,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from patches.names import version_key
+from patches.names import VersionKey, version_key
 from server.catalog import Catalog
 from server.catalog_view import FileFailure
 from server.errors import PatchNotFound
@@ -16,6 +16,7 @@ from server.gate import PatchGate
 from server.metrics import ResidentRow
 from server.policy.terms import Terms
 from server.request_scope import current_credentials
+from server.trust import Trust
 
 
 class PatchVersion(BaseModel):
@@ -23,9 +24,9 @@ class PatchVersion(BaseModel):
 
     version: str
     digest: str = Field(description="`sha256:` and 64 hexadecimal digits over manifest and tensors")
-    state: Literal["active", "loaded", "draining"] = Field(
+    state: Literal["active", "loaded", "previous", "draining"] = Field(
         description="`active`: what the bare name means. `loaded`: can be named with its version or digest. "
-        "`draining`: takes no new requests and goes with its last one."
+        "`previous`: kept for a rollback only. `draining`: takes no new requests and goes with its last one."
     )
     num_virtual_tokens: int
     nbytes: int = Field(description="bytes on the devices, added up over all workers")
@@ -33,6 +34,7 @@ class PatchVersion(BaseModel):
     origin_method: str = Field(description="how the patch was made")
     license: str | None
     changelog: str | None
+    signer: str | None = Field(description="who signed it, where the server demands signatures")
 
 
 class PatchCard(BaseModel):
@@ -56,6 +58,16 @@ class PatchFailure(BaseModel):
     version: str | None = Field(description="where the file could be read")
 
 
+class TrustReport(BaseModel):
+    """Whom the server believes."""
+
+    is_signature_required: bool
+    signers: list[str] = Field(description="whose signature counts")
+    num_revoked: int = Field(description="digests that never load")
+    minimum_versions: dict[str, str] = Field(description="what signatures asked for, by patch name")
+    problems: list[str] = Field(description="keys or list that can't be read; what was read before holds")
+
+
 class PatchList(BaseModel):
     """Everything about the catalog."""
 
@@ -64,6 +76,7 @@ class PatchList(BaseModel):
     failures: list[PatchFailure]
     default_patch: str | None = Field(description="what requests get that name nothing")
     is_patch_required: bool = Field(description="whether `none` is refused")
+    trust: TrustReport
 
 
 class ErrorDetail(BaseModel):
@@ -89,16 +102,18 @@ def patches_router(catalog: Catalog, gate: PatchGate) -> APIRouter:
     async def list_patches() -> PatchList:
         terms = gate.terms(current_credentials.get())
         return PatchList(
-            data=_cards(row for row in catalog.residents() if terms.sees(row.patch)),
+            data=_cards((row for row in catalog.residents() if terms.sees(row.patch)), catalog.trust),
             failures=[_failure(failure) for failure in catalog.failures() if _may_know(terms, failure)],
             default_patch=", ".join(map(str, terms.default)) if isinstance(terms.default, tuple) else None,
             is_patch_required=terms.is_patch_required,
+            trust=_trust(catalog.trust, terms),
         )
 
     @router.get("/{name}", summary="Describe a policy patch", responses={404: {"model": ErrorBody}})
     async def describe_patch(name: str) -> PatchCard:
         terms = gate.terms(current_credentials.get())
-        cards = _cards(row for row in catalog.residents() if row.patch.name == name and terms.sees(row.patch))
+        rows = (row for row in catalog.residents() if row.patch.name == name and terms.sees(row.patch))
+        cards = _cards(rows, catalog.trust)
         if not cards:
             raise PatchNotFound(f"no patch '{name[:64]}' is loaded; GET /v1/patches lists all", param="name")
         return cards[0]
@@ -111,34 +126,58 @@ def _may_know(terms: Terms, failure: FileFailure) -> bool:
     return terms.is_unrestricted or (failure.name is not None and terms.sees_name(failure.name))
 
 
-def _cards(rows: Iterable[ResidentRow]) -> list[PatchCard]:
+def _trust(trust: Trust, terms: Terms) -> TrustReport:
+    bounds = trust.minimum_versions
+    return TrustReport(
+        is_signature_required=trust.is_signature_required,
+        signers=trust.signers,
+        num_revoked=trust.num_revoked,
+        minimum_versions={name: bounds[name] for name in sorted(bounds) if terms.sees_name(name)},
+        problems=list(trust.problems) if terms.is_unrestricted else [],
+    )
+
+
+def _cards(rows: Iterable[ResidentRow], trust: Trust) -> list[PatchCard]:
     by_name: dict[str, list[ResidentRow]] = defaultdict(list)
     for row in rows:
         by_name[row.patch.name].append(row)
-    return [_card(name, by_name[name]) for name in sorted(by_name)]
+    return [_card(name, by_name[name], trust) for name in sorted(by_name)]
 
 
-def _card(name: str, rows: list[ResidentRow]) -> PatchCard:
+def _card(name: str, rows: list[ResidentRow], trust: Trust) -> PatchCard:
     # Served content before draining content of the same version.
-    rows.sort(key=lambda row: (version_key(row.patch.version), not row.is_draining), reverse=True)
+    rows.sort(key=_rank, reverse=True)
     active = next((row.patch.version for row in rows if row.is_active), None)
-    return PatchCard(name=name, active_version=active, versions=[_version(row) for row in rows])
+    return PatchCard(name=name, active_version=active, versions=[_version(row, trust) for row in rows])
 
 
-def _version(row: ResidentRow) -> PatchVersion:
+def _rank(row: ResidentRow) -> tuple[VersionKey, bool, bool]:
+    return version_key(row.patch.version), not row.is_draining, not row.is_previous
+
+
+def _version(row: ResidentRow, trust: Trust) -> PatchVersion:
     patch = row.patch
-    state: Literal["active", "loaded", "draining"] = "draining" if row.is_draining else "loaded"
+    signature = trust.signature_of(patch.digest)
     return PatchVersion(
         version=patch.version,
         digest=patch.digest,
-        state="active" if row.is_active else state,
+        state=_state(row),
         num_virtual_tokens=patch.num_tokens,
         nbytes=patch.nbytes,
         in_flight=row.num_in_flight,
         origin_method=str(patch.manifest.origin.get("method", "unknown")),
         license=patch.manifest.license,
         changelog=patch.manifest.changelog,
+        signer=signature.key.signer if signature is not None else None,
     )
+
+
+def _state(row: ResidentRow) -> Literal["active", "loaded", "previous", "draining"]:
+    if row.is_active:
+        return "active"
+    if row.is_previous:
+        return "previous"
+    return "draining" if row.is_draining else "loaded"
 
 
 def _failure(failure: FileFailure) -> PatchFailure:

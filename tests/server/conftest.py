@@ -65,10 +65,9 @@ def patch_bytes(
 
 def put(folder: Path, name: str = "pirate", version: str = "1.0.0", **parts: Any) -> Path:
     """Rename a patch file into ``folder``, as a careful writer does."""
-    data = patch_bytes(name, version, **parts)
     path = folder / f"{name}-{version}.safetensors"
     temporary = folder / f".{path.name}.tmp"
-    temporary.write_bytes(data)
+    temporary.write_bytes(patch_bytes(name, version, **parts))
     temporary.rename(path)
     return path
 
@@ -305,11 +304,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def stand(folder: Path) -> AsyncIterator[Stand]:
-    registry = CollectorRegistry()
-    metrics = PatchMetrics(registry)
+def ledger() -> Any:
+    return None
+
+
+@pytest.fixture
+async def stand(folder: Path, ledger: Any) -> AsyncIterator[Stand]:
+    metrics = PatchMetrics(registry := CollectorRegistry())
     residency = ScriptedResidency()
-    catalog = Catalog(residency, BASE_MODEL, MAX_NUM_TOKENS, metrics)
+    catalog = Catalog(residency, BASE_MODEL, MAX_NUM_TOKENS, metrics, ledger=ledger)
     gate = PatchGate(catalog, OPEN_POLICY, metrics, served_names=[SERVED_NAME])
     engine = FakeEngine(gate, residency)
     engine.may_start.set()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from patches.errors import FORMAT_REASONS
-from server.catalog import CATALOG_REASONS
 from server.errors import REQUEST_CODES
 from server.metrics import OUTCOMES
+from server.refusals import CATALOG_REASONS
 
 DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
 
@@ -151,12 +151,12 @@ async def test_gauges_follow_the_catalog(stand: Any) -> None:
 
 async def test_replaced_content_that_drains_adds_to_its_versions_bytes(stand: Any) -> None:
     old = await stand.load(fill=1.0)
-    stand.catalog.acquire(old)
+    stand.catalog.books.acquire(old)
     new = await stand.load(fill=2.0)
     series = 'policy_patch_resident_bytes{patch="pirate",version="1.0.0"}'
     assert stand.value(series) == old.nbytes + new.nbytes
-    stand.catalog.release(old)
-    await stand.catalog.drained()
+    stand.catalog.books.release(old)
+    await stand.catalog.books.drained()
     assert stand.value(series) == new.nbytes
 
 
@@ -196,7 +196,7 @@ async def test_the_last_request_of_a_removed_patch_leaves_no_series_behind(
     await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")
     stand.engine.may_go_on.set()
     await stream.rest()
-    await stand.catalog.drained()
+    await stand.catalog.books.drained()
     assert "pirate" not in stand.exposition()
 
 

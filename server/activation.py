@@ -1,0 +1,205 @@
+"""Which version of a name is active, and how that came about. Pure: no I/O, no clock, no tensors.
+
+A name has one record. Files in the folder and calls of operators both change it, by these rules:
+
+1. A file with a higher version than the active one becomes active, unless the name is pinned, or the version
+   is not above every version that was ever rolled back from.
+2. The file of the active version goes: the highest version that was never rolled back from takes its place.
+   Where an operator made active what no file holds, or pinned the name, nothing takes its place.
+3. ``activate`` pins; ``follow`` takes the pin away; ``rollback`` goes back to the version that was active
+   before, and what it leaves never becomes active again by rules 1 and 2.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+from patches.names import version_key
+
+#: Changes of a name that its record remembers, latest first.
+MAX_HISTORY = 32
+
+#: Versions that a rollback can go back to, as far as they are still on the workers.
+MAX_PREVIOUS = 8
+
+#: Versions that were rolled back from: the highest are remembered, which is what rule 1 looks at.
+MAX_ROLLED_BACK = 256
+
+#: Who caused a change that no call asked for.
+BY_FOLDER = "folder"
+
+#: Everything that can be the cause of a change.
+ACTIONS = ("folder", "activate", "follow", "rollback", "remove")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One content under one version."""
+
+    version: str
+    #: ``sha256:`` and 64 hexadecimal digits.
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of a name's history."""
+
+    #: Unix time in seconds.
+    at_s: float
+    #: One of ``ACTIONS``.
+    action: str
+    #: The name of the admin key, or ``BY_FOLDER``.
+    by: str
+    #: What was active from then on.
+    active: Target | None
+    is_pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NameRecord:
+    """Everything that is remembered about a name."""
+
+    active: Target | None = None
+    #: No file changes what is active.
+    is_pinned: bool = False
+    #: ``active`` serves by an operator's call although no file holds it.
+    is_held: bool = False
+    #: What was active before, latest first; without what was rolled back from.
+    previous: tuple[Target, ...] = ()
+    rolled_back: tuple[Target, ...] = ()
+    history: tuple[Change, ...] = ()
+
+    @property
+    def needs_no_file(self) -> bool:
+        """Whether ``active`` goes on serving where no file holds it."""
+        return self.active is not None and (self.is_pinned or self.is_held)
+
+    def targets(self) -> Iterator[Target]:
+        """Give every content that the record names."""
+        if self.active is not None:
+            yield self.active
+        yield from self.previous
+        yield from self.rolled_back
+        yield from (change.active for change in self.history if change.active is not None)
+
+    def kept(self, num_previous: int) -> tuple[Target, ...]:
+        """Give what stays on the workers although no file may hold it."""
+        if self.active is None:
+            return ()
+        active = (self.active,) if self.needs_no_file else ()
+        return (*active, *self.previous[:num_previous])
+
+    def copied(self, num_previous: int) -> tuple[Target, ...]:
+        """Give what the state folder holds a copy of: what is kept now, or would be after one more change."""
+        if self.active is None:
+            return ()
+        return (self.active, *self.previous[:num_previous])
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a record changes: goes into the history."""
+
+    action: str
+    by: str
+    at_s: float
+
+
+def follow_folder(record: NameRecord, files: Collection[Target]) -> Target | None:
+    """Tell what is active now that ``files`` are the contents that files of the name hold."""
+    if record.is_pinned:
+        return record.active
+    eligible = [target for target in files if target not in record.rolled_back]
+    stays = record.active
+    if stays is None or not (record.is_held or stays in files):
+        stays = _successor(stays, eligible)
+    if stays is None:
+        return None
+    floor = max(version_key(t.version) for t in (stays, *record.rolled_back))
+    higher = [target for target in eligible if version_key(target.version) > floor]
+    return _highest(higher) or stays
+
+
+def _successor(gone: Target | None, eligible: Collection[Target]) -> Target | None:
+    # New content under the same version replaces the old, whatever else is there.
+    same = [target for target in eligible if gone is not None and target.version == gone.version]
+    return _highest(same or eligible)
+
+
+def _highest(targets: Collection[Target]) -> Target | None:
+    return max(targets, key=lambda t: version_key(t.version), default=None)
+
+
+def with_files(record: NameRecord, files: Collection[Target], cause: Cause) -> NameRecord:
+    """Give the record after a look at ``files``; the same object where nothing changed."""
+    active = follow_folder(record, files)
+    if active == record.active:
+        is_held = record.is_held and active not in files
+        return record if is_held == record.is_held else replace(record, is_held=is_held)
+    changed = replace(record, active=active, is_held=False, previous=_previous(record, active))
+    return _noted(changed, cause)
+
+
+def activated(record: NameRecord, target: Target, cause: Cause, *, has_file: bool) -> NameRecord:
+    """Give the record after an operator's order to make ``target`` active, and to keep it so."""
+    changed = replace(
+        record,
+        active=target,
+        is_pinned=True,
+        is_held=not has_file,
+        previous=_previous(record, target),
+        rolled_back=tuple(t for t in record.rolled_back if t != target),
+    )
+    return _noted(changed, cause)
+
+
+def followed(record: NameRecord, files: Collection[Target], cause: Cause) -> NameRecord:
+    """Give the record after an operator's order to let the folder decide again."""
+    unpinned = replace(record, is_pinned=False, is_held=False)
+    active = follow_folder(unpinned, files)
+    return _noted(replace(unpinned, active=active, previous=_previous(record, active)), cause)
+
+
+def rolled_back(record: NameRecord, target: Target, cause: Cause, *, has_file: bool) -> NameRecord:
+    """Give the record after an operator's order to go back to ``target``, one of ``record.previous``."""
+    position = record.previous.index(target)
+    # What lay between is left behind too, though it could not be gone back to.
+    left = [*([record.active] if record.active is not None else []), *record.previous[:position]]
+    barred = {*record.rolled_back, *left} - {target}
+    kept = sorted(barred, key=lambda t: (version_key(t.version), t.digest), reverse=True)
+    changed = replace(
+        record,
+        active=target,
+        is_held=not has_file,
+        previous=record.previous[position + 1 :],
+        rolled_back=tuple(kept[:MAX_ROLLED_BACK]),
+    )
+    return _noted(changed, cause)
+
+
+def removed(
+    record: NameRecord, gone: Collection[Target], files: Collection[Target], cause: Cause
+) -> NameRecord:
+    """Give the record after an operator's order to drop ``gone``; ``files`` are what is left."""
+    was_active = record.active in gone
+    without = replace(
+        record,
+        active=None if was_active else record.active,
+        is_pinned=record.is_pinned and not was_active,
+        is_held=record.is_held and not was_active,
+        previous=tuple(target for target in record.previous if target not in gone),
+    )
+    active = follow_folder(without, files)
+    previous = without.previous if active == record.active else _previous(without, active)
+    return _noted(replace(without, active=active, previous=previous), cause)
+
+
+def _previous(record: NameRecord, active: Target | None) -> tuple[Target, ...]:
+    before = [record.active] if record.active is not None else []
+    stack = [target for target in dict.fromkeys([*before, *record.previous]) if target != active]
+    return tuple(stack[:MAX_PREVIOUS])
+
+
+def _noted(record: NameRecord, cause: Cause) -> NameRecord:
+    change = Change(cause.at_s, cause.action, cause.by, record.active, record.is_pinned)
+    return replace(record, history=(change, *record.history)[:MAX_HISTORY])

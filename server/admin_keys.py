@@ -1,0 +1,131 @@
+"""The keys of operators: a file of ``name:key`` lines, read again when it changes.
+
+::
+
+    # who           what they send; or only its digest, so that the file holds no secret
+    alice:correct-horse-battery-staple
+    deploy-bot:sha256:6dca1a65b1d9f5d0e5b9a0a1d0c7f6f0d5f7d6c8a9b1e2f3a4b5c6d7e8f90a1b
+
+Keys are compared by their digests, all of them and in constant time, so that the time of an answer tells
+neither how far a guess was right nor whose key it was near.
+"""
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+MIN_KEY_LENGTH = 16
+MAX_FILE_BYTES = 1 << 16
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class AdminKeysError(Exception):
+    """The key file can't be used; the message names the line, and never a key."""
+
+
+class AdminKeys:
+    """Tells whose key it is. Methods block on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        Raises:
+            AdminKeysError: It is missing, open to others, or a line of it is wrong.
+        """
+        self._path = path
+        self._signature = _signature(path)
+        self._names = _read(path)
+
+    def name_of(self, key: str) -> str | None:
+        """Give the name that ``key`` belongs to; ``None`` where it is nobody's."""
+        self._read_again()
+        digest = _digest(key)
+        found = None
+        for known, name in self._names.items():
+            # No early end, see above.
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
+
+    def _read_again(self) -> None:
+        try:
+            signature = _signature(self._path)
+            if signature == self._signature:
+                return
+            self._names = _read(self._path)
+            self._signature = signature
+        except AdminKeysError as error:
+            # A half-written file must not lock the operators out; the keys from before stay good.
+            logger.error("%s; the keys that were read before stay valid", error)
+        else:
+            logger.warning("--admin-key-file: read again, %d keys", len(self._names))
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise AdminKeysError(f"--admin-key-file: {path}: {error.strerror}") from None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def _read(path: Path) -> Mapping[str, str]:
+    """Give digest -> name."""
+    try:
+        with open(path, "rb") as file:
+            _require_private(path, os.fstat(file.fileno()))
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise AdminKeysError(f"--admin-key-file: {path}: {error.strerror}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise AdminKeysError(f"--admin-key-file: {path}: expected at most {MAX_FILE_BYTES} bytes")
+    try:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise AdminKeysError(f"--admin-key-file: {path}: expected UTF-8 text") from None
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            name, digest = _parse(text, f"--admin-key-file: {path}:{number}")
+            if digest in names or name in names.values():
+                raise AdminKeysError(f"--admin-key-file: {path}:{number}: a name or a key is there twice")
+            names[digest] = name
+    if not names:
+        raise AdminKeysError(f"--admin-key-file: {path}: expected lines of name:key, got none")
+    return names
+
+
+def _require_private(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise AdminKeysError(f"--admin-key-file: {path}: expected a regular file")
+    if status.st_mode & 0o027:
+        mode = stat.S_IMODE(status.st_mode)
+        raise AdminKeysError(f"--admin-key-file: {path} has mode {mode:04o}, open to others; chmod 600 it")
+
+
+def _parse(line: str, where: str) -> tuple[str, str]:
+    name, colon, key = line.partition(":")
+    name, key = name.strip(), key.strip()
+    if not colon or not _NAME.fullmatch(name):
+        raise AdminKeysError(f"{where}: expected name:key, the name of letters, digits, '.', '_' and '-'")
+    if key.startswith("sha256:"):
+        if not _DIGEST.fullmatch(key):
+            raise AdminKeysError(f"{where}: expected sha256: and 64 of 0-9, a-f")
+        return name, key
+    if len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        raise AdminKeysError(f"{where}: expected a key of at least {MIN_KEY_LENGTH} ASCII characters")
+    return name, _digest(key)
+
+
+def _digest(key: str) -> str:
+    return f"sha256:{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}"

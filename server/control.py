@@ -1,0 +1,57 @@
+"""What operators control a server with: admin keys, trust in signers, and the state that survives it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.admin_desk import AdminDesk
+from server.admin_keys import AdminKeys
+from server.audit import Audit
+from server.catalog_state import CatalogState
+from server.control_metrics import ControlMetrics
+from server.ledger import Ledger
+from server.signer_audit import SignerAudit
+from server.trust import Trust, TrustSources
+
+
+@dataclass(frozen=True, slots=True)
+class ControlOptions:
+    """The flags of ``policypatch serve`` about control."""
+
+    state: Path | None = None
+    keep_previous: int = 1
+    admin_key_file: Path | None = None
+    trusted_keys: Path | None = None
+    revoked: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the flags name, opened."""
+
+    ledger: Ledger
+    desk: AdminDesk
+    trust: Trust
+    #: Where events go; names signers.
+    audit: Audit
+
+
+@contextlib.contextmanager
+def open_control(options: ControlOptions, metrics: ControlMetrics, audit: Audit) -> Iterator[Control]:
+    """Open everything, before the engine takes its time to start.
+
+    Raises:
+        AdminKeysError: The key file can't be used.
+        StateError: The state folder can't be used.
+        TrustError: Keys, revocations or signed bounds can't be used.
+    """
+    keys = AdminKeys(options.admin_key_file) if options.admin_key_file is not None else None
+    state = CatalogState(options.state) if options.state is not None else None
+    ledger = Ledger(state, keep_previous=options.keep_previous, saved=metrics.state_saved)
+    try:
+        trust = Trust(TrustSources(options.trusted_keys, options.revoked, options.state))
+        signer_audit = SignerAudit(audit, trust)
+        yield Control(ledger, AdminDesk(keys, signer_audit), trust, signer_audit)
+    finally:
+        ledger.close()

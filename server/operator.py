@@ -1,0 +1,161 @@
+"""What operators may order: which version is active, and back.
+
+Each order is carried out to its end once it began, also where the caller hangs up: the state folder and the
+process never disagree. Orders about the catalog run one at a time, with the changes of the folder.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from server.activation import Cause, NameRecord, Target, activated, followed, rolled_back
+from server.catalog import Catalog
+from server.errors import AdminCallInvalid, NothingToRollBack, OrderRefused, PatchNotFound
+from server.resident import Situation
+
+T = TypeVar("T")
+
+#: Shortest beginning of a digest that an order may name, as in a request's header.
+_MIN_DIGEST_LENGTH = len("sha256:") + 12
+
+
+class Operator:
+    """Carries out orders on one catalog."""
+
+    def __init__(self, catalog: Catalog, *, clock: Callable[[], float] = time.time) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def activate(self, name: str, version: str, by: str) -> NameRecord:
+        """Make ``version`` what the bare name means, and pin it: no file changes that.
+
+        Args:
+            name: The patch.
+            version: A version, or ``sha256:`` and the beginning of a digest.
+            by: Name of the admin key.
+
+        Raises:
+            PatchNotFound: It is not on the workers, and no file of it waits for this order.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            target = find_target(situation.resident, name, version)
+            if situation.record.active == target and situation.record.is_pinned:
+                return situation.record
+            has_file = target in situation.files
+            return activated(situation.record, target, self._cause("activate", by), has_file=has_file)
+
+        async def carry_out() -> NameRecord:
+            # A signed bound keeps a downgrade's file out; the order may have it.
+            await self._catalog.permit_downgrade(name, version)
+            return await self._catalog.change(name, decide)
+
+        return await self._unbroken(carry_out())
+
+    async def follow(self, name: str, by: str) -> NameRecord:
+        """Take the pin away: the files decide again.
+
+        Raises:
+            PatchNotFound: Nothing is known about ``name``.
+            OrderRefused: No file could be active, so the name would mean nothing.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            require_known(situation, name)
+            record = followed(situation.record, situation.files, self._cause("follow", by))
+            if record.active is None:
+                raise OrderRefused(f"no file of '{name}' could become active; nothing was changed")
+            return record
+
+        return await self._unbroken(self._catalog.change(name, decide))
+
+    async def rollback(self, name: str, by: str, *, expected: str | None = None) -> NameRecord:
+        """Go back to what was active before. Reads no file of the folder.
+
+        Args:
+            name: The patch.
+            by: Name of the admin key.
+            expected: The version to leave: where another one is active, someone else was faster.
+
+        Raises:
+            PatchNotFound: Nothing is known about ``name``.
+            OrderRefused: Another version than ``expected`` is active.
+            NothingToRollBack: What was active before is not on the workers any more.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            require_known(situation, name)
+            record = situation.record
+            active = record.active.version if record.active is not None else None
+            if expected is not None and expected != active:
+                raise OrderRefused(f"from: expected {active}, which is active, got {expected}")
+            target = next((t for t in record.previous if t in situation.resident), None)
+            if target is None:
+                raise NothingToRollBack(f"no version of '{name}' that was active before is loaded")
+            has_file = target in situation.files
+            return rolled_back(record, target, self._cause("rollback", by), has_file=has_file)
+
+        return await self._unbroken(self._catalog.change(name, decide))
+
+    def record(self, name: str) -> NameRecord:
+        """Give what is remembered about ``name``.
+
+        Raises:
+            PatchNotFound: Nothing is.
+        """
+        record = self._catalog.record(name)
+        if record == NameRecord():
+            raise _unknown(name)
+        return record
+
+    def _cause(self, action: str, by: str) -> Cause:
+        return Cause(action, by, self._clock())
+
+    async def _unbroken(self, order: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.get_running_loop().create_task(order)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+
+def find_target(targets: Sequence[Target], name: str, version: str) -> Target:
+    """Find the content that ``version`` means, a version or the beginning of a digest.
+
+    Raises:
+        PatchNotFound: None, or several.
+        AdminCallInvalid: The beginning of a digest is too short.
+    """
+    if not version.startswith("sha256:"):
+        matches = [target for target in targets if target.version == version]
+    elif len(version) < _MIN_DIGEST_LENGTH:
+        raise AdminCallInvalid("version: expected at least 12 digits of a digest", param="version")
+    else:
+        matches = [target for target in targets if target.digest.startswith(version)]
+    if not matches:
+        raise PatchNotFound(
+            f"'{name}@{version[:80]}' is not loaded; GET /v1/patches/{name} lists what is", param="version"
+        )
+    if len(matches) > 1:
+        raise OrderRefused(
+            f"'{name}@{version[:80]}' fits {len(matches)} contents; name one by its digest", param="version"
+        )
+    return matches[0]
+
+
+def require_known(situation: Situation, name: str) -> None:
+    """Raise where nothing is known about a name.
+
+    Raises:
+        PatchNotFound: Neither a record nor a content on the workers.
+    """
+    if situation.record == NameRecord() and not situation.resident:
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> PatchNotFound:
+    return PatchNotFound(f"no patch '{name[:64]}' is known; GET /v1/patches lists all", param="name")

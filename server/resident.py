@@ -1,0 +1,40 @@
+"""One content on the workers, as the catalog books it, and what an operator's order is decided on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.activation import NameRecord, Target
+from server.catalog_view import ServedPatch
+
+
+class Resident:
+    """One content on the workers."""
+
+    __slots__ = ("is_barred", "is_retired", "is_unloading", "num_in_flight", "patch", "paths")
+
+    def __init__(self, patch: ServedPatch) -> None:
+        self.patch = patch
+        #: Files that hold this content now; without one it is drained, unless a record keeps it.
+        self.paths: set[Path] = set()
+        self.num_in_flight = 0
+        #: Revoked, or nobody trusted vouches for it any more: no file and no order lets it serve.
+        self.is_barred = False
+        #: Nothing keeps it any more, and the log says so.
+        self.is_retired = False
+        self.is_unloading = False
+
+    @property
+    def target(self) -> Target:
+        """What records call it."""
+        return Target(self.patch.version, self.patch.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What an operator's order about one name is decided on."""
+
+    record: NameRecord
+    #: Contents that files hold.
+    files: tuple[Target, ...]
+    #: Contents on the workers that can serve.
+    resident: tuple[Target, ...]

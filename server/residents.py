@@ -1,0 +1,131 @@
+"""What the workers hold: who uses each content, and how it goes once nothing keeps it.
+
+The catalog says what is kept; this says when the rest may go. Invariant: tensors are dropped only when no
+request uses them, and what is being dropped is given to no request.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from patches.format import Patch
+from server.catalog_view import ServedPatch
+from server.errors import PatchNotReady
+from server.metrics import PatchMetrics
+from server.residency import Residency
+from server.resident import Resident
+
+logger = logging.getLogger(__name__)
+
+
+class Residents:
+    """The books about the workers. ``load`` and ``sweep`` are called by whoever holds ``changes``."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        metrics: PatchMetrics,
+        changes: asyncio.Lock,
+        is_kept: Callable[[Resident], bool],
+    ) -> None:
+        self._residency = residency
+        self._metrics = metrics
+        self._changes = changes
+        self._is_kept = is_kept
+        self._residents: dict[str, Resident] = {}
+        self._drains: set[asyncio.Task[None]] = set()
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._residents
+
+    def __getitem__(self, digest: str) -> Resident:
+        return self._residents[digest]
+
+    def get(self, digest: str) -> Resident | None:
+        """Give the content with this digest, if the workers hold it."""
+        return self._residents.get(digest)
+
+    def all(self) -> tuple[Resident, ...]:
+        """List everything."""
+        return tuple(self._residents.values())
+
+    def of(self, *names: str) -> list[Resident]:
+        """List the contents of some names."""
+        return [r for r in self._residents.values() if r.patch.name in names]
+
+    def acquire(self, patch: ServedPatch) -> None:
+        """Count one more user of ``patch``. Event loop thread only.
+
+        Raises:
+            PatchNotReady: It is not resident (any more).
+        """
+        resident = self._residents.get(patch.digest)
+        if resident is None or resident.is_unloading:
+            raise PatchNotReady(f"patch '{patch.reference}' is no longer loaded; try again")
+        resident.num_in_flight += 1
+
+    def release(self, patch: ServedPatch) -> None:
+        """Count one user of ``patch`` less; the last one of a retired version frees its tensors."""
+        resident = self._residents[patch.digest]
+        assert resident.num_in_flight > 0, f"{patch.reference} released more often than acquired"
+        resident.num_in_flight -= 1
+        if resident.num_in_flight == 0 and not self._is_kept(resident):
+            self._drain_soon(resident)
+
+    async def load(self, patch: Patch) -> Resident:
+        """Put ``patch`` on every worker.
+
+        Raises:
+            ResidencyError: A worker did not take it; none holds it then.
+        """
+        manifest = patch.manifest
+        assert patch.kv is not None
+        nbytes = await self._residency.load(patch.digest, patch.kv)
+        served = ServedPatch(
+            manifest.name, manifest.version, patch.digest, manifest.num_virtual_tokens, manifest, nbytes
+        )
+        resident = self._residents[patch.digest] = Resident(served)
+        self._metrics.patch_added(served.digest, served.name)
+        return resident
+
+    async def sweep(self, *names: str) -> None:
+        """Drop what nothing keeps, once no request uses it."""
+        for resident in self.of(*names):
+            was_retired, resident.is_retired = resident.is_retired, not self._is_kept(resident)
+            if resident.is_retired and not resident.num_in_flight:
+                await self._unload(resident)
+            elif resident.is_retired and not was_retired:
+                logger.info("%s drains: %d in flight", resident.patch.reference, resident.num_in_flight)
+
+    async def drained(self) -> None:
+        """Wait until nothing that is no longer used is left on the workers."""
+        while self._drains:
+            await asyncio.gather(*self._drains)
+
+    def _drain_soon(self, resident: Resident) -> None:
+        try:
+            task = asyncio.get_running_loop().create_task(self._drain(resident))
+        except RuntimeError:
+            # The loop is gone, so the process is going, and the workers with it.
+            return
+        self._drains.add(task)
+        task.add_done_callback(self._drains.discard)
+
+    async def _drain(self, resident: Resident) -> None:
+        async with self._changes:
+            # While this waited, the same content may have come back, or been dropped by someone else.
+            if not self._is_kept(resident) and not resident.num_in_flight and not resident.is_unloading:
+                await self._unload(resident)
+
+    async def _unload(self, resident: Resident) -> None:
+        resident.is_unloading = True
+        patch = resident.patch
+        try:
+            await self._residency.unload(patch.digest)
+        except Exception:
+            # Whatever the engine raises, the books must stay right: nothing refers to these tensors any more.
+            logger.exception("%s: the workers did not confirm that it is dropped", patch.reference)
+            self._metrics.load_failed("unload_failed")
+        del self._residents[patch.digest]
+        self._metrics.patch_removed(patch.digest)
+        logger.info("%s (%s) is unloaded", patch.reference, patch.digest)

@@ -1,0 +1,119 @@
+"""Operators and signatures on a real server: orders decide what answers; what nobody signed never does."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from patches.format import Patch
+from patches.signing.keys import generate_keys, load_private_key
+from patches.signing.signature import sign_statement, signature_path
+from patches.signing.statement import make_statement
+
+pytestmark = pytest.mark.e2e
+
+KEY = "alice-knows-this-key"
+PROMPT = [200, 300, 17, 21]
+
+
+@dataclass
+class AdminServer:
+    """A server that demands signatures and takes alice's orders."""
+
+    running: Any
+    folder: Path
+
+    def install(self, patch: Patch) -> None:
+        """Put a patch and its signature into the folder."""
+        name = f"{patch.manifest.name}-{patch.manifest.version}.safetensors"
+        (self.running.patches / signature_path(Path(name))).write_bytes(self.signature(patch))
+        self.running.install(patch)
+
+    def signature(self, patch: Patch) -> bytes:
+        statement = make_statement(
+            patch.manifest.name,
+            patch.manifest.version,
+            patch.digest,
+            minimum_version=None,
+            signed_at=datetime(2026, 1, 31, 12, tzinfo=UTC),
+        )
+        return sign_statement(statement, load_private_key(self.folder / "alice.key"))
+
+    def call(self, method: str, path: str, key: str = KEY, **options: Any) -> httpx.Response:
+        headers = {"X-Admin-Key": key, **options.pop("headers", {})}
+        return self.running.client.request(method, f"/v1/patches/{path}", headers=headers, **options)
+
+    def answer(self, patch: str | None) -> tuple[str, list[int]]:
+        """Which version answers, and how."""
+        response = self.running.complete(PROMPT, patch=patch, return_token_ids=True)
+        assert response.status_code == 200, response.text
+        return response.headers["X-Policy-Patch"], response.json()["choices"][0]["token_ids"]
+
+
+@pytest.fixture(scope="module")
+def server(
+    start_module_server: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AdminServer:
+    folder = tmp_path_factory.mktemp("control")
+    generate_keys(folder, "alice")
+    (folder / "trusted").mkdir()
+    (folder / "alice.pub").rename(folder / "trusted" / "alice.pub")
+    (folder / "admin-keys").write_text(f"alice:{KEY}\n")
+    (folder / "admin-keys").chmod(0o600)
+    running = start_module_server(
+        tiny_model,
+        *("--dtype", "float32", "--max-model-len", "256"),
+        *("--admin-key-file", str(folder / "admin-keys"), "--state", str(folder / "state")),
+        *("--trusted-keys", str(folder / "trusted")),
+    )
+    running.wait_ready()
+    return AdminServer(running, folder)
+
+
+@pytest.fixture(scope="module")
+def make(tiny_patches: Any) -> Callable[..., Patch]:
+    return tiny_patches.of_random_embeddings
+
+
+def test_activate_and_roll_back_change_what_answers(server: AdminServer, make: Callable[..., Patch]) -> None:
+    versions = [make("tone", 32, seed=i, version=f"1.{i}.0") for i in (0, 1)]
+    for patch in versions:
+        server.install(patch)
+    by_version = {f"tone@1.{i}.0": server.answer(f"tone@1.{i}.0")[1] for i in (0, 1)}
+    assert by_version["tone@1.0.0"] != by_version["tone@1.1.0"]
+    assert server.answer("tone") == ("tone@1.1.0", by_version["tone@1.1.0"])
+    answer = server.call("POST", "tone/activate", json={"version": "1.0.0"})
+    assert answer.status_code == 200, answer.text
+    assert server.answer("tone") == ("tone@1.0.0", by_version["tone@1.0.0"])
+    answer = server.call("POST", "tone/rollback")
+    assert answer.json()["active"]["version"] == "1.1.0", answer.text
+    assert server.answer("tone") == ("tone@1.1.0", by_version["tone@1.1.0"])
+
+
+def test_a_file_that_nobody_signed_never_answers(server: AdminServer, make: Callable[..., Patch]) -> None:
+    server.running.install(make("forged", 32), wait=False)
+    deadline = time.monotonic() + 60
+    while not (listing := server.running.client.get("/v1/patches").json())["failures"]:
+        assert time.monotonic() < deadline, "the file was never looked at"
+        time.sleep(0.05)
+    assert [(f["file"], f["code"]) for f in listing["failures"]] == [
+        ("forged-1.0.0.safetensors", "patch_unsigned")
+    ]
+    assert server.running.complete(PROMPT, patch="forged").status_code == 404
+    assert listing["trust"]["signers"] == ["alice"]
+
+
+@pytest.mark.parametrize("key", ["", "mallory-guesses-a-key"])
+def test_an_order_without_a_good_key_is_refused(server: AdminServer, key: str) -> None:
+    answer = server.call("POST", "tone/rollback", key=key)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_admin_key")
+
+
+def test_an_order_that_makes_no_sense_gets_our_error_object(server: AdminServer) -> None:
+    answer = server.call("POST", "tone/activate", json={"version": 1})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_admin_call")

@@ -1,0 +1,87 @@
+"""The admin app on the catalog of ``stand``, with a state folder and two keys."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.admin_app import create_admin_app
+from server.admin_desk import AdminDesk
+from server.admin_keys import AdminKeys
+from server.audit import AuditEvent
+from server.catalog_state import CatalogState
+from server.ledger import Ledger
+from server.operator import Operator
+
+ALICE = "alice-knows-this-key"
+BOT = "deploy-bot-knows-this"
+
+
+@dataclass
+class AuditList:
+    """Keeps events for tests to read."""
+
+    events: list[AuditEvent] = field(default_factory=list)
+
+    def record(self, event: AuditEvent) -> None:
+        self.events.append(event)
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "admin-keys"
+    path.write_text(f"# operators\nalice:{ALICE}\n\ndeploy-bot: {BOT}\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(CatalogState(tmp_path / "state"), keep_previous=1)
+    yield ledger
+    ledger.close()
+
+
+@dataclass
+class AdminStand:
+    """Calls the admin routes as one operator."""
+
+    client: httpx.AsyncClient
+    operator: Operator
+    audit: AuditList
+    stand: Any
+
+    async def post(self, path: str, **body: Any) -> httpx.Response:
+        """Give an order."""
+        return await self.client.post(f"/v1/patches/{path}", json=body)
+
+    async def get(self, path: str) -> Any:
+        response = await self.client.get(f"/v1/patches/{path}")
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    async def answers(self, header: str = "pirate") -> str | None:
+        """Ask for a chat completion; gives the version that answered."""
+        response = await self.stand.chat(header)
+        return response.headers["x-policy-patch"] if response.status_code == 200 else None
+
+    async def states(self, name: str = "pirate") -> dict[str, str]:
+        """Version -> state."""
+        return {v["version"]: v["state"] for v in (await self.get(name))["versions"]}
+
+
+@pytest.fixture
+async def admin(stand: Any, key_file: Path) -> AsyncIterator[AdminStand]:
+    audit = AuditList()
+    operator = Operator(stand.catalog)
+    desk = AdminDesk(AdminKeys(key_file), audit)
+    app = create_admin_app(catalog=stand.catalog, gate=stand.gate, operator=operator, desk=desk)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {ALICE}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin", headers=headers) as client:
+        yield AdminStand(client, operator, audit, stand)
+    await asyncio.sleep(0)

@@ -1,0 +1,153 @@
+"""Kills a catalog at every step that it takes on its state folder, and tells what the next start makes of it.
+
+A program for ``test_crash.py``: ``python killed_server.py FOLDER``. For each step there is a process that
+gives orders and dies by SIGKILL right before that step, and another that starts anew. One JSON line per step.
+"""
+
+import asyncio
+import builtins
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from patches.format import encode_patch
+from patches.manifest import BaseModel, Manifest
+from server.catalog import Catalog
+from server.catalog_state import CatalogState
+from server.folder import PatchFolder
+from server.ledger import Ledger
+from server.metrics import PatchMetrics
+from server.operator import Operator
+from server.residency import NullResidency
+
+BASE_MODEL = BaseModel(
+    "LlamaForCausalLM",
+    1,
+    1,
+    2,
+    4,
+    {"rope_type": "default"},
+    "float32",
+    "sha256:" + "a" * 64,
+    "sha256:" + "b" * 64,
+)
+
+
+def put(folder: Path, version: str, fill: float) -> None:
+    manifest = Manifest(1, "prefix", "pirate", version, BASE_MODEL, 2, {"method": "text"})
+    data = encode_patch(manifest, torch.full((2, 4), fill), torch.full((1, 2, 2, 1, 2), fill))
+    (folder / f"pirate-{version}.safetensors").write_bytes(data)
+
+
+def shown(catalog: Catalog) -> list[Any]:
+    """What a caller could find out: the active content, whether it serves, and whether it is pinned."""
+    record = catalog.record("pirate")
+    named = catalog.view.names.get("pirate")
+    active = named.active if named is not None else None
+    return [active.version if active else None, active.digest if active else None, record.is_pinned]
+
+
+def die_at(step: int, state: Path) -> None:
+    """Kill this process right before it does the ``step``-th thing to a file below ``state``."""
+    seen = 0
+
+    def count(event: str, *parts: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == step:
+            os.write(2, f"{event}\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, args: tuple[object, ...]) -> None:
+        if any(isinstance(a, str | Path) and str(a).startswith(str(state)) for a in args):
+            count(event)
+
+    fsync = os.fsync
+
+    def counted_fsync(descriptor: int) -> None:
+        count("fsync")
+        fsync(descriptor)
+
+    real_open = builtins.open
+
+    def counted_open(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+        opened = real_open(file, mode, *args, **options)
+        # Opened for writing, so perhaps cut to nothing, and nothing is written yet.
+        if "w" in mode and (isinstance(file, int) or str(file).startswith(str(state))):
+            count("opened")
+        return opened
+
+    os.fsync, builtins.open = counted_fsync, counted_open
+    sys.addaudithook(audit)
+
+
+async def serve(folder: Path, orders: list[Callable[[Operator], Awaitable[Any]]], out: int) -> None:
+    ledger = Ledger(CatalogState(folder / "state"), keep_previous=1)
+    catalog = Catalog(NullResidency(), BASE_MODEL, 64, PatchMetrics(CollectorRegistry()), ledger=ledger)
+    async with PatchFolder(folder / "patches", catalog):
+        os.write(out, json.dumps(shown(catalog)).encode() + b"\n")
+        operator = Operator(catalog)
+        for order in orders:
+            await order(operator)
+            os.write(out, json.dumps(shown(catalog)).encode() + b"\n")
+
+
+def in_process(work: Callable[[int], None]) -> tuple[int, list[Any]]:
+    """Run ``work`` in a child; gives its wait status and what it told."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        status = 1
+        try:
+            work(writing)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with open(reading) as told:
+        lines = [json.loads(line) for line in told]
+    return os.waitpid(child, 0)[1], lines
+
+
+def run(folder: Path, step: int) -> bool:
+    """Die at ``step``, start anew, and print what both told; tells whether there was such a step."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "patches").mkdir(parents=True)
+    for i, version in enumerate(("1.0.0", "1.1.0", "1.2.0")):
+        put(folder / "patches", version, float(i))
+    orders = [
+        lambda operator: operator.activate("pirate", "1.0.0", "alice"),
+        lambda operator: operator.activate("pirate", "1.1.0", "alice"),
+        lambda operator: operator.rollback("pirate", "alice"),
+        lambda operator: operator.follow("pirate", "alice"),
+    ]
+
+    def live(out: int) -> None:
+        die_at(step, folder / "state")
+        asyncio.run(serve(folder, orders, out))
+
+    status, confirmed = in_process(live)
+    # The folder lost what it held, but for one file: pins are kept by the state alone.
+    is_pinned = bool(confirmed) and confirmed[-1][2]
+    if is_pinned:
+        for version in ("1.0.0", "1.1.0"):
+            (folder / "patches" / f"pirate-{version}.safetensors").unlink()
+    again, told = in_process(lambda out: asyncio.run(serve(folder, [], out)))
+    record = {"step": step, "status": status, "confirmed": confirmed, "again": again, "told": told}
+    print(json.dumps(record), flush=True)
+    return os.WIFSIGNALED(status)
+
+
+if __name__ == "__main__":
+    at = 1
+    while run(Path(sys.argv[1]), at):
+        at += 1

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from patches.evaluate.run import Step
     from patches.evaluate.subject import Subject
     from patches.evaluate.summary import Summary
+    from patches.format import Patch
 
 DEFAULT_SUITES = "harm,overrefusal,fluency"
 
@@ -126,7 +127,10 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="M", required=True, help="a model folder, or a hub id")
     group.add_argument("--revision", metavar="R", help="the revision of a hub model")
     group.add_argument(
-        "--dtype", choices=DTYPES, help="dtype to run in (default: the patches', else the model's)"
+        "--dtype",
+        choices=DTYPES,
+        help="dtype to run in; patches of another one go with float32 (default: float32 on a CPU, else the "
+        "patches', else the model's)",
     )
     group.add_argument("--device", metavar="D", default="cpu", help="where to compute (default: cpu)")
     group.add_argument("--url", metavar="U", help="ask this server instead; --model then gives the tokenizer")
@@ -222,7 +226,7 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
     for folder in map(Path, args.lora):
         session.require_adapter(folder)
     files = [read(Path(p)) for p in args.patch]
-    dtype = args.dtype or (files[0].manifest.base_model.dtype if files else None)
+    dtype = args.dtype or _default_dtype(args.device, files)
     with progress(f"loading {args.model}"):
         model = load_model(args.model, dtype=dtype, device=args.device, revision=args.revision)
         local = session.offline_arms(model, files, compose=args.compose, system_text=text)
@@ -245,6 +249,12 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
         "dtype": base.dtype,
     }
     return subjects, {"model": model_setup}
+
+
+def _default_dtype(device: str, patches: "Sequence[Patch]") -> str | None:
+    if device == "cpu":
+        return "float32"
+    return patches[0].manifest.base_model.dtype if patches else None
 
 
 def _thresholds(path: Path | None) -> "list[Threshold]":

@@ -1,17 +1,21 @@
 """A patch offline and behind HTTP gives the same answers and likelihoods, and they are the prefix's."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from patches.compile import compile_text
 from patches.errors import BaseModelMismatch, EvaluationError, SubjectFailed
 from patches.evaluate.arms import Arm, patch_arm
 from patches.evaluate.http_subject import Endpoint, HttpSubject, connect
+from patches.evaluate.session import offline_arms
 from patches.evaluate.subject import Reading, Sampling
 from patches.evaluate.transformers_subject import TransformersSubject
 from patches.format import Patch
-from patches.model import LoadedModel
+from patches.label import Label
+from patches.model import LoadedModel, load_model
 
 PROMPTS = ["polite", "answer the user, politely", "a"]
 GREEDY = Sampling(max_tokens=6)
@@ -134,6 +138,22 @@ def test_a_server_that_is_not_there_is_named() -> None:
 def test_a_patch_of_another_model_is_refused(tiny_model: LoadedModel, make: Any) -> None:
     with pytest.raises(BaseModelMismatch):
         subject(tiny_model, make())
+
+
+def test_a_bfloat16_patch_is_widened_for_a_run_in_float32(
+    tiny_model: LoadedModel, tiny_model_folder: Path
+) -> None:
+    """The K/V that a server would map is what answers, not a fresh computation."""
+    narrow = compile_text(
+        load_model(tiny_model_folder, dtype="bfloat16"), "answer politely", Label("n", "1.0.0")
+    )
+    arm = offline_arms(tiny_model, [narrow], compose=False, system_text=None)[1]
+    assert (arm.name, arm.digest) == ("n", narrow.digest)
+    one = TransformersSubject(tiny_model, arm)
+    assert one._prefix is not None
+    assert narrow.kv is not None
+    assert torch.equal(one._prefix, narrow.kv.float())
+    assert one.score([Reading((5, 6), (7,))])[0][0] < 0.0
 
 
 def test_the_system_arm_puts_its_policy_before_text_and_chat(tiny_model: LoadedModel) -> None:

@@ -86,6 +86,7 @@ class Catalog:
                 is_draining=not is_kept,
                 num_in_flight=resident.num_in_flight,
                 is_previous=is_kept and not is_served,
+                is_in_memory=self.books.is_ready(patch),
             )
 
     def failures(self) -> list[FileFailure]:
@@ -211,7 +212,7 @@ class Catalog:
         resident = self.books.get(patch.digest)
         self._refuse_conflict(path, patch)
         if resident is None:
-            resident = await self._make_resident(patch)
+            resident = await self._make_resident(path, patch)
         old = self.books.get(self._digests.get(path, ""))
         self._digests[path] = patch.digest
         resident.paths.add(path)
@@ -240,11 +241,11 @@ class Catalog:
                 "give this one another version",
             )
 
-    async def _make_resident(self, patch: Patch) -> Resident:
+    async def _make_resident(self, path: Path, patch: Patch) -> Resident:
         manifest = patch.manifest
         self.view = replace(self.view, loading=frozenset({(manifest.name, manifest.version)}))
         try:
-            return await self.books.load(patch)
+            return await self.books.load(path, patch)
         finally:
             self.view = replace(self.view, loading=frozenset())
 
@@ -259,7 +260,7 @@ class Catalog:
             if patch.digest != target.digest:
                 raise InvalidPatchFile(f"expected {target.digest}, got {patch.digest}")
             signature = await asyncio.to_thread(self.trust.check, path, patch, is_ordered=True)
-            resident = await self._make_resident(patch)
+            resident = await self._make_resident(path, patch)
             await asyncio.to_thread(self.trust.adopt, resident.patch, signature)
         except Exception as error:
             # As with any file: what can't be loaded is named, and the rest goes on.

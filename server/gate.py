@@ -104,6 +104,14 @@ class PatchGate:
             raise self.reject(PolicyPatchError(f"lease: the request was not decided for {patch.reference}"))
         return Lease(self, scope, patch, self._metrics.latency(patch.name))
 
+    async def wait_ready(self, patch: ServedPatch) -> None:
+        """Return once every worker holds ``patch``. For leases.
+
+        Raises:
+            PatchNotReady: They can't.
+        """
+        await self._catalog.books.ready(patch)
+
     def reject(self, error: AnyPolicyPatchError) -> AnyPolicyPatchError:
         """Record ``error`` as the answer to the current request and give it back: ``raise gate.reject(...)``.
 
@@ -280,6 +288,17 @@ class Lease:
                 scope.error = error
         scope.num_leases -= 1
         self._gate.release_if_idle(scope)
+
+    async def ready(self) -> None:
+        """Wait until the patch can be written in front of a request; other requests go on meanwhile.
+
+        Raises:
+            PatchNotReady: It can't be had.
+        """
+        try:
+            await self._gate.wait_ready(self.patch)
+        except PolicyPatchError as error:
+            raise self._gate.reject(error) from None
 
     def first_token(self) -> None:
         """Note the first token, where ``tokens`` has not."""

@@ -17,6 +17,7 @@ from server.catalog_view import ServedPatch
 from server.control_metrics import ControlMetrics
 from server.errors import REQUEST_CODES
 from server.latency import PatchLatency
+from server.tier_metrics import TierMetrics
 
 #: ``patch`` label of requests that the base model answered.
 BASE_LABEL = "none"
@@ -44,6 +45,8 @@ class ResidentRow:
     num_in_flight: int
     #: Kept for a rollback; the name and its versions mean something else.
     is_previous: bool = False
+    #: The workers hold its tensors; else its file does.
+    is_in_memory: bool = True
 
 
 class PatchMetrics:
@@ -103,6 +106,7 @@ class PatchMetrics:
             "1 where the last scan of the patch folder worked.",
         )
         self.control = ControlMetrics(registry)
+        self.tiers = TierMetrics(registry)
         for code in REQUEST_CODES:
             self._rejected.labels(code)
         registry.register(_CatalogCollector(self))
@@ -205,7 +209,7 @@ class _CatalogCollector:
         )
         resident = GaugeMetricFamily(
             "policy_patch_resident_bytes",
-            "Device bytes of a patch, over all workers.",
+            "Bytes of a patch's K/V over all workers, in whichever memory they are.",
             labels=("patch", "version"),
         )
         active = GaugeMetricFamily(

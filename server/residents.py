@@ -7,12 +7,13 @@ request uses them, and what is being dropped is given to no request.
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from patches.format import Patch
 from server.catalog_view import ServedPatch
 from server.errors import PatchNotReady
 from server.metrics import PatchMetrics
-from server.residency import Residency
+from server.residency import Residency, ResidencyError
 from server.resident import Resident
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,12 @@ class Residents:
         self._is_kept = is_kept
         self._residents: dict[str, Resident] = {}
         self._drains: set[asyncio.Task[None]] = set()
+        residency.bind(self._must_stay)
+
+    def _must_stay(self, digest: str) -> bool:
+        """Tell whether memory may not give a content up: it is in use, or no file of the folder holds it."""
+        resident = self._residents.get(digest)
+        return resident is not None and (resident.num_in_flight > 0 or not resident.paths)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._residents
@@ -72,15 +79,31 @@ class Residents:
         if resident.num_in_flight == 0 and not self._is_kept(resident):
             self._drain_soon(resident)
 
-    async def load(self, patch: Patch) -> Resident:
-        """Put ``patch`` on every worker.
+    def is_ready(self, patch: ServedPatch) -> bool:
+        """Tell whether every worker holds the tensors of ``patch`` now."""
+        return self._residency.is_ready(patch.digest)
+
+    async def ready(self, patch: ServedPatch) -> None:
+        """Return once every worker holds the tensors of ``patch``, which the caller has acquired.
 
         Raises:
-            ResidencyError: A worker did not take it; none holds it then.
+            PatchNotReady: They can't be had now.
+        """
+        try:
+            await self._residency.ready(patch.digest)
+        except ResidencyError as error:
+            logger.error("%s could not be loaded for a request: %s", patch.reference, error)
+            raise PatchNotReady(f"patch '{patch.reference}' could not be loaded; try again") from error
+
+    async def load(self, path: Path, patch: Patch) -> Resident:
+        """Let every worker confirm ``patch``, which was just read from ``path``.
+
+        Raises:
+            ResidencyError: A worker could not; none holds it then.
         """
         manifest = patch.manifest
         assert patch.kv is not None
-        nbytes = await self._residency.load(patch.digest, patch.kv)
+        nbytes = await self._residency.load(patch.digest, patch.kv, name=manifest.name, path=path)
         served = ServedPatch(
             manifest.name, manifest.version, patch.digest, manifest.num_virtual_tokens, manifest, nbytes
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.cli import CommandError
+from server.commands.tier_arguments import add_tier_arguments, tier_options
 
 if TYPE_CHECKING:
     from server.policy.file import PolicyFile
@@ -88,6 +89,7 @@ def _add_control_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="append a JSON line on every decision to this file; SIGHUP opens it anew (default: none)",
     )
+    add_tier_arguments(parser)
     parser.add_argument(
         "--state",
         type=Path,
@@ -160,7 +162,9 @@ def run(args: argparse.Namespace) -> int:
         control = ControlOptions(
             args.state, args.keep_previous, args.admin_key_file, args.trusted_keys, args.revoked
         )
-        options = ServeOptions(args.model, args.patches, policy, policy_file, args.audit_log, control)
+        options = ServeOptions(
+            args.model, args.patches, policy, policy_file, args.audit_log, control, tier_options(args)
+        )
         serve(options, args.engine_arguments)
     except (
         AdminKeysError,

@@ -68,6 +68,7 @@ class PatchedAsyncLLM(AsyncLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         assert self._gate is not None
         with self._gate.lease(patch) as lease:
+            await lease.ready()
             async with aclosing(super().generate(*args, **kwargs)) as outputs:
                 async for output in outputs:
                     num_tokens = sum(len(completion.token_ids) for completion in output.outputs)

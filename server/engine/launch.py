@@ -42,6 +42,7 @@ from server.engine.support import (
     require_supported_environment,
     require_supported_model,
 )
+from server.engine.worker_side import DEVICE_BYTES_KEY
 from server.folder import PatchFolder
 from server.gate import PatchGate
 from server.install import install
@@ -50,6 +51,8 @@ from server.operator import Operator
 from server.policy.file import PolicyFile
 from server.policy.rules import Policy
 from server.policy.watch import PolicyWatch
+from server.tier_options import TierOptions
+from server.tiers import TieredResidency
 from server.trust_watch import TrustWatch
 
 logger = init_logger("vllm.policypatch")
@@ -78,6 +81,7 @@ class ServeOptions:
     policy_file: tuple[Path, PolicyFile] | None = None
     audit_log: Path | None = None
     control: ControlOptions = field(default_factory=ControlOptions)
+    tiers: TierOptions = field(default_factory=TierOptions)
 
 
 def engine_parser() -> FlexibleArgumentParser:
@@ -145,7 +149,7 @@ async def _serve(
     # Until the HTTP server installs its own handler, SIGTERM ends the start.
     signal.signal(signal.SIGTERM, interrupt_start)
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    engine_args.kv_transfer_config = _kv_transfer_config()
+    engine_args.kv_transfer_config = _kv_transfer_config(options.tiers)
     engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     require_supported_model(config)
@@ -165,7 +169,7 @@ async def _serve(
         metrics.set_writers({answer["writer"] for answer in layout})
         served_names = list(args.served_model_name or [args.model])
         catalog = Catalog(
-            WorkerResidency(engine),
+            _residency(engine, len(layout), options.tiers, metrics),
             base_model,
             max_num_tokens=config.model_config.max_model_len - 2,
             metrics=metrics,
@@ -209,8 +213,15 @@ def _fingerprint(model_config: ModelConfig) -> BaseModel:
     )
 
 
-def _kv_transfer_config() -> KVTransferConfig:
-    return KVTransferConfig(**_CONNECTOR)
+def _kv_transfer_config(tiers: TierOptions) -> KVTransferConfig:
+    return KVTransferConfig(**_CONNECTOR, kv_connector_extra_config={DEVICE_BYTES_KEY: tiers.device_bytes})
+
+
+def _residency(
+    engine: PatchedAsyncLLM, num_workers: int, tiers: TierOptions, metrics: PatchMetrics
+) -> TieredResidency:
+    metrics.tiers.set_limits(device_bytes=tiers.device_bytes * num_workers, host_bytes=tiers.host_bytes)
+    return TieredResidency(WorkerResidency(engine), tiers, metrics.tiers)
 
 
 def _policy_watch(

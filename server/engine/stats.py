@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from server.engine.device_slots import SlotCounts
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -16,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def _empty() -> dict[str, Any]:
-    return {"injected": {}, "shared": {}, "seconds": []}
+    return {"injected": {}, "shared": {}, "seconds": [], "slots": {}}
 
 
 class InjectionStats(KVConnectorStats):
-    """Prefix tokens by digest, and the seconds of each write.
+    """Prefix tokens by digest, the seconds of each write, and what happened to device slots.
 
-    ``data`` holds ``injected`` and ``shared`` (digest -> tokens) and ``seconds`` (one value per step and
-    worker that wrote something).
+    ``data`` holds ``injected`` and ``shared`` (digest -> tokens), ``seconds`` (one value per step and
+    worker that wrote something) and ``slots`` (``loads``, ``evictions``, and ``bytes`` more than before).
     """
 
     def __init__(self, data: dict[str, Any] | None = None) -> None:
@@ -47,12 +49,22 @@ class InjectionStats(KVConnectorStats):
         """Count one step's write on one worker."""
         self.data["seconds"].append(seconds)
 
+    def record_slots(self, counts: SlotCounts) -> None:
+        """Count what happened to one worker's device slots."""
+        changes = {"loads": counts.num_loads, "evictions": counts.num_evictions, "bytes": counts.num_bytes}
+        self._add_slots({key: number for key, number in changes.items() if number})
+
+    def _add_slots(self, changes: dict[str, int]) -> None:
+        for key, number in changes.items():
+            self.data["slots"][key] = self.data["slots"].get(key, 0) + number
+
     def aggregate(self, other: KVConnectorStats) -> "InjectionStats":
         """Add the counts of ``other`` to these."""
         for key in ("injected", "shared"):
             for digest, num_tokens in other.data[key].items():
                 self.data[key][digest] = self.data[key].get(digest, 0) + num_tokens
         self.data["seconds"].extend(other.data["seconds"])
+        self._add_slots(other.data["slots"])
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -87,6 +99,10 @@ class InjectionLogger(StatLoggerBase):
             )
         for seconds in data["seconds"]:
             self._metrics.observe_injection(seconds)
+        slots = data["slots"]
+        self._metrics.tiers.loaded("device", slots.get("loads", 0))
+        self._metrics.tiers.evicted("device", slots.get("evictions", 0))
+        self._metrics.tiers.device_changed(slots.get("bytes", 0))
 
     def log_engine_initialized(self) -> None:
         """Nothing to say at start."""

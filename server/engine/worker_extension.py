@@ -1,6 +1,6 @@
 """Methods that the launcher adds to vLLM's workers, called over ``collective_rpc``."""
 
-from typing import cast
+from typing import Any, cast
 
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 
@@ -19,14 +19,26 @@ class PatchWorkerExtension:
         """See ``WorkerSide.layout``."""
         return _side().layout()
 
-    def policy_patch_load(self, digest: str, blob: bytes) -> dict[str, object]:
-        """See ``WorkerSide.load``."""
-        return _side().load(digest, blob)
+    def policy_patch_check(self, digest: str, shape: list[int], dtype: str) -> dict[str, Any]:
+        """See ``PrefixShelf.check``."""
+        return _side().shelf.check(digest, shape, dtype)
+
+    def policy_patch_load(self, digest: str, blob: bytes, is_pinned: bool = False) -> None:
+        """See ``PrefixShelf.load``."""
+        _side().shelf.load(digest, blob, is_pinned)
+
+    def policy_patch_loaded(self, digest: str) -> dict[str, Any] | None:
+        """See ``PrefixShelf.loaded``."""
+        return _side().shelf.loaded(digest)
 
     def policy_patch_unload(self, digest: str) -> int:
-        """See ``WorkerSide.unload``."""
-        return _side().unload(digest)
+        """See ``PrefixShelf.unload``."""
+        return _side().shelf.unload(digest)
 
     def policy_patch_resident(self) -> dict[str, int]:
-        """See ``WorkerSide.resident``."""
-        return _side().resident()
+        """See ``PrefixShelf.resident``."""
+        return _side().shelf.resident()
+
+    def policy_patch_slots(self) -> list[str]:
+        """See ``PrefixShelf.in_slots``."""
+        return _side().shelf.in_slots()

@@ -1,14 +1,14 @@
-"""Worker side of the connector: keeps prefixes on the device and writes them into requests' blocks.
+"""Worker side of the connector: writes prefixes into requests' blocks.
 
 Runs in every worker process, on the model runner's thread. Writes are launched on the stream of the forward
 pass that reads them, so the stream orders them; nothing waits.
 """
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load as load_safetensors
 from vllm.distributed.parallel_state import (
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
@@ -17,9 +17,10 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
 
-from prefix_kernels import PrefixWrite, rank_heads, shard_prefix_kv, slot_mapping_of_span
+from prefix_kernels import PrefixWrite, rank_heads, slot_mapping_of_span
 from server.engine.cache_writer import CachedLayer, CacheWriter
 from server.engine.plan import PrefixLoad, StepPlan
+from server.engine.prefix_shelf import PrefixShelf, RankLayout
 from server.engine.stats import InjectionStats
 from server.engine.support import layer_problems
 
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
+#: Key of the connector's extra configuration: bytes of device memory that prefixes may take on each device.
+DEVICE_BYTES_KEY = "device_bytes"
+
+#: Where the configuration does not say it, as in tests that start an engine without the launcher.
+DEFAULT_DEVICE_BYTES = 1 << 30
+
 
 class WorkerSide:
-    """Holds the resident prefixes of this rank and writes them.
-
-    ``load`` and ``unload`` come over vLLM's worker RPC, between steps; ``run`` once per step.
-    """
+    """Writes the prefixes of this rank, once per step; ``shelf`` is filled over vLLM's worker RPC."""
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
         self._static_layers = vllm_config.compilation_config.static_forward_context
@@ -45,9 +49,10 @@ class WorkerSide:
         self._layer_indices: list[int] = []
         self._device = torch.device("cpu")
         self._dtype = vllm_config.model_config.dtype
-        # digest -> [L_rank, 2, N, h_kv, D] on the device, in the model's dtype: quantized caches are
-        # quantized by the attention backend as it writes.
-        self._resident: dict[str, torch.Tensor] = {}
+        transfer = vllm_config.kv_transfer_config
+        assert transfer is not None, "the launcher configures the connector"
+        self._max_device_bytes = int(transfer.get_from_extra_config(DEVICE_BYTES_KEY, DEFAULT_DEVICE_BYTES))
+        self._shelf: PrefixShelf | None = None
         self._failed_block_ids: set[int] = set()
         self._stats = InjectionStats()
 
@@ -64,6 +69,22 @@ class WorkerSide:
         self._layers = [CachedLayer(row, group, layer) for row, (_, group, layer) in enumerate(found)]
         self._device = next(iter(kv_caches.values())).device
         self._writer = CacheWriter(self._layers, self._dtype)
+        # Caches may be bound anew; what is held of prefixes does not depend on them.
+        self._shelf = self._shelf or self._make_shelf()
+
+    def _make_shelf(self) -> PrefixShelf:
+        heads = rank_heads(
+            self._num_kv_heads, get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+        )
+        head_size = self._layers[0].layer.head_size
+        layout = RankLayout(self._layer_indices, heads, self._num_kv_heads, head_size, self._dtype)
+        return PrefixShelf(layout, self._device, self._max_device_bytes)
+
+    @property
+    def shelf(self) -> PrefixShelf:
+        """The prefixes of this rank, once the caches are bound."""
+        assert self._shelf is not None, "caches are bound before anything is served"
+        return self._shelf
 
     def layout(self) -> dict[str, object]:
         """Return what the front end has to know about this rank.
@@ -76,54 +97,12 @@ class WorkerSide:
             "writer": self._writer.choice.implementation if self._writer is not None else None,
         }
 
-    def load(self, digest: str, blob: bytes) -> dict[str, object]:
-        """Make a prefix resident. Loading what is resident already changes nothing.
-
-        Args:
-            digest: the patch's digest.
-            blob: safetensors bytes with one tensor ``kv``, ``[L, 2, N, H_kv, D]``, of the whole model.
-
-        Returns:
-            ``digest``, ``shape`` of the whole prefix and ``nbytes`` held here, for the caller to compare.
-
-        Raises:
-            ValueError: the prefix does not have this model's shape or dtype.
-        """
-        kv = load_safetensors(blob)["kv"]
-        if digest not in self._resident:
-            self._check_shape(kv)
-            heads = rank_heads(
-                self._num_kv_heads, get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-            )
-            self._resident[digest] = shard_prefix_kv(kv, self._layer_indices, heads).to(self._device)
-        return {"digest": digest, "shape": list(kv.shape), "nbytes": self._resident[digest].nbytes}
-
-    def _check_shape(self, kv: torch.Tensor) -> None:
-        head_size = self._layers[0].layer.head_size
-        num_layers, two, _, num_kv_heads, kv_head_size = kv.shape
-        if (two, num_kv_heads, kv_head_size) != (2, self._num_kv_heads, head_size) or kv.dtype != self._dtype:
-            raise ValueError(
-                f"kv: expected [L, 2, N, {self._num_kv_heads}, {head_size}] {self._dtype}, "
-                f"got {list(kv.shape)} {kv.dtype}"
-            )
-        if self._layer_indices[-1] >= num_layers:
-            raise ValueError(f"kv: expected at least {self._layer_indices[-1] + 1} layers, got {num_layers}")
-
-    def unload(self, digest: str) -> int:
-        """Drop a prefix and return the bytes set free; 0 where it was not resident."""
-        dropped = self._resident.pop(digest, None)
-        return 0 if dropped is None else dropped.nbytes
-
-    def resident(self) -> dict[str, int]:
-        """Return digest -> bytes for what is resident."""
-        return {digest: kv.nbytes for digest, kv in self._resident.items()}
-
     def run(self, plan: StepPlan) -> None:
         """Carry out one step's plan. A prefix that is not resident fails the requests that need it."""
         self._failed_block_ids |= plan.unbacked_block_ids
         ready: list[PrefixLoad] = []
         for load in plan.loads:
-            if load.digest in self._resident:
+            if load.digest in self.shelf:
                 ready.append(load)
             else:
                 logger.error(
@@ -133,10 +112,11 @@ class WorkerSide:
         if not ready:
             return
         started = time.perf_counter()
-        self._write(ready)
+        for tensors in self.shelf.together(dict.fromkeys(load.digest for load in ready)):
+            self._write([load for load in ready if load.digest in tensors], tensors)
         self._stats.record_seconds(time.perf_counter() - started)
 
-    def _write(self, loads: list[PrefixLoad]) -> None:
+    def _write(self, loads: list[PrefixLoad], tensors: Mapping[str, torch.Tensor]) -> None:
         assert self._writer is not None, "caches are bound before the first step"
         block_sizes = [group.kv_cache_spec.block_size for group in self._groups]
         # A pipeline stage need not have layers of every group.
@@ -144,7 +124,7 @@ class WorkerSide:
         self._writer.write(
             [
                 PrefixWrite(
-                    self._resident[load.digest],
+                    tensors[load.digest],
                     span.first,
                     slot_mapping_of_span(span.block_ids, span.first, load.num_tokens, block_sizes[group]),
                     group,
@@ -161,6 +141,8 @@ class WorkerSide:
         return taken
 
     def take_stats(self) -> InjectionStats:
-        """Return the write times since the last call."""
+        """Return the write times, and what happened to the device slots, since the last call."""
         taken, self._stats = self._stats, InjectionStats()
+        if self._shelf is not None:
+            taken.record_slots(self._shelf.take_counts())
         return taken

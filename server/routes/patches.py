@@ -29,7 +29,10 @@ class PatchVersion(BaseModel):
         "`previous`: kept for a rollback only. `draining`: takes no new requests and goes with its last one."
     )
     num_virtual_tokens: int
-    nbytes: int = Field(description="bytes on the devices, added up over all workers")
+    nbytes: int = Field(description="bytes of its tensors, added up over all workers")
+    tier: Literal["memory", "disk"] = Field(
+        description="`memory`: the workers hold the tensors. `disk`: the next request waits for the file."
+    )
     in_flight: int = Field(description="requests that this version is answering")
     origin_method: str = Field(description="how the patch was made")
     license: str | None
@@ -164,6 +167,7 @@ def _version(row: ResidentRow, trust: Trust) -> PatchVersion:
         state=_state(row),
         num_virtual_tokens=patch.num_tokens,
         nbytes=patch.nbytes,
+        tier="memory" if row.is_in_memory else "disk",
         in_flight=row.num_in_flight,
         origin_method=str(patch.manifest.origin.get("method", "unknown")),
         license=patch.manifest.license,

@@ -87,6 +87,9 @@ class OpenGate:
     def __exit__(self, *_: object) -> None:
         return None
 
+    async def ready(self) -> None:
+        return None
+
     def tokens(self, num_tokens: int) -> None:
         return None
 

@@ -58,6 +58,9 @@ class Gate:
     def __exit__(self, *_: object) -> None:
         return None
 
+    async def ready(self) -> None:
+        return None
+
     def tokens(self, num_tokens: int) -> None:
         return None
 

@@ -92,13 +92,13 @@ class ScriptedResidency(NullResidency):
         self.may_unload = asyncio.Event()
         self.may_unload.set()
 
-    async def load(self, digest: str, kv: torch.Tensor) -> int:
+    async def load(self, digest: str, kv: torch.Tensor, *, name: str, path: Path) -> int:
         self.calls.append(("load", digest))
         await self.may_load.wait()
         if self.refusals:
             self.refusals -= 1
             raise ResidencyError("worker 1 says no")
-        return await super().load(digest, kv)
+        return await super().load(digest, kv, name=name, path=path)
 
     async def unload(self, digest: str) -> None:
         self.calls.append(("unload", digest))
@@ -136,10 +136,9 @@ class FakeEngine:
             self.num_running += 1
             stack.callback(self._stopped)
             for index in range(self.num_tokens):
-                if patch is not None:
-                    assert patch.digest in self.residency.resident, (
-                        "the prefix was dropped under a generation"
-                    )
+                if lease is not None:
+                    await lease.ready()
+                    assert patch.digest in self.residency.resident, "dropped under a generation"
                 if index == self.fails_after:
                     raise self.failure
                 if index < 2:

@@ -366,3 +366,23 @@ async def test_one_of_two_files_with_the_same_content_may_change_without_the_oth
     await stand.catalog.load_file(copy)
     assert states(stand) == {"1.0.0": "active", "0.9.0": "loaded"}
     assert active(stand) == patch
+
+
+async def test_memory_may_not_give_up_what_is_in_use_or_what_no_file_holds(stand: Any) -> None:
+    patch = await stand.load()
+    assert not stand.residency.must_stay(patch.digest)
+    stand.catalog.books.acquire(patch)
+    assert stand.residency.must_stay(patch.digest)
+    stand.catalog.books.release(patch)
+    assert not stand.residency.must_stay(patch.digest)
+    stand.catalog.books[patch.digest].paths.clear()
+    assert stand.residency.must_stay(patch.digest)
+
+
+async def test_a_prefix_that_can_not_be_had_is_a_503_and_nothing_is_answered(stand: Any) -> None:
+    patch = await stand.load()
+    del stand.residency.resident[patch.digest]
+    for body in ({}, {"stream": True}):
+        response = await stand.chat("pirate", **body)
+        assert stand.code(response) == (503, "patch_not_ready")
+        assert response.headers["Retry-After"]

@@ -11,6 +11,7 @@ from patches.errors import FORMAT_REASONS
 from server.errors import REQUEST_CODES
 from server.metrics import OUTCOMES
 from server.refusals import CATALOG_REASONS
+from server.tier_metrics import TIERS
 
 DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
 
@@ -44,7 +45,7 @@ async def test_every_metric_explains_itself_and_follows_the_naming_rules(stand: 
             assert family.name.endswith("_seconds")
 
 
-@pytest.mark.parametrize("value", [*FORMAT_REASONS, *CATALOG_REASONS, *REQUEST_CODES, *OUTCOMES])
+@pytest.mark.parametrize("value", [*FORMAT_REASONS, *CATALOG_REASONS, *REQUEST_CODES, *OUTCOMES, *TIERS])
 def test_every_label_value_is_documented(value: str) -> None:
     assert f"`{value}`" in DOCS
 

@@ -44,6 +44,7 @@ def version(
         "state": state,
         "num_virtual_tokens": num_tokens,
         "nbytes": nbytes,
+        "tier": "memory",
         "in_flight": 0,
         "origin_method": "text",
         "license": license_,

@@ -7,6 +7,7 @@ lost events all end well, and where no events are to be had, looking twice a sec
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -38,6 +39,9 @@ _EVENT_DEBOUNCE_MS = 300
 _RETRIED_REASONS = frozenset({"residency_failed", "internal", "unreadable"})
 _FIRST_RETRY_S = 2.0
 _LAST_RETRY_S = 60.0
+
+#: What looking at an entry gives where there is no file; anything else may be a file that can't be seen now.
+_NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
 class FolderError(Exception):
@@ -86,8 +90,11 @@ def list_folder(folder: Path) -> FolderListing:
                 continue
             try:
                 attributes = entry.stat()
-            except FileNotFoundError:
-                # Removed since the directory was read, or a link to nothing.
+            except OSError as error:
+                if error.errno not in _NO_FILE:
+                    raise
+                # Removed since the directory was read, or a link that leads nowhere. One of them must not
+                # keep the other files from being looked at.
                 continue
             if stat.S_ISREG(attributes.st_mode):
                 stamps[entry.name] = FileStamp(

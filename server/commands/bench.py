@@ -14,6 +14,7 @@ from server.cli import CommandError
 QUESTIONS = {
     "overhead": "what a patch costs, against plain vLLM and the policy as text: throughput, TTFT, ITL",
     "fidelity": "how close answers under a patch are to those under its text, and what noise there is",
+    "files": "what becomes of 10,000 damaged and hostile patch files",
     "report": "tables and a plot again, from records that a question left",
 }
 

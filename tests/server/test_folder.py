@@ -289,3 +289,14 @@ async def test_events_alone_are_enough(stand: Any) -> None:
         path = await put_until_noticed(stand)
         path.unlink()
         await stand.until(lambda: active(stand) is None)
+
+
+async def test_a_link_that_leads_nowhere_keeps_no_other_file_from_being_served(
+    watching: PatchFolder, stand: Any
+) -> None:
+    (stand.folder / "loop.safetensors").symlink_to("loop.safetensors")
+    (stand.folder / "through-a-file.safetensors").symlink_to(stand.put("sailor") / "x")
+    stand.put("pirate")
+    await watching.rescan()
+    assert {active(stand), active(stand, "sailor")} == {"1.0.0"}
+    assert reasons(stand) == {}

@@ -1,16 +1,22 @@
 """Ways around a policy, sent to the real app: none may work.
 
 The engine answers with the digest of the patch that it was asked to use; so what got through is what the
-engine was asked for, whatever the answer says. The same list goes to a real server in tests/e2e.
+engine was asked for, whatever the answer says.
 """
 
+import asyncio
+import contextlib
 import json
+import socket
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from bench.bypass_attempts import ATTEMPTS, COMPOSED, GROUPS, KEY, PLAIN, POLICY, Attempt
+from bench.bypass_sender import send_raw
 from server.policy.file import parse_policy
 
 #: What only this app has: routes that ask the engine although the table of routes does not know that they do.
@@ -69,17 +75,26 @@ async def send(stand: Any, attempt: Attempt, patches: dict[str, str]) -> httpx.R
         return await client.request(attempt.method, attempt.path, headers=raw, content=body)
 
 
-async def outcome(stand: Any, patches: dict[str, str], attempt: Attempt) -> str | None:
+async def outcome(
+    stand: Any, patches: dict[str, str], attempt: Attempt, port: int | None = None
+) -> str | None:
     """Tell which patch the engine was asked for; ``None`` where the attempt was refused, as it has to be."""
     stand.engine.decisions.clear()
-    response = await send(stand, attempt, patches)
-    if attempt.path == "/v1/responses" and response.status_code == 200:
+    if port is None:
+        response = await send(stand, attempt, patches)
+        status, text = response.status_code, response.text
+    else:
+        digests = {name: digest for digest, name in patches.items()}
+        body = {"model": attempt.with_digests(attempt.model, digests)}
+        reply = await asyncio.to_thread(send_raw, attempt, port, body, digests)
+        status, text = reply.status, reply.text
+    if attempt.path == "/v1/responses" and status == 200:
         await stand.app.state.background
     reached = [patches[d.patch.digest] if d.patch else "the base model" for d in stand.engine.decisions]
     if reached:
-        return ", ".join(name.removesuffix("@1.0.0") for name in reached) + f" ({response.status_code})"
-    is_refusal = response.status_code >= 300 and not {"tokens", "embedding"} & set(response.text.split('"'))
-    return None if is_refusal else f"{response.status_code} {response.text[:80]}"
+        return ", ".join(name.removesuffix("@1.0.0") for name in reached) + f" ({status})"
+    is_refusal = status >= 300 and not {"tokens", "embedding"} & set(text.split('"'))
+    return None if is_refusal else f"{status} {text[:80]}"
 
 
 @pytest.mark.parametrize("group", [*GROUPS, "this app"])
@@ -89,6 +104,42 @@ async def test_no_attempt_gets_through(stand: Any, patches: dict[str, str], grou
     outcomes = {attempt.what: await outcome(stand, patches, attempt) for attempt in attempts}
     expected = {attempt.what: attempt.answer and f"{attempt.answer} (200)" for attempt in attempts}
     assert outcomes == expected
+
+
+@contextlib.asynccontextmanager
+async def served(stand: Any, parser: str, **options: Any) -> AsyncIterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(stand.app, http=parser, ws="none", lifespan="off", log_config=None, **options)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve([listener]))
+    await stand.until(lambda: server.started)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+        listener.close()
+
+
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+async def test_no_attempt_gets_through_as_bytes_on_a_socket(
+    stand: Any, patches: dict[str, str], parser: str
+) -> None:
+    async with served(stand, parser, proxy_headers=False) as port:
+        outcomes = {one.what: await outcome(stand, patches, one, port) for one in ATTEMPTS}
+    assert outcomes == {one.what: one.answer and f"{one.answer} (200)" for one in ATTEMPTS}
+
+
+async def test_a_server_that_believed_forwarded_addresses_would_let_some_through(
+    stand: Any, patches: dict[str, str]
+) -> None:
+    """What uvicorn does by itself; so the attempts with forged addresses are real ones."""
+    async with served(stand, "h11") as port:
+        outcomes = [await outcome(stand, patches, one, port) for one in GROUPS["somebody else's tenant"]]
+    expected = [one.answer and f"{one.answer} (200)" for one in GROUPS["somebody else's tenant"]]
+    assert "safety.sailor (200)" in [
+        got for got, wanted in zip(outcomes, expected, strict=True) if got != wanted
+    ]
 
 
 def test_there_are_enough_attempts() -> None:

@@ -7,6 +7,7 @@ that the client takes as little as possible of the processor that it shares with
 import asyncio
 import gc
 import json
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +85,38 @@ async def send_closed_loop(
         async with asyncio.TaskGroup() as group:
             for _ in range(min(concurrency, len(requests))):
                 group.create_task(worker())
+    except* RequestFailed as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        gc.enable()
+    return [_decode(streams[index]) for index in range(len(requests))]
+
+
+async def send_open_loop(
+    session: aiohttp.ClientSession, requests: Sequence[Request], *, rate_per_s: float, seed: str
+) -> list[Reply]:
+    """Send the requests at random times that do not wait for answers, ``rate_per_s`` of them on average.
+
+    Who waits for an answer before asking again hides how long a queue gets; arrivals that go on show it.
+
+    Raises:
+        RequestFailed: any answer was an error, cut off or malformed; the others are cancelled.
+    """
+    rng = random.Random(seed)
+    streams: dict[int, _RawStream] = {}
+
+    async def send(index: int, request: Request) -> None:
+        streams[index] = await _stream(session, request)
+
+    gc.collect()
+    gc.disable()
+    due_s = time.perf_counter()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for index, request in enumerate(requests):
+                group.create_task(send(index, request))
+                due_s += rng.expovariate(rate_per_s)
+                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
     except* RequestFailed as failures:
         raise failures.exceptions[0] from None
     finally:

@@ -29,7 +29,7 @@ class Metric:
         for key in self.path:
             if found is None:
                 return None
-            found = found[key]
+            found = found.get(key)
         return None if found is None else float(found)
 
 

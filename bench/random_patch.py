@@ -63,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--name", default="random", help="(default: %(default)s)")
+    parser.add_argument(
+        "--count",
+        type=int,
+        metavar="K",
+        help="write K patches, NAME-0 to NAME-(K-1), with seeds from --seed on (default: one, NAME)",
+    )
     parser.add_argument("--version", default="1.0.0", help="(default: %(default)s)")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the file")
     args = parser.parse_args(argv)
@@ -71,12 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model, args.policy_text.read_text(encoding="utf-8-sig"), is_raw=args.is_raw
         )
         base_model = fingerprint_model(args.model, args.dtype)
-        patch = random_patch(base_model, num_tokens, Label(args.name, args.version), seed=args.seed)
-        path = write_patch(patch, args.out)
+        names = [args.name] if args.count is None else [f"{args.name}-{i}" for i in range(args.count)]
+        written = []
+        for i, name in enumerate(names):
+            patch = random_patch(base_model, num_tokens, Label(name, args.version), seed=args.seed + i)
+            path = write_patch(patch, args.out)
+            written.append({"file": path.name, "name": name, "digest": patch.digest, "nbytes": patch.nbytes})
     except (PatchError, OSError) as error:
         print(f"random_patch: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({"file": path.name, "digest": patch.digest, "num_tokens": num_tokens}))
+    facts = written[0] if args.count is None else {"patches": written}
+    print(json.dumps({**facts, "num_tokens": num_tokens}))
     return 0
 
 

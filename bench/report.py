@@ -26,10 +26,16 @@ from bench.figures import (
     summarise_ratios,
 )
 from bench.record import Record, read_records
+from bench.sweep_report import draw_sweep, summarise_sweep, sweep_markdown
+from bench.sweeps import SWEEPS
 
 
 def summary_line(records: Sequence[Record], path: Path) -> dict[str, Any]:
     """Return what the last line of stdout says."""
+    question = records[0].question
+    if question in SWEEPS:
+        cells = summarise_sweep(records)
+        return {"question": question, "ok": True, "records": str(path), "cells": cells}
     return {
         "question": records[0].question,
         "ok": True,
@@ -41,6 +47,8 @@ def summary_line(records: Sequence[Record], path: Path) -> dict[str, Any]:
 
 def markdown_report(records: Sequence[Record]) -> str:
     """Render tables: what was measured, ratios, goals, and where."""
+    if records[0].question in SWEEPS:
+        return sweep_markdown(records)
     parts = [f"# {records[0].question}\n"]
     for concurrency in concurrencies_of(records):
         parts.append(f"## Concurrency {concurrency}\n")
@@ -73,7 +81,8 @@ def write_report(records: Sequence[Record], folder: Path) -> str:
     # Takes a second to import, and a run that fails never needs it.
     from bench.plot import draw_ratios
 
-    draw_ratios(records, [folder / "report.svg", folder / "report.png"])
+    draw = draw_sweep if records[0].question in SWEEPS else draw_ratios
+    draw(records, [folder / "report.svg", folder / "report.png"])
     return text
 
 

@@ -91,6 +91,28 @@ def user_prompts(
     return prompts
 
 
+def patch_names(names: Sequence[str], *, count: int, popularity: str, seed: int, label: str) -> list[str]:
+    """Draw which patch each of ``count`` requests names.
+
+    Args:
+        names: the patches, most popular first.
+        count: number of requests.
+        popularity: ``"uniform"``; ``"zipf"``: the n-th is asked for 1/n as often as the first; ``"turns"``:
+            one after the other, as evenly as can be.
+        seed: decides the draw, together with ``label``.
+        label: another one gives another draw.
+
+    Raises:
+        ValueError: an unknown popularity.
+    """
+    if popularity == "turns":
+        return [names[i % len(names)] for i in range(count)]
+    if popularity not in ("uniform", "zipf"):
+        raise ValueError(f"popularity: expected uniform, zipf or turns, got {popularity!r}")
+    weights = [1 / rank if popularity == "zipf" else 1.0 for rank in range(1, len(names) + 1)]
+    return random.Random(f"{seed}/{label}").choices(names, weights=weights, k=count)
+
+
 def arm_orders(arms: Sequence[str], *, num_rounds: int, seed: int, label: str) -> list[list[str]]:
     """Order the arms for each round, so that neither position nor neighbour favours one.
 

@@ -13,8 +13,13 @@ from server.cli import CommandError
 #: question -> what it asks. ``bench/QUESTION.py`` answers it.
 QUESTIONS = {
     "overhead": "what a patch costs, against plain vLLM and the policy as text: throughput, TTFT, ITL",
+    "catalog": "whether start-up, listings, metrics and selection stay fast with a thousand patches",
     "fidelity": "how close answers under a patch are to those under its text, and what noise there is",
     "files": "what becomes of 10,000 damaged and hostile patch files",
+    "scale": "whether many different patches in one batch cost anything",
+    "overflow": "what it costs when patches outnumber device slots, or exceed host memory",
+    "swap": "what requests notice while the patch that they name is replaced",
+    "memory": "what a patch takes of the KV cache and of memory",
     "report": "tables and a plot again, from records that a question left",
 }
 

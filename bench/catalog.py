@@ -1,0 +1,202 @@
+"""Does the catalog stay fast as it grows? Start-up, listings, metrics, selection, one more file.
+
+Each cell starts the server's front end anew (``bench.catalog_server``: no engine, workers that answer at
+once) over a folder of so many patches, and asks it over HTTP. ``bench/README.md`` says what numbers mean.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from bench.client import call_json, open_session
+from bench.environment import without_places
+from bench.errors import BenchError, GateFailed
+from bench.patch_set import PatchFile, make_patch_set
+from bench.servers import ServerSpec, free_port, running_server
+from bench.sweep import (
+    Cell,
+    SweepRun,
+    add_sweep_arguments,
+    at_least_one,
+    cells_along,
+    counts,
+    finish,
+    model_name,
+    new_folder,
+)
+from bench.timing import summarise
+
+QUESTION = "catalog"
+NUM_CALLS = 15
+NUM_NAMES = 50
+START_TIMEOUT_S = 900.0
+
+EPILOG = """\
+examples:
+  policypatch bench catalog --model ./smollm2
+  policypatch bench catalog --model ./smollm2 --patches 10,100,1000 --virtual-tokens 48
+"""
+
+
+@dataclass(frozen=True)
+class CatalogCell:
+    """What a cell needs: the folder with its patches, and one patch that comes later."""
+
+    model: str
+    patches: Sequence[PatchFile]
+    late: PatchFile
+    folder: Path
+
+    async def measure(self, num_patches: int, label: str) -> Mapping[str, Any]:
+        """Start the front end over the first ``num_patches`` and measure it.
+
+        Raises:
+            BenchError: it did not start, or answered wrongly.
+        """
+        patches = self.folder / f"patches-{label}"
+        patches.mkdir()
+        for patch in self.patches[:num_patches]:
+            # Links cost no disk; the catalog follows them, as it does those of a ConfigMap.
+            (patches / patch.path.name).symlink_to(patch.path.resolve())
+        port = free_port()
+        command = [sys.executable, "-m", "bench.catalog_server", "--model", self.model, "--port", str(port)]
+        command += ["--patches", str(patches)]
+        log = self.folder / f"server-{label}.log"
+        spec = ServerSpec("front end", command, port, log, {"HF_HUB_OFFLINE": "1"})
+        with running_server(spec, start_timeout_s=START_TIMEOUT_S):
+            async with open_session() as session:
+                return await self._ask(session, spec.url, patches, num_patches)
+
+    async def _ask(
+        self, session: aiohttp.ClientSession, url: str, patches: Path, num_patches: int
+    ) -> Mapping[str, Any]:
+        facts = await call_json(session, "GET", f"{url}/bench/facts")
+        if facts["num_patches"] != num_patches:
+            raise GateFailed([f"catalog: expected {num_patches} patches, got {facts['num_patches']}"])
+        rng = random.Random(num_patches)
+        used = rng.choices(self.patches[:num_patches], k=NUM_NAMES)
+        for patch in used:
+            await _complete(session, url, patch)
+        return {
+            "start_s": facts["start_s"],
+            "start_cpu_s": facts["start_cpu_s"],
+            "start_cpu_per_patch_s": facts["start_cpu_s"] / num_patches,
+            "decide_s": facts["decide_s"],
+            "list_s": asdict(summarise([await _get(session, f"{url}/v1/patches") for _ in range(NUM_CALLS)])),
+            "one_s": asdict(summarise([await _get(session, f"{url}/v1/patches/{p.name}") for p in used])),
+            "metrics_s": asdict(
+                summarise([await _get(session, f"{url}/metrics/") for _ in range(NUM_CALLS)])
+            ),
+            "request_s": asdict(summarise([await _complete(session, url, patch) for patch in used])),
+            "added_s": await self._add(session, url, patches),
+        }
+
+    async def _add(self, session: aiohttp.ClientSession, url: str, patches: Path) -> float:
+        """Return the seconds from a file's landing to its first answer."""
+        (patches / self.late.path.name).symlink_to(self.late.path.resolve())
+        started = time.perf_counter()
+        while time.perf_counter() - started < START_TIMEOUT_S:
+            try:
+                await _complete(session, url, self.late)
+            except BenchError:
+                await asyncio.sleep(0.005)
+                continue
+            return time.perf_counter() - started
+        raise GateFailed(["catalog: the file that came later was never served"])
+
+
+async def _get(session: aiohttp.ClientSession, url: str) -> float:
+    started = time.perf_counter()
+    async with session.get(url) as response:
+        await response.read()
+        if response.status != 200:
+            raise GateFailed([f"GET {url}: expected 200, got {response.status}"])
+    return time.perf_counter() - started
+
+
+async def _complete(session: aiohttp.ClientSession, url: str, patch: PatchFile) -> float:
+    started = time.perf_counter()
+    headers = {"X-Policy-Patch": patch.name}
+    async with session.post(f"{url}/v1/completions", headers=headers) as response:
+        answer = await response.json()
+        if answer.get("digest") != patch.digest:
+            raise GateFailed([f"{patch.name}: expected {patch.digest}, got {str(answer)[:200]}"])
+    return time.perf_counter() - started
+
+
+def run_catalog(args: argparse.Namespace, command: Sequence[str]) -> Path:
+    """Measure, and return the path of the records.
+
+    Raises:
+        BenchError: no number can be given.
+    """
+    folder = new_folder(QUESTION, args.out)
+    setup = {
+        "command": shlex.join(map(without_places, command)),
+        "model": model_name(args.model),
+        "num_virtual_tokens": args.virtual_tokens,
+        "seed": args.seed,
+    }
+    cells = tuple(cells_along(args.patches))
+    run = SweepRun(QUESTION, cells, args.rounds, args.seed, setup, folder)
+    made = make_patch_set(
+        args.model, folder / "made", count=max(args.patches) + 1, num_tokens=args.virtual_tokens,
+        dtype="bfloat16", seed=args.seed,
+    )  # fmt: skip
+    job = CatalogCell(args.model, made[:-1], made[-1], folder)
+
+    async def measure(cell: Cell, round_idx: int) -> Mapping[str, Any]:
+        return await job.measure(int(cell.x), f"{round_idx}-{cell.x}")
+
+    asyncio.run(run.measure(measure))
+    for patch in made:
+        os.unlink(patch.path)
+    return run.records_path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="policypatch bench catalog",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="model folder; only its shape and tokenizer are read")
+    parser.add_argument(
+        "--patches",
+        type=counts,
+        default=(10, 100, 1000),
+        metavar="N,N",
+        help="patches in the folder (10,100,1000)",
+    )
+    parser.add_argument(
+        "--virtual-tokens", type=at_least_one, default=48, metavar="N", help="length of each patch (48)"
+    )
+    add_sweep_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the last line of stdout is one JSON object.
+
+    Returns:
+        0 where everything could be measured, 1 where not.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(arguments)
+    return finish(QUESTION, lambda: run_catalog(args, ["python", "-m", "bench.catalog", *arguments]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

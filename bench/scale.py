@@ -1,0 +1,102 @@
+"""Does it cost anything when many different patches meet in one batch?
+
+Requests of a cell name K different patches, drawn evenly or by Zipf's law; K = 1 is what the others are held
+against, within the same round. Prefixes are found in the KV cache wherever it has them, as in service; with
+`--uncached` every request has its prefix written. ``bench/README.md`` says what each number means.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bench.client import send_closed_loop
+from bench.patched import Stage, add_patched_arguments, check_answers, run_patched
+from bench.sweep import Cell, at_least_one, cells_along, counts, finish
+from bench.timing import measure_cell
+from bench.workloads import patch_names
+
+QUESTION = "scale"
+POPULARITIES = ("uniform", "zipf")
+
+EPILOG = """\
+examples:
+  policypatch bench scale --model ./smollm2 --patches 1,4,16 --concurrency 8
+  policypatch bench scale --model ./llama-8b --load-format dummy --patches 1,4,16,64,256 --concurrency 256
+"""
+
+
+async def measure(stage: Stage, cell: Cell, round_idx: int) -> Mapping[str, Any]:
+    """Measure one cell.
+
+    Raises:
+        BenchError: an answer is missing, or not as expected.
+    """
+    args = stage.args
+    (target,) = stage.targets.values()
+    label = f"{round_idx}-{cell.series}-{cell.x}"
+    drawn = patch_names(
+        [patch.name for patch in stage.patches[: int(cell.x)]],
+        count=max(args.min_requests, args.waves * args.concurrency),
+        popularity=cell.series,
+        seed=args.seed,
+        label=label,
+    )
+    requests = target.requests(drawn, label, is_cached=not args.is_uncached)
+    replies = await send_closed_loop(stage.session, requests, concurrency=args.concurrency)
+    digests = stage.digests
+    check_answers(replies, [digests[name] for name in drawn], target.lengths)
+    result = asdict(measure_cell([reply.trace for reply in replies]))
+    return {**result, "num_distinct": len(set(drawn))}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="policypatch bench scale",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--patches", type=counts, default=(1, 4, 16, 64), metavar="K,K", help="different patches (1,4,16,64)"
+    )
+    parser.add_argument("--concurrency", type=at_least_one, default=64, metavar="N", help="in flight (64)")
+    parser.add_argument("--waves", type=at_least_one, default=2, metavar="N", help="requests per slot (2)")
+    parser.add_argument("--min-requests", type=at_least_one, default=16, metavar="N", help="per cell (16)")
+    parser.add_argument(
+        "--uncached",
+        dest="is_uncached",
+        action="store_true",
+        help="no request finds its prefix in the KV cache",
+    )
+    add_patched_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the last line of stdout is one JSON object.
+
+    Returns:
+        0 where everything could be measured, 1 where not.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(arguments)
+    return finish(
+        QUESTION,
+        lambda: run_patched(
+            QUESTION,
+            args,
+            arguments,
+            cells=cells_along(args.patches, POPULARITIES),
+            num_patches=max(args.patches),
+            variants=lambda nbytes: {"ours": ["--preload"]},
+            measure=measure,
+            setup={"concurrency": args.concurrency, "is_cached": not args.is_uncached},
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""What happens to requests while the patch that they name is replaced?
+
+So many requests are kept in flight, all under one name. In a cell `swap` a file with new content takes the
+place of the old one, by a rename, when a third of them was sent; in a cell `steady` nothing happens. Every
+answer must be complete and name one of the two contents, and no request that was sent after the new content
+had answered may be answered by the old one. ``bench/README.md`` says what each number means.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.arms import DIGEST_HEADER
+from bench.client import Reply, send_closed_loop
+from bench.errors import GateFailed
+from bench.patch_set import PatchFile, make_patch_set
+from bench.patched import Stage, add_patched_arguments, check_answers, run_patched
+from bench.sweep import Cell, at_least_one, cells_along, finish
+from bench.timing import measure_cell
+
+QUESTION = "swap"
+PATCH = "hot-0"
+
+EPILOG = """\
+examples:
+  policypatch bench swap --model ./smollm2 --concurrency 8
+  policypatch bench swap --model ./llama-8b --load-format dummy --concurrency 64 --requests 512
+"""
+
+
+def make_contents(served: Path, args: argparse.Namespace) -> list[PatchFile]:
+    """Make two contents of one name, outside of the folder that is served."""
+    contents = []
+    for i in range(2):
+        (made,) = make_patch_set(
+            args.model,
+            served.parent / f"content-{i}",
+            count=1,
+            num_tokens=args.virtual_tokens,
+            dtype=args.dtype,
+            name="hot",
+            seed=args.seed + i,
+        )
+        contents.append(made)
+    return contents
+
+
+def replace_file(source: Path, target: Path) -> float:
+    """Put the content of ``source`` at ``target`` by a rename; return when that was."""
+    staged = target.with_name(f".{target.name}.staged")
+    shutil.copy(source, staged)
+    os.replace(staged, target)
+    return time.perf_counter()
+
+
+async def measure(stage: Stage, cell: Cell, round_idx: int) -> Mapping[str, Any]:
+    """Measure one cell.
+
+    Raises:
+        BenchError: a request failed, or an answer mixes versions.
+    """
+    (target,) = stage.targets.values()
+    old, new = (stage.patches[(round_idx + i) % len(stage.patches)] for i in range(2))
+    served = stage.folder / "hot.safetensors"
+    replace_file(old.path, served)
+    await _settled(stage, target.url, old.digest)
+    args = stage.args
+    requests = target.requests([PATCH] * args.requests, f"{round_idx}-{cell.x}", is_cached=True)
+    sending = asyncio.create_task(send_closed_loop(stage.session, requests, concurrency=args.concurrency))
+    landed_s = None
+    if cell.x == "swap":
+        await asyncio.sleep(args.swap_after_s)
+        landed_s = await asyncio.to_thread(replace_file, new.path, served)
+    replies = await sending
+    check_answers(replies, [_one_of(reply, (old.digest, new.digest)) for reply in replies], target.lengths)
+    result = asdict(measure_cell([reply.trace for reply in replies]))
+    return {**result, **after_swap(replies, new.digest, landed_s)}
+
+
+def _one_of(reply: Reply, digests: Sequence[str]) -> str:
+    return next((digest for digest in digests if digest == reply.headers.get(DIGEST_HEADER)), digests[0])
+
+
+def after_swap(replies: Sequence[Reply], new: str, landed_s: float | None) -> dict[str, float]:
+    """Say how soon the new content answered after its file had landed, and that it took over for good.
+
+    Raises:
+        GateFailed: it never answered, or the old one answered a request that was sent after that.
+    """
+    if landed_s is None:
+        return {}
+    by_new = [reply for reply in replies if reply.headers.get(DIGEST_HEADER) == new]
+    if not by_new:
+        raise GateFailed(["swap: expected an answer by the new content, got none; ask for more requests"])
+    first_s = min(reply.trace.token_times_s[0] for reply in by_new)
+    late = [
+        reply for reply in replies if reply.trace.sent_s > first_s and reply.headers.get(DIGEST_HEADER) != new
+    ]
+    if late:
+        raise GateFailed([f"swap: {len(late)} requests got the old content after the new one had answered"])
+    return {"takeover_s": first_s - landed_s, "num_by_new": len(by_new)}
+
+
+async def _settled(stage: Stage, url: str, digest: str) -> None:
+    """Wait until ``digest`` is what the name means."""
+    for _ in range(3000):
+        async with stage.session.get(f"{url}/v1/patches/{PATCH}") as response:
+            card = await response.json()
+        versions = card.get("versions", ())
+        if any(v["digest"] == digest and v["state"] == "active" for v in versions) and len(versions) == 1:
+            return
+        await asyncio.sleep(0.02)
+    raise GateFailed([f"swap: expected {digest} to become active, got {str(card)[:300]}"])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="policypatch bench swap",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--concurrency", type=at_least_one, default=8, metavar="N", help="in flight (8)")
+    parser.add_argument("--requests", type=at_least_one, default=64, metavar="N", help="per cell (64)")
+    parser.add_argument(
+        "--swap-after-s",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="from the first request to the new file (2)",
+    )
+    add_patched_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the last line of stdout is one JSON object.
+
+    Returns:
+        0 where everything could be measured, 1 where not.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(arguments)
+    return finish(
+        QUESTION,
+        lambda: run_patched(
+            QUESTION,
+            args,
+            arguments,
+            cells=cells_along(("steady", "swap")),
+            num_patches=2,
+            variants=lambda nbytes: {"ours": ["--keep-previous", "0"]},
+            measure=measure,
+            make_patches=make_contents,
+            setup={"concurrency": args.concurrency, "swap_after_s": args.swap_after_s},
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -28,7 +28,7 @@ MAX_ROLLED_BACK = 256
 BY_FOLDER = "folder"
 
 #: Everything that can be the cause of a change.
-ACTIONS = ("folder", "activate", "follow", "rollback", "remove")
+ACTIONS = ("folder", "activate", "follow", "rollback", "hold", "remove")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +165,21 @@ def rolled_back(record: NameRecord, target: Target, cause: Cause, *, has_file: b
     position = record.previous.index(target)
     # What lay between is left behind too, though it could not be gone back to.
     left = [*([record.active] if record.active is not None else []), *record.previous[:position]]
-    barred = {*record.rolled_back, *left} - {target}
-    kept = sorted(barred, key=lambda t: (version_key(t.version), t.digest), reverse=True)
     changed = replace(
         record,
         active=target,
         is_held=not has_file,
         previous=record.previous[position + 1 :],
-        rolled_back=tuple(kept[:MAX_ROLLED_BACK]),
+        rolled_back=tuple(t for t in _barred(record, left) if t != target),
     )
     return _noted(changed, cause)
+
+
+def held(record: NameRecord, target: Target, cause: Cause) -> NameRecord:
+    """Give the record after an operator's order to load ``target`` and never make it active by itself."""
+    if target == record.active or target in record.rolled_back:
+        return record
+    return _noted(replace(record, rolled_back=_barred(record, [target])), cause)
 
 
 def removed(
@@ -192,6 +197,13 @@ def removed(
     active = follow_folder(without, files)
     previous = without.previous if active == record.active else _previous(without, active)
     return _noted(replace(without, active=active, previous=previous), cause)
+
+
+def _barred(record: NameRecord, left: Collection[Target]) -> tuple[Target, ...]:
+    barred = sorted(
+        {*record.rolled_back, *left}, key=lambda t: (version_key(t.version), t.digest), reverse=True
+    )
+    return tuple(barred[:MAX_ROLLED_BACK])
 
 
 def _previous(record: NameRecord, active: Target | None) -> tuple[Target, ...]:

@@ -13,29 +13,31 @@ other is refused until the first is gone.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from patches.format import Patch, read_patch
+from patches.format import Patch
 from patches.manifest import BaseModel
-from patches.names import version_key
-from server.activation import BY_FOLDER, Cause, NameRecord, Target, follow_folder, with_files
-from server.audit import Audit, AuditEvent, NullAudit
+from server.activation import BY_FOLDER, Cause, NameRecord, Target, follow_folder, removed, with_files
+from server.audit import Audit, NullAudit
+from server.catalog_log import folder_event, log_change
 from server.catalog_view import CatalogView, FileFailure, ServedPatch
 from server.errors import (
     BelowMinimumVersion,
     FileRefused,
     InvalidPatchFile,
     PatchConflict,
-    StateNotSaved,
+    PatchNotFound,
 )
+from server.intake import Intake
 from server.ledger import Ledger
 from server.metrics import PatchMetrics, ResidentRow
-from server.refusals import Refusals, refusal_of, require_servable
+from server.refusals import CATALOG_REASONS, Refusals, held_conflict, refusal_of
 from server.residency import Residency
 from server.resident import Resident, Situation
 from server.residents import Residents
+from server.shelf_files import not_writable, remove_files
 from server.trust import TRUST_REASONS, Trust
 
 logger = logging.getLogger(__name__)
@@ -59,8 +61,8 @@ class Catalog:
         self.view = CatalogView()
         #: Which files are believed; call ``recheck`` where that has changed.
         self.trust = trust or Trust()
-        self._base_model = base_model
-        self._max_num_tokens = max_num_tokens
+        #: What files must pass.
+        self.intake = Intake(base_model, max_num_tokens, lambda: self.trust)
         self._metrics = metrics
         self._ledger = ledger or Ledger()
         self._audit: Audit = audit or NullAudit()
@@ -75,19 +77,7 @@ class Catalog:
 
     def residents(self) -> Iterator[ResidentRow]:
         """List what the workers hold, served or draining."""
-        for resident in self.books.all():
-            patch = resident.patch
-            named = self.view.names.get(patch.name)
-            is_served = named is not None and patch in named.versions
-            is_kept = self._is_kept(resident)
-            yield ResidentRow(
-                patch,
-                is_active=named is not None and named.active == patch,
-                is_draining=not is_kept,
-                num_in_flight=resident.num_in_flight,
-                is_previous=is_kept and not is_served,
-                is_in_memory=self.books.is_ready(patch),
-            )
+        return self.books.rows(self.view)
 
     def failures(self) -> list[FileFailure]:
         """List the files that are refused now, and the folder where it can't be read."""
@@ -146,18 +136,12 @@ class Catalog:
         """Load files of a version that only a signed bound keeps out; for an operator's order only.
 
         Raises:
-            StateNotSaved: The permission could not be written down; nothing is changed.
+            OSError: The permission could not be written down; nothing is changed.
         """
         async with self._changes:
             paths = self._refusals.paths({BelowMinimumVersion.reason}, name, version)
-            if not paths:
-                return
-            try:
+            if paths:
                 await asyncio.to_thread(self.trust.permit, name, version)
-            except OSError as error:
-                raise StateNotSaved(
-                    f"the permission could not be saved ({error.strerror or error})"
-                ) from error
             for path in paths:
                 await self._load(path)
 
@@ -176,27 +160,85 @@ class Catalog:
             StateNotSaved: The order could not be written down; nothing is changed.
         """
         async with self._changes:
-            residents = [r for r in self.books.of(name) if not r.is_unloading and not r.is_barred]
-            situation = Situation(
-                self._ledger.record(name),
-                tuple(r.target for r in residents if r.paths),
-                tuple(r.target for r in residents),
-            )
-            record = decide(situation)
+            record = decide(self._situation(name))
             await self._ledger.commit(name, record, self._sources(name))
-            self._evict_rivals(name)
-            self._show(name)
-            await self._sweep(name)
-            await self._retry_conflicts()
+            await self._follow_record(name)
             return record
+
+    async def remove(
+        self,
+        name: str,
+        version: str | None,
+        choose: Callable[[Situation], Collection[Target]],
+        cause: Cause,
+    ) -> tuple[NameRecord, list[Resident]]:
+        """Carry out an operator's order to drop contents of ``name`` with their files.
+
+        Args:
+            name: The patch that the order is about.
+            version: Refused files of this version go too; of every version where it is ``None``.
+            choose: Gives what to drop, or raises where the order can't be carried out.
+            cause: Whose order it is.
+
+        Returns:
+            The new record, and what drains now.
+
+        Raises:
+            OrderRefused: A file can't be removed; nothing is changed.
+            StateNotSaved: The order could not be written down; nothing is changed.
+        """
+        async with self._changes:
+            situation = self._situation(name)
+            refused = self._refusals.paths(CATALOG_REASONS, name, version)
+            try:
+                gone = choose(situation)
+            except PatchNotFound:
+                if not refused:
+                    raise
+                gone = ()
+            leaving = [r for r in self.books.of(name) if r.target in gone]
+            left = [target for target in situation.files if target not in gone]
+            await self._ledger.commit(name, removed(situation.record, gone, left, cause), self._sources(name))
+            paths = [*refused, *(path for resident in leaving for path in resident.paths)]
+            try:
+                await asyncio.to_thread(remove_files, paths)
+            except OSError as error:
+                await self._ledger.note(name, situation.record, self._sources(name))
+                raise not_writable(error) from error
+            for path in paths:
+                self._digests.pop(path, None)
+                self._refusals.drop(path)
+            for resident in leaving:
+                resident.paths.clear()
+            await self._follow_record(name)
+            return self._ledger.record(name), leaving
+
+    def outcome(self, path: Path) -> ServedPatch | FileFailure | None:
+        """Tell what became of a file of the folder; ``None`` where there was none."""
+        resident = self.books.get(self._digests.get(path, ""))
+        return resident.patch if resident is not None else self._refusals.get(path)
+
+    def _situation(self, name: str) -> Situation:
+        residents = [r for r in self.books.of(name) if not r.is_unloading and not r.is_barred]
+        return Situation(
+            self._ledger.record(name),
+            tuple(r.target for r in residents if r.paths),
+            tuple(r.target for r in residents),
+        )
+
+    async def _follow_record(self, name: str) -> None:
+        """Bring everything in line with an order that was written down."""
+        self._evict_rivals(name)
+        self._show(name)
+        await self._sweep(name)
+        await self._retry_conflicts()
 
     async def _load(self, path: Path) -> ServedPatch | FileFailure:
         started_s = time.monotonic()
         patch = None
         try:
-            patch = await asyncio.to_thread(read_patch, path)
-            require_servable(patch, self._base_model, self._max_num_tokens)
-            signature = await asyncio.to_thread(self.trust.check, path, patch)
+            patch = await self.intake.read(path)
+            signature = await self.intake.admit(path, patch)
             served = await self._claim(path, patch)
             await asyncio.to_thread(self.trust.adopt, served, signature)
             await self._drop_distrusted()
@@ -233,7 +275,7 @@ class Catalog:
             return
         record = self._ledger.record(manifest.name)
         if record.needs_no_file and record.active is not None and record.active.digest == rival.digest:
-            raise _held_conflict(rival)
+            raise held_conflict(rival)
         others = self.books[rival.digest].paths - {path}
         if others:
             raise PatchConflict(
@@ -255,11 +297,10 @@ class Catalog:
         if target.digest in self.books or path is None:
             return
         try:
-            patch = await asyncio.to_thread(read_patch, path)
-            require_servable(patch, self._base_model, self._max_num_tokens)
+            patch = await self.intake.read(path)
             if patch.digest != target.digest:
                 raise InvalidPatchFile(f"expected {target.digest}, got {patch.digest}")
-            signature = await asyncio.to_thread(self.trust.check, path, patch, is_ordered=True)
+            signature = await self.intake.admit(path, patch, is_ordered=True)
             resident = await self._make_resident(path, patch)
             await asyncio.to_thread(self.trust.adopt, resident.patch, signature)
         except Exception as error:
@@ -300,7 +341,7 @@ class Catalog:
         keeper = self.books[record.active.digest].patch
         for resident in self.books.of(name):
             if resident.patch.version == keeper.version and resident.patch != keeper:
-                self._take_files(resident, _held_conflict(keeper))
+                self._take_files(resident, held_conflict(keeper))
 
     def _take_files(self, resident: Resident, refusal: FileRefused) -> None:
         for path in sorted(resident.paths):
@@ -318,7 +359,7 @@ class Catalog:
                 if changed is not record:
                     await self._ledger.note(name, changed, self._sources(name))
                 if changed.active != record.active:
-                    self._audit.record(_folder_event(name, changed.active))
+                    self._audit.record(folder_event(name, changed.active))
         self._show(*names)
         await self._sweep(*names)
 
@@ -334,7 +375,7 @@ class Catalog:
             view = view.with_name(name, served, active)
         self.view = view
         for name in sorted(set(names)):
-            _log_change(name, before, view)
+            log_change(name, before, view)
 
     def _files(self, name: str) -> list[Target]:
         return [r.target for r in self.books.of(name) if r.paths]
@@ -351,34 +392,3 @@ class Catalog:
         await self.books.sweep(*names)
         if not self._is_starting:
             await self._ledger.prune(self._ledger.names - self.view.names.keys())
-
-
-def _folder_event(name: str, active: Target | None) -> AuditEvent:
-    return AuditEvent(
-        event="folder.activate",
-        decision="done",
-        principal=BY_FOLDER,
-        wish=name,
-        patch=f"{name}@{active.version}" if active is not None else None,
-        digest=active.digest if active is not None else None,
-    )
-
-
-def _held_conflict(keeper: ServedPatch) -> PatchConflict:
-    return PatchConflict(
-        f"{keeper.reference} is active with different content by an operator's call; "
-        "give this one another version, or let the folder decide again with `patches activate --follow`"
-    )
-
-
-def _log_change(name: str, before: CatalogView, after: CatalogView) -> None:
-    old = before.names[name].active if name in before.names else None
-    new = after.names[name].active if name in after.names else None
-    if old == new:
-        return
-    if new is None:
-        logger.warning("patch %s: no version is active any more", name)
-    elif old is not None and version_key(new.version) < version_key(old.version):
-        logger.warning("patch %s: fell back from %s to %s", name, old.version, new.version)
-    else:
-        logger.info("patch %s: %s (%s) is active", name, new.version, new.digest)

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("server.commands.verify", "check a patch file, and that it fits a model"),
     "keygen": ("server.commands.keygen", "make a key pair that signs patches"),
     "sign": ("server.commands.sign", "sign patch files"),
+    "patches": ("server.commands.patches", "ask and order a running server about its patches"),
     "policy": ("server.commands.policy", "check a policy file, and ask it what a request would get"),
     "export": ("server.commands.export", "write a patch as a PEFT adapter"),
     "pairs": ("server.commands.pairs", "make preference pairs of a base model and a safer reference"),

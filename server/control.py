@@ -1,12 +1,15 @@
 """What operators control a server with: admin keys, trust in signers, and the state that survives it."""
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from server.admin_desk import AdminDesk
 from server.admin_keys import AdminKeys
+from server.admin_listener import bind_admin
 from server.audit import Audit
 from server.catalog_state import CatalogState
 from server.control_metrics import ControlMetrics
@@ -24,6 +27,15 @@ class ControlOptions:
     admin_key_file: Path | None = None
     trusted_keys: Path | None = None
     revoked: Path | None = None
+    admin_listen: str | None = None
+
+
+class CatalogParts(TypedDict):
+    """Keyword arguments of ``Catalog``."""
+
+    ledger: Ledger
+    trust: Trust
+    audit: Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +47,12 @@ class Control:
     trust: Trust
     #: Where events go; names signers.
     audit: Audit
+    #: Where admin calls arrive, if not where requests do.
+    listener: socket.socket | None
+
+    def of_catalog(self) -> CatalogParts:
+        """Give what the catalog takes."""
+        return {"ledger": self.ledger, "trust": self.trust, "audit": self.audit}
 
 
 @contextlib.contextmanager
@@ -44,6 +62,7 @@ def open_control(options: ControlOptions, metrics: ControlMetrics, audit: Audit)
     Raises:
         AdminKeysError: The key file can't be used.
         StateError: The state folder can't be used.
+        AdminListenError: The address can't be listened on.
         TrustError: Keys, revocations or signed bounds can't be used.
     """
     keys = AdminKeys(options.admin_key_file) if options.admin_key_file is not None else None
@@ -52,6 +71,10 @@ def open_control(options: ControlOptions, metrics: ControlMetrics, audit: Audit)
     try:
         trust = Trust(TrustSources(options.trusted_keys, options.revoked, options.state))
         signer_audit = SignerAudit(audit, trust)
-        yield Control(ledger, AdminDesk(keys, signer_audit), trust, signer_audit)
+        with contextlib.ExitStack() as stack:
+            listener = None
+            if options.admin_listen is not None:
+                listener = stack.enter_context(bind_admin(options.admin_listen))
+            yield Control(ledger, AdminDesk(keys, signer_audit), trust, signer_audit, listener)
     finally:
         ledger.close()

@@ -11,6 +11,7 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     ├── PatchNotFound          (LookupError) 404  patch_not_found
     ├── PatchNotApplied                      500  patch_not_applied
     ├── PatchNotReady                        503  patch_not_ready
+    ├── PatchWithdrawn                       503  patch_withdrawn
     ├── AdminDisabled                        403  admin_disabled
     ├── AdminKeyInvalid                      401  invalid_admin_key
     ├── AdminCallInvalid       (ValueError)  400  invalid_admin_call
@@ -150,6 +151,15 @@ class PatchNotReady(PolicyPatchError):
     retry_after_s = 1
 
 
+class PatchWithdrawn(PolicyPatchError):
+    """An operator dropped the patch and did not wait for the requests that it was answering."""
+
+    status = 503
+    type = "ServiceUnavailableError"
+    code = "patch_withdrawn"
+    retry_after_s = 1
+
+
 class AdminDisabled(PolicyPatchError):
     """The server was started without admin keys, so nobody may change the catalog over HTTP."""
 
@@ -209,6 +219,12 @@ class FileRefused(PolicyPatchError):
         super().__init__(message, param=param)
         if reason is not None:
             self.reason = reason
+
+    @classmethod
+    def of_code(cls, code: str, message: str, reason: str) -> "FileRefused":
+        """Make the error that stands for ``code``."""
+        kind = next((kind for kind in cls.__subclasses__() if kind.code == code), cls)
+        return kind(message, reason=reason)
 
 
 class BaseModelConflict(FileRefused):
@@ -303,6 +319,7 @@ REQUEST_CODES: tuple[str, ...] = (
     PatchNotFound.code,
     PatchNotApplied.code,
     PatchNotReady.code,
+    PatchWithdrawn.code,
 )
 
 #: Every ``code`` that an admin call can meet beside those of a file.

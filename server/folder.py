@@ -121,6 +121,8 @@ class PatchFolder:
         self._known: dict[Path, PatchStamp] = {}
         #: Path -> when to try it again, and how long to wait after that.
         self._retries: dict[Path, tuple[float, float]] = {}
+        #: Looks never overlap: the watch and operators both cause them.
+        self._looking = asyncio.Lock()
         self._stop = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
 
@@ -156,8 +158,17 @@ class PatchFolder:
         if self._watch is not None:
             await self._watch
 
+    def look_again(self, path: Path) -> None:
+        """Let the next look load ``path`` again where it is refused, changed or not."""
+        if isinstance(self._catalog.outcome(path), FileFailure):
+            self._retries[path] = (0.0, _FIRST_RETRY_S)
+
     async def rescan(self) -> None:
         """Look once, and bring the catalog in line."""
+        async with self._looking:
+            await self._rescan()
+
+    async def _rescan(self) -> None:
         try:
             listing = await asyncio.to_thread(list_folder, self._path)
             self._refuse_unmounted(listing)

@@ -7,9 +7,7 @@ flight.
 Every call is made on the event loop's thread, costs a few dictionary look-ups, and never blocks.
 """
 
-import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TypeVar
 
 from server.aliases import alias_wish
@@ -17,7 +15,7 @@ from server.audit import Audit, NullAudit
 from server.catalog import Catalog
 from server.catalog_view import ServedPatch
 from server.errors import HEADER_PARAM, PolicyPatchError, UnsupportedWithPatch
-from server.latency import PatchLatency
+from server.lease import Lease
 from server.metrics import PatchMetrics
 from server.policy.caller import Caller, Credentials, identify
 from server.policy.decision import Asked, decide, may_use_base
@@ -25,6 +23,7 @@ from server.policy.rules import Policy
 from server.policy.terms import Terms, terms_of
 from server.prompt_routes import RouteKind
 from server.request_scope import RequestScope, current_credentials, current_scope
+from server.resident import Resident
 from server.selection import BASE, OptOut, Selection, parse_policy_header
 
 AnyPolicyPatchError = TypeVar("AnyPolicyPatchError", bound=PolicyPatchError)
@@ -91,7 +90,7 @@ class PatchGate:
         self.decide(scope)
         return True
 
-    def lease(self, patch: ServedPatch) -> "Lease":
+    def lease(self, patch: ServedPatch) -> Lease:
         """Keep ``patch`` resident while one generation of the current request runs; a context manager.
 
         Entering raises ``PatchNotReady`` where the patch is no longer resident.
@@ -238,6 +237,10 @@ class PatchGate:
         self._uncount_base(scope)
         self.release_if_idle(scope)
 
+    def resident(self, patch: ServedPatch) -> Resident:
+        """Give what the catalog books about ``patch``, which is held. For leases."""
+        return self._catalog.books[patch.digest]
+
     def release_if_idle(self, scope: RequestScope) -> None:
         """Stop counting ``scope`` once neither its HTTP exchange nor a generation of it is left."""
         if scope.is_closed and scope.num_leases == 0 and scope.holds_patch:
@@ -250,72 +253,6 @@ class PatchGate:
         if scope.is_counted_as_base:
             scope.is_counted_as_base = False
             self._metrics.num_base_running -= 1
-
-
-class Lease:
-    """One generation under a patch: keeps the tensors, measures the latency."""
-
-    __slots__ = ("_gate", "_latency", "_scope", "_started_s", "_token_s", "patch")
-
-    def __init__(
-        self, gate: PatchGate, scope: RequestScope, patch: ServedPatch, latency: PatchLatency
-    ) -> None:
-        self.patch = patch
-        self._gate = gate
-        self._scope = scope
-        self._latency = latency
-        self._started_s = 0.0
-        self._token_s: float | None = None
-
-    def __enter__(self) -> "Lease":
-        try:
-            self._gate.hold(self._scope)
-        except PolicyPatchError as error:
-            raise self._gate.reject(error) from None
-        self._scope.num_leases += 1
-        self._scope.was_leased = True
-        self._started_s = time.monotonic()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        scope = self._scope
-        # Cancellation and a closed generator are no Exceptions: they mean that the client went away.
-        if isinstance(error, Exception):
-            scope.has_failed = True
-            if isinstance(error, PolicyPatchError) and scope.error is None:
-                scope.error = error
-        scope.num_leases -= 1
-        self._gate.release_if_idle(scope)
-
-    async def ready(self) -> None:
-        """Wait until the patch can be written in front of a request; other requests go on meanwhile.
-
-        Raises:
-            PatchNotReady: It can't be had.
-        """
-        try:
-            await self._gate.wait_ready(self.patch)
-        except PolicyPatchError as error:
-            raise self._gate.reject(error) from None
-
-    def first_token(self) -> None:
-        """Note the first token, where ``tokens`` has not."""
-        if self._token_s is None:
-            self._token_s = time.monotonic()
-            self._latency.first_token.observe(self._token_s - self._started_s)
-
-    def tokens(self, num_tokens: int) -> None:
-        """Note that ``num_tokens`` more tokens came out of one engine step."""
-        if num_tokens <= 0:
-            return
-        if self._token_s is None:
-            self.first_token()
-            return
-        now_s = time.monotonic()
-        self._latency.inter_token.observe((now_s - self._token_s) / num_tokens, num_tokens)
-        self._token_s = now_s
 
 
 def unsupported(feature: str) -> UnsupportedWithPatch:

@@ -5,14 +5,13 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.admin_desk import AdminDesk
+from server.admin import Admin
 from server.catalog import Catalog
 from server.errors import PolicyPatchError
 from server.gate import PatchGate
 from server.metrics import PatchMetrics
 from server.middleware import PolicyPatchMiddleware
-from server.operator import Operator
-from server.routes.admin import admin_router
+from server.request_scope import current_credentials
 from server.routes.patches import patches_router
 
 
@@ -22,21 +21,20 @@ def install(
     catalog: Catalog,
     gate: PatchGate,
     metrics: PatchMetrics,
-    operator: Operator | None = None,
-    desk: AdminDesk | None = None,
+    admin: Admin | None = None,
 ) -> None:
     """Add the middleware, the ``/v1/patches`` routes and the error handler.
 
     The middleware goes to the inside of those that are there: a request that authentication refuses learns
-    nothing about patches. To be called once, before the app serves its first request. With neither
-    ``operator`` nor ``desk`` the app only describes the catalog.
+    nothing about patches. To be called once, before the app serves its first request. Without
+    ``admin`` the app only describes the catalog.
     """
     if app.middleware_stack is not None:
         raise RuntimeError("app: expected one that serves no request yet")
     app.user_middleware.append(Middleware(PolicyPatchMiddleware, gate=gate, metrics=metrics))
-    app.include_router(patches_router(catalog, gate))
-    if operator is not None and desk is not None:
-        app.include_router(admin_router(operator, desk))
+    if admin is not None:
+        admin.add_routes(app)
+    app.include_router(patches_router(catalog, lambda: gate.terms(current_credentials.get())))
 
     async def answer_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, PolicyPatchError)

@@ -6,12 +6,12 @@ process never disagree. Orders about the catalog run one at a time, with the cha
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from server.activation import Cause, NameRecord, Target, activated, followed, rolled_back
+from server.activation import Cause, NameRecord, Target, activated, followed, held, rolled_back
 from server.catalog import Catalog
-from server.errors import AdminCallInvalid, NothingToRollBack, OrderRefused, PatchNotFound
+from server.errors import AdminCallInvalid, NothingToRollBack, OrderRefused, PatchNotFound, StateNotSaved
 from server.resident import Situation
 
 T = TypeVar("T")
@@ -50,7 +50,11 @@ class Operator:
 
         async def carry_out() -> NameRecord:
             # A signed bound keeps a downgrade's file out; the order may have it.
-            await self._catalog.permit_downgrade(name, version)
+            try:
+                await self._catalog.permit_downgrade(name, version)
+            except OSError as error:
+                message = f"the permission could not be saved ({error.strerror or error})"
+                raise StateNotSaved(message) from error
             return await self._catalog.change(name, decide)
 
         return await self._unbroken(carry_out())
@@ -102,6 +106,50 @@ class Operator:
 
         return await self._unbroken(self._catalog.change(name, decide))
 
+    def holder(self, by: str) -> Callable[[str, Target], Awaitable[None]]:
+        """Give the order that what is about to be loaded never becomes active by itself."""
+
+        async def hold(name: str, target: Target) -> None:
+            cause = self._cause("hold", by)
+            await self._unbroken(self._catalog.change(name, lambda s: held(s.record, target, cause)))
+
+        return hold
+
+    async def remove(
+        self, name: str, version: str | None, by: str, *, is_forced: bool = False
+    ) -> tuple[NameRecord, int]:
+        """Drop a version, or all of them, with their files. What runs is waited for, or ended.
+
+        Args:
+            name: The patch.
+            version: As for ``activate``; ``None`` for every version.
+            by: Name of the admin key.
+            is_forced: End the requests that use it with an error.
+
+        Returns:
+            The record, and how many requests were in flight.
+
+        Raises:
+            PatchNotFound: Nothing of it is on the workers or among the files.
+            OrderRefused: A file can't be removed; nothing was changed.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def choose(situation: Situation) -> Collection[Target]:
+            if version is None:
+                require_known(situation, name)
+                return situation.resident
+            return find_targets(situation.resident, name, version)
+
+        async def carry_out() -> tuple[NameRecord, int]:
+            record, leaving = await self._catalog.remove(name, version, choose, self._cause("remove", by))
+            num_in_flight = sum(resident.num_in_flight for resident in leaving)
+            for resident in leaving if is_forced else ():
+                resident.withdraw()
+            return record, num_in_flight
+
+        return await self._unbroken(carry_out())
+
     def record(self, name: str) -> NameRecord:
         """Give what is remembered about ``name``.
 
@@ -130,6 +178,21 @@ def find_target(targets: Sequence[Target], name: str, version: str) -> Target:
         PatchNotFound: None, or several.
         AdminCallInvalid: The beginning of a digest is too short.
     """
+    matches = find_targets(targets, name, version)
+    if len(matches) > 1:
+        raise OrderRefused(
+            f"'{name}@{version[:80]}' fits {len(matches)} contents; name one by its digest", param="version"
+        )
+    return matches[0]
+
+
+def find_targets(targets: Sequence[Target], name: str, version: str) -> list[Target]:
+    """Find all contents that ``version`` fits: content that drains may have the version of its successor.
+
+    Raises:
+        PatchNotFound: None.
+        AdminCallInvalid: The beginning of a digest is too short.
+    """
     if not version.startswith("sha256:"):
         matches = [target for target in targets if target.version == version]
     elif len(version) < _MIN_DIGEST_LENGTH:
@@ -140,11 +203,7 @@ def find_target(targets: Sequence[Target], name: str, version: str) -> Target:
         raise PatchNotFound(
             f"'{name}@{version[:80]}' is not loaded; GET /v1/patches/{name} lists what is", param="version"
         )
-    if len(matches) > 1:
-        raise OrderRefused(
-            f"'{name}@{version[:80]}' fits {len(matches)} contents; name one by its digest", param="version"
-        )
-    return matches[0]
+    return matches
 
 
 def require_known(situation: Situation, name: str) -> None:

@@ -10,8 +10,8 @@ from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import require_same_base_model
 from patches.format import Patch
 from patches.manifest import BaseModel, Manifest
-from server.catalog_view import FileFailure
-from server.errors import BaseModelConflict, FileRefused, InvalidPatchFile, PatchTooLarge
+from server.catalog_view import FileFailure, ServedPatch
+from server.errors import BaseModelConflict, FileRefused, InvalidPatchFile, PatchConflict, PatchTooLarge
 from server.metrics import PatchMetrics
 from server.residency import ResidencyError
 from server.trust import TRUST_REASONS
@@ -43,6 +43,10 @@ class Refusals:
         """List the files that are refused now, and the folder where it can't be read."""
         return list(self._failures.values())
 
+    def get(self, path: Path) -> FileFailure | None:
+        """Tell why ``path`` is refused, if it is."""
+        return self._failures.get(path)
+
     def conflicts(self) -> list[tuple[Path, FileFailure]]:
         """List what is refused for the sake of a rival with the same name and version."""
         return [(path, failure) for path, failure in self._failures.items() if failure.reason == "conflict"]
@@ -50,12 +54,13 @@ class Refusals:
     def paths(
         self, reasons: Collection[str], name: str | None = None, version: str | None = None
     ) -> list[Path]:
-        """List what is refused for one of ``reasons``, of all patches or of one version of one."""
+        """List what is refused for one of ``reasons``, of all patches, of one, or of one version."""
         return [
             path
             for path, failure in self._failures.items()
             if failure.reason in reasons
-            and (name is None or (failure.name, failure.version) == (name, version))
+            and name in (None, failure.name)
+            and version in (None, failure.version)
         ]
 
     def drop(self, path: Path) -> bool:
@@ -130,3 +135,11 @@ def refusal_of(path: Path, error: Exception) -> FileRefused:
             return FileRefused(f"the workers did not take it: {error}", reason="residency_failed")
     logger.error("patch file %s: loading it failed in an unforeseen way", path.name, exc_info=error)
     return FileRefused(f"internal error: {type(error).__name__}")
+
+
+def held_conflict(keeper: ServedPatch) -> PatchConflict:
+    """Say that an operator made other content active under the version of a file."""
+    return PatchConflict(
+        f"{keeper.reference} is active with different content by an operator's call; "
+        "give this one another version, or let the folder decide again with `patches activate --follow`"
+    )

@@ -2,15 +2,32 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from server.activation import NameRecord, Target
 from server.catalog_view import ServedPatch
 
 
+class Use(Protocol):
+    """One generation that uses a content."""
+
+    def withdraw(self) -> None:
+        """End it with an error, now."""
+
+
 class Resident:
     """One content on the workers."""
 
-    __slots__ = ("is_barred", "is_retired", "is_unloading", "num_in_flight", "patch", "paths")
+    __slots__ = (
+        "is_barred",
+        "is_retired",
+        "is_unloading",
+        "is_withdrawn",
+        "num_in_flight",
+        "patch",
+        "paths",
+        "uses",
+    )
 
     def __init__(self, patch: ServedPatch) -> None:
         self.patch = patch
@@ -22,6 +39,16 @@ class Resident:
         #: Nothing keeps it any more, and the log says so.
         self.is_retired = False
         self.is_unloading = False
+        #: An operator took it from its requests: those that are about to use it get an error too.
+        self.is_withdrawn = False
+        #: The generations that run; a request in flight may have none yet, or several.
+        self.uses: set[Use] = set()
+
+    def withdraw(self) -> None:
+        """End every request that uses it with an error."""
+        self.is_withdrawn = True
+        for use in tuple(self.uses):
+            use.withdraw()
 
     @property
     def target(self) -> Target:

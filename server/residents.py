@@ -6,13 +6,13 @@ request uses them, and what is being dropped is given to no request.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from patches.format import Patch
-from server.catalog_view import ServedPatch
+from server.catalog_view import CatalogView, ServedPatch
 from server.errors import PatchNotReady
-from server.metrics import PatchMetrics
+from server.metrics import PatchMetrics, ResidentRow
 from server.residency import Residency, ResidencyError
 from server.resident import Resident
 
@@ -59,6 +59,22 @@ class Residents:
     def of(self, *names: str) -> list[Resident]:
         """List the contents of some names."""
         return [r for r in self._residents.values() if r.patch.name in names]
+
+    def rows(self, view: CatalogView) -> Iterator[ResidentRow]:
+        """Describe everything, and what of it ``view`` serves."""
+        for resident in self.all():
+            patch = resident.patch
+            named = view.names.get(patch.name)
+            is_served = named is not None and patch in named.versions
+            is_kept = self._is_kept(resident)
+            yield ResidentRow(
+                patch,
+                is_active=named is not None and named.active == patch,
+                is_draining=not is_kept,
+                num_in_flight=resident.num_in_flight,
+                is_previous=is_kept and not is_served,
+                is_in_memory=self.is_ready(patch),
+            )
 
     def acquire(self, patch: ServedPatch) -> None:
         """Count one more user of ``patch``. Event loop thread only.
@@ -115,6 +131,8 @@ class Residents:
         """Drop what nothing keeps, once no request uses it."""
         for resident in self.of(*names):
             was_retired, resident.is_retired = resident.is_retired, not self._is_kept(resident)
+            # What came back while it drained serves as if it had never gone.
+            resident.is_withdrawn = resident.is_withdrawn and resident.is_retired
             if resident.is_retired and not resident.num_in_flight:
                 await self._unload(resident)
             elif resident.is_retired and not was_retired:

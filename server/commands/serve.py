@@ -9,6 +9,7 @@ from server.cli import CommandError
 from server.commands.tier_arguments import add_tier_arguments, tier_options
 
 if TYPE_CHECKING:
+    from server.control import ControlOptions
     from server.policy.file import PolicyFile
 
 DESCRIPTION = """\
@@ -110,6 +111,11 @@ def _add_control_arguments(parser: argparse.ArgumentParser) -> None:
         help="lines of name:key for the admin calls of /v1/patches, mode 600 (default: they are refused)",
     )
     parser.add_argument(
+        "--admin-listen",
+        metavar="ADDRESS",
+        help="take admin calls at HOST:PORT or unix:PATH, and there only (default: where requests arrive)",
+    )
+    parser.add_argument(
         "--trusted-keys",
         type=Path,
         metavar="DIR",
@@ -133,6 +139,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(
             f"--patches: {args.patches} is not a folder; create it, or name the one with the patches"
         )
+    if args.admin_listen is not None and args.admin_key_file is None:
+        raise CommandError("--admin-listen: nobody could call there; name the keys with --admin-key-file")
     if args.keep_previous < 0:
         raise CommandError(f"--keep-previous: expected 0 or more, got {args.keep_previous}")
     try:
@@ -143,9 +151,9 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     from patches.errors import PatchError
     from server.admin_keys import AdminKeysError
+    from server.admin_listener import AdminListenError
     from server.audit import AuditLogError
     from server.catalog_state import StateError
-    from server.control import ControlOptions
     from server.engine.support import UnsupportedSetup
     from server.errors import MalformedPatchName
     from server.folder import FolderError
@@ -159,15 +167,12 @@ def run(args: argparse.Namespace) -> int:
             if policy_file is None
             else policy_file[1].policy
         )
-        control = ControlOptions(
-            args.state, args.keep_previous, args.admin_key_file, args.trusted_keys, args.revoked
-        )
-        options = ServeOptions(
-            args.model, args.patches, policy, policy_file, args.audit_log, control, tier_options(args)
-        )
+        control, tiers = _control_options(args), tier_options(args)
+        options = ServeOptions(args.model, args.patches, policy, policy_file, args.audit_log, control, tiers)
         serve(options, args.engine_arguments)
     except (
         AdminKeysError,
+        AdminListenError,
         AuditLogError,
         FolderError,
         MalformedPatchName,
@@ -181,6 +186,19 @@ def run(args: argparse.Namespace) -> int:
         print(f"policypatch serve: the start failed: {error}", file=sys.stderr)
         raise
     return 0
+
+
+def _control_options(args: argparse.Namespace) -> "ControlOptions":
+    from server.control import ControlOptions
+
+    return ControlOptions(
+        state=args.state,
+        keep_previous=args.keep_previous,
+        admin_key_file=args.admin_key_file,
+        trusted_keys=args.trusted_keys,
+        revoked=args.revoked,
+        admin_listen=args.admin_listen,
+    )
 
 
 def _read_policy(args: argparse.Namespace) -> "tuple[Path, PolicyFile] | None":

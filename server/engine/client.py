@@ -70,7 +70,7 @@ class PatchedAsyncLLM(AsyncLLM):
         with self._gate.lease(patch) as lease:
             await lease.ready()
             async with aclosing(super().generate(*args, **kwargs)) as outputs:
-                async for output in outputs:
+                while (output := await lease.take(outputs)) is not None:
                     num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
                     lease.tokens(num_tokens)
                     self._hide_prefix(output, patch, num_tokens)

@@ -28,6 +28,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from patches.fingerprint import fingerprint_model
 from patches.manifest import BaseModel
+from server.admin import Admin
 from server.audit import open_audit
 from server.catalog import Catalog
 from server.control import Control, ControlOptions, open_control
@@ -51,6 +52,7 @@ from server.operator import Operator
 from server.policy.file import PolicyFile
 from server.policy.rules import Policy
 from server.policy.watch import PolicyWatch
+from server.shelf import Shelf
 from server.tier_options import TierOptions
 from server.tiers import TieredResidency
 from server.trust_watch import TrustWatch
@@ -168,32 +170,28 @@ async def _serve(
         require_matching_rank_layout(layout, base_model)
         metrics.set_writers({answer["writer"] for answer in layout})
         served_names = list(args.served_model_name or [args.model])
-        catalog = Catalog(
-            _residency(engine, len(layout), options.tiers, metrics),
-            base_model,
-            max_num_tokens=config.model_config.max_model_len - 2,
-            metrics=metrics,
-            ledger=control.ledger,
-            trust=control.trust,
-            audit=control.audit,
-        )
+        residency = _residency(engine, len(layout), options.tiers, metrics)
+        max_num_tokens = config.model_config.max_model_len - 2
+        catalog = Catalog(residency, base_model, max_num_tokens, metrics, **control.of_catalog())
         gate = PatchGate(catalog, options.policy, metrics, served_names=served_names, audit=control.audit)
         engine.bind_gate(gate)
         async with (
-            PatchFolder(options.patches, catalog),
+            PatchFolder(options.patches, catalog) as folder,
             TrustWatch(control.trust, catalog, metrics),
             _policy_watch(options, gate, metrics),
         ):
             app = build_app(args, await engine.get_supported_tasks(), engine.model_config)
             # A hosting standard builds the stack early; starlette builds it again on the first request.
             app.middleware_stack = None
-            operator = Operator(catalog)
-            install(app, catalog=catalog, gate=gate, metrics=metrics, operator=operator, desk=control.desk)
+            admin = Admin(catalog, Operator(catalog), Shelf(options.patches, folder, catalog), control.desk)
+            admin_here = admin if control.listener is None else None
+            install(app, catalog=catalog, gate=gate, metrics=metrics, admin=admin_here)
             await _init_state(app, engine, args, gate)
             logger.info("serving on %s with %s", listen_address, _summary(catalog))
             # Who is at the other end is told by the connection, never by what a header says.
             proxies = {"proxy_headers": False} if options.policy_file is not None else {}
-            shutdown = await serve_http(app, sock=sock, **_http_options(args), **proxies)
+            async with admin.listen(gate, control.listener):
+                shutdown = await serve_http(app, sock=sock, **_http_options(args), **proxies)
     finally:
         engine.shutdown(timeout=config.shutdown_timeout)
     try:

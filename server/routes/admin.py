@@ -16,8 +16,11 @@ from server.operator import Operator
 from server.routes.admin_route import admin_route, caller
 from server.routes.patches import ErrorBody
 
-_BEARER = HTTPBearer(auto_error=False, scheme_name="admin key as bearer token")
-_HEADER = APIKeyHeader(name=ADMIN_KEY_HEADER, auto_error=False, scheme_name="admin key in a header")
+#: For the OpenAPI document; the route class is what asks for the key.
+SECURITY = [
+    Security(HTTPBearer(auto_error=False, scheme_name="admin key as bearer token")),
+    Security(APIKeyHeader(name=ADMIN_KEY_HEADER, auto_error=False, scheme_name="admin key in a header")),
+]
 
 By = Annotated[str, Depends(caller)]
 Name = Annotated[str, Path(description="policy name", pattern=f"^{NAME_PATTERN.pattern}$")]
@@ -78,8 +81,9 @@ class PatchRecord(BaseModel):
     history: list[PatchChange] = Field(description="latest first")
 
 
-_REFUSED: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 409, 500)
+#: What the OpenAPI document says about refusals.
+REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 409, 413, 422, 500)
 }
 
 
@@ -88,12 +92,11 @@ def admin_router(operator: Operator, desk: AdminDesk) -> APIRouter:
     router = APIRouter(
         prefix="/v1/patches",
         tags=["policy patches: admin"],
-        # For the OpenAPI document; the route class is what asks for the key.
-        dependencies=[Security(_BEARER), Security(_HEADER)],
+        dependencies=SECURITY,
         route_class=admin_route(desk),
     )
 
-    @router.post("/{name}/activate", summary="Choose the active version", responses=_REFUSED)
+    @router.post("/{name}/activate", summary="Choose the active version", responses=REFUSED)
     async def activate(request: Request, by: By, name: Name, body: ActivateOrder) -> PatchRecord:
         wish = f"{name}@{body.version}" if body.version is not None else name
         with desk.order(request, "follow" if body.follow else "activate", by, wish) as order:
@@ -102,7 +105,7 @@ def admin_router(operator: Operator, desk: AdminDesk) -> APIRouter:
             _check_version(body.version)
             return _answer(order, name, await operator.activate(name, body.version, by))
 
-    @router.post("/{name}/rollback", summary="Go back to what was active before", responses=_REFUSED)
+    @router.post("/{name}/rollback", summary="Go back to what was active before", responses=REFUSED)
     async def rollback(
         request: Request, by: By, name: Name, body: Annotated[RollbackOrder | None, Body()] = None
     ) -> PatchRecord:
@@ -110,7 +113,7 @@ def admin_router(operator: Operator, desk: AdminDesk) -> APIRouter:
         with desk.order(request, "rollback", by, name) as order:
             return _answer(order, name, await operator.rollback(name, by, expected=expected))
 
-    @router.get("/{name}/history", summary="What was active, and why", responses=_REFUSED)
+    @router.get("/{name}/history", summary="What was active, and why", responses=REFUSED)
     async def history(by: By, name: Name) -> PatchRecord:
         return _record(name, operator.record(name))
 
@@ -134,7 +137,7 @@ def _answer(order: Order, name: str, record: NameRecord) -> PatchRecord:
 def _record(name: str, record: NameRecord) -> PatchRecord:
     return PatchRecord(
         name=name,
-        active=_target(record.active),
+        active=target_of(record.active),
         is_pinned=record.is_pinned,
         previous=[PatchTarget(version=t.version, digest=t.digest) for t in record.previous],
         rolled_back=[PatchTarget(version=t.version, digest=t.digest) for t in record.rolled_back],
@@ -142,7 +145,8 @@ def _record(name: str, record: NameRecord) -> PatchRecord:
     )
 
 
-def _target(target: Target | None) -> PatchTarget | None:
+def target_of(target: Target | None) -> PatchTarget | None:
+    """Describe a content, if there is one."""
     return PatchTarget(version=target.version, digest=target.digest) if target is not None else None
 
 
@@ -151,6 +155,6 @@ def _change(change: Change) -> PatchChange:
         at=datetime.fromtimestamp(change.at_s, UTC),
         action=change.action,
         by=change.by,
-        active=_target(change.active),
+        active=target_of(change.active),
         is_pinned=change.is_pinned,
     )

@@ -1,21 +1,20 @@
 """``GET /v1/patches`` and ``GET /v1/patches/{name}``: what is loaded, what drains, what was refused."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Literal
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from patches.names import VersionKey, version_key
 from server.catalog import Catalog
 from server.catalog_view import FileFailure
 from server.errors import PatchNotFound
-from server.gate import PatchGate
 from server.metrics import ResidentRow
 from server.policy.terms import Terms
-from server.request_scope import current_credentials
 from server.trust import Trust
 
 
@@ -97,13 +96,15 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-def patches_router(catalog: Catalog, gate: PatchGate) -> APIRouter:
-    """Make the routes that describe ``catalog``."""
-    router = APIRouter(prefix="/v1/patches", tags=["policy patches"])
+def patches_router(
+    catalog: Catalog, terms_now: Callable[[], Terms], route_class: type[APIRoute] = APIRoute
+) -> APIRouter:
+    """Make the routes that describe ``catalog``, as far as ``terms_now`` lets the current caller see it."""
+    router = APIRouter(prefix="/v1/patches", tags=["policy patches"], route_class=route_class)
 
     @router.get("", summary="List policy patches")
     async def list_patches() -> PatchList:
-        terms = gate.terms(current_credentials.get())
+        terms = terms_now()
         return PatchList(
             data=_cards((row for row in catalog.residents() if terms.sees(row.patch)), catalog.trust),
             failures=[_failure(failure) for failure in catalog.failures() if _may_know(terms, failure)],
@@ -112,9 +113,22 @@ def patches_router(catalog: Catalog, gate: PatchGate) -> APIRouter:
             trust=_trust(catalog.trust, terms),
         )
 
+    @router.get("/{name}/{version}", summary="Describe a version", responses={404: {"model": ErrorBody}})
+    async def describe_version(name: str, version: str) -> PatchVersion:
+        terms = terms_now()
+        rows = (row for row in catalog.residents() if row.patch.name == name and terms.sees(row.patch))
+        for card in _cards(rows, catalog.trust):
+            for found in card.versions:
+                if version == found.version:
+                    return found
+        raise PatchNotFound(
+            f"'{name[:64]}@{version[:80]}' is not loaded; GET /v1/patches/{name[:64]} lists what is",
+            param="version",
+        )
+
     @router.get("/{name}", summary="Describe a policy patch", responses={404: {"model": ErrorBody}})
     async def describe_patch(name: str) -> PatchCard:
-        terms = gate.terms(current_credentials.get())
+        terms = terms_now()
         rows = (row for row in catalog.residents() if row.patch.name == name and terms.sees(row.patch))
         cards = _cards(rows, catalog.trust)
         if not cards:
@@ -122,6 +136,12 @@ def patches_router(catalog: Catalog, gate: PatchGate) -> APIRouter:
         return cards[0]
 
     return router
+
+
+def card_of(catalog: Catalog, name: str) -> PatchCard:
+    """Describe all versions of a patch that is on the workers."""
+    (card,) = _cards((row for row in catalog.residents() if row.patch.name == name), catalog.trust)
+    return card
 
 
 def _may_know(terms: Terms, failure: FileFailure) -> bool:

@@ -1,5 +1,6 @@
 """Operators and signatures on a real server: orders decide what answers; what nobody signed never does."""
 
+import base64
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from patches.format import Patch
+from patches.format import Patch, encode_patch
 from patches.signing.keys import generate_keys, load_private_key
 from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import make_statement
@@ -93,6 +94,29 @@ def test_activate_and_roll_back_change_what_answers(server: AdminServer, make: C
     answer = server.call("POST", "tone/rollback")
     assert answer.json()["active"]["version"] == "1.1.0", answer.text
     assert server.answer("tone") == ("tone@1.1.0", by_version["tone@1.1.0"])
+
+
+def test_an_upload_answers_until_it_is_deleted(server: AdminServer, make: Callable[..., Patch]) -> None:
+    patch = make("uploaded", 32, seed=2)
+    data = encode_patch(patch.manifest, patch.embeddings, patch.kv)
+    octets = {"Content-Type": "application/octet-stream"}
+    answer = server.call("PUT", "uploaded/1.0.0", content=data, headers=octets)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "patch_unsigned")
+    octets["X-Policy-Patch-Signature"] = base64.b64encode(server.signature(patch)).decode()
+    answer = server.call("PUT", "uploaded/1.0.0", content=data, headers=octets)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["versions"][0]["signer"] == "alice"
+    assert server.answer("uploaded")[0] == "uploaded@1.0.0"
+    body = {"model": "base", "prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    headers = {"X-Policy-Patch": "uploaded"}
+    with server.running.client.stream("POST", "/v1/completions", json=body, headers=headers) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+        answer = server.call("DELETE", "uploaded", params={"force": True})
+        assert answer.json() == {"name": "uploaded", "active": None, "num_in_flight": 1, "is_forced": True}
+        assert any("withdrawn" in line for line in lines)
+    assert server.running.complete(PROMPT, patch="uploaded").status_code == 404
+    server.running.wait_for_digest("uploaded", None)
 
 
 def test_a_file_that_nobody_signed_never_answers(server: AdminServer, make: Callable[..., Patch]) -> None:

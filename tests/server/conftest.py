@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,24 +131,30 @@ class FakeEngine:
 
     async def _tokens(self, selection: Selection) -> AsyncIterator[str]:
         patch = selection.patch
-        with contextlib.ExitStack() as stack:
-            lease = stack.enter_context(self.gate.lease(patch)) if patch is not None else None
-            self.num_running += 1
-            stack.callback(self._stopped)
+        if patch is None:
+            async for token in self._run(None):
+                yield token
+            return
+        with self.gate.lease(patch) as lease:
+            await lease.ready()
+            async with contextlib.aclosing(self._run(patch.digest)) as outputs:
+                while (token := await lease.take(outputs)) is not None:
+                    lease.tokens(1)
+                    yield token
+
+    async def _run(self, digest: str | None) -> AsyncGenerator[str, None]:
+        """As the engine: one token after another, until it is told to stop."""
+        self.num_running += 1
+        try:
             for index in range(self.num_tokens):
-                if lease is not None:
-                    await lease.ready()
-                    assert patch.digest in self.residency.resident, "dropped under a generation"
+                assert digest is None or digest in self.residency.resident, "the prefix was dropped"
                 if index == self.fails_after:
                     raise self.failure
                 if index < 2:
                     await (self.may_go_on if index else self.may_start).wait()
-                if lease is not None:
-                    lease.tokens(1)
-                yield patch.digest if patch is not None else "base"
-
-    def _stopped(self) -> None:
-        self.num_running -= 1
+                yield digest or "base"
+        finally:
+            self.num_running -= 1
 
 
 async def events(tokens: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -242,7 +248,6 @@ class Stand:
         return await self.catalog.load_file(put(self.folder, name, version, **parts))
 
     async def chat(self, header: str | bytes | None = None, **body: Any) -> httpx.Response:
-        """Ask for a chat completion."""
         return await self.post("/v1/chat/completions", header, **body)
 
     async def post(self, path: str, header: str | bytes | None = None, **body: Any) -> httpx.Response:
@@ -250,19 +255,15 @@ class Stand:
         return await self.client.post(path, headers=headers, json=body)
 
     def bytes(self, name: str = "pirate", version: str = "1.0.0", **parts: Any) -> bytes:
-        """Make the bytes of a patch file."""
         return patch_bytes(name, version, **parts)
 
     def put(self, name: str = "pirate", version: str = "1.0.0", **parts: Any) -> Path:
-        """Rename a patch file into the folder."""
         return put(self.folder, name, version, **parts)
 
     def other_model(self, **changes: Any) -> BaseModel:
-        """A base model that differs from the served one."""
         return replace(BASE_MODEL, **changes)
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        """Wait for something that other tasks bring about."""
         await until(condition)
 
     def code(self, response: httpx.Response) -> tuple[int, str]:
@@ -276,7 +277,6 @@ class Stand:
         return sum(row.num_in_flight for row in self.catalog.residents())
 
     def use(self, **policy: Any) -> None:
-        """Change the selection policy."""
         self.gate.policy = Policy.from_flags(
             default_patch=policy.get("default_patch"), require_patch=policy.get("require_patch", False)
         )

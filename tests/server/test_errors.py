@@ -13,6 +13,7 @@ from server.errors import (
     FileRefused,
     InvalidPatchFile,
     PatchNotReady,
+    PatchWithdrawn,
     PolicyPatchError,
 )
 
@@ -61,5 +62,8 @@ def test_the_reason_of_a_refused_file_survives_pickling() -> None:
 
 
 def test_only_not_ready_asks_to_come_again() -> None:
-    assert [kind for kind in KINDS if "Retry-After" in kind("x").headers()] == [PatchNotReady]
+    assert [kind for kind in KINDS if "Retry-After" in kind("x").headers()] == [
+        PatchNotReady,
+        PatchWithdrawn,
+    ]
     assert PatchNotReady("x").headers() == {"Retry-After": "1"}

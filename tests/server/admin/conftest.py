@@ -1,6 +1,7 @@
 """The admin app on the catalog of ``stand``, with a state folder and two keys."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
-from server.admin_app import create_admin_app
+from server.admin import Admin
 from server.admin_desk import AdminDesk
 from server.admin_keys import AdminKeys
 from server.audit import AuditEvent
 from server.catalog_state import CatalogState
+from server.folder import PatchFolder
 from server.ledger import Ledger
 from server.operator import Operator
+from server.shelf import Shelf
 
 ALICE = "alice-knows-this-key"
 BOT = "deploy-bot-knows-this"
@@ -54,6 +57,19 @@ class AdminStand:
     operator: Operator
     audit: AuditList
     stand: Any
+    parts: Admin
+
+    async def put(
+        self, data: bytes, path: str = "pirate/1.0.0", signature: bytes | None = None, **query: Any
+    ) -> httpx.Response:
+        """Upload a patch file."""
+        headers = {"Content-Type": "application/octet-stream"}
+        if signature is not None:
+            headers["X-Policy-Patch-Signature"] = base64.b64encode(signature).decode()
+        return await self.client.put(f"/v1/patches/{path}", content=data, headers=headers, params=query)
+
+    async def delete(self, path: str, **query: Any) -> httpx.Response:
+        return await self.client.delete(f"/v1/patches/{path}", params=query)
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
         """Give an order."""
@@ -79,9 +95,12 @@ async def admin(stand: Any, key_file: Path) -> AsyncIterator[AdminStand]:
     audit = AuditList()
     operator = Operator(stand.catalog)
     desk = AdminDesk(AdminKeys(key_file), audit)
-    app = create_admin_app(catalog=stand.catalog, gate=stand.gate, operator=operator, desk=desk)
+    folder = PatchFolder(stand.folder, stand.catalog)
+    shelf = Shelf(stand.folder, folder, stand.catalog)
+    parts = Admin(stand.catalog, operator, shelf, desk)
+    app = parts.app(stand.gate)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {ALICE}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://admin", headers=headers) as client:
-        yield AdminStand(client, operator, audit, stand)
+        yield AdminStand(client, operator, audit, stand, parts)
     await asyncio.sleep(0)

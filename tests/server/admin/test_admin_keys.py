@@ -2,12 +2,12 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.admin_app import create_admin_app
 from server.admin_desk import AdminDesk
 from server.admin_keys import AdminKeys, AdminKeysError
 from server.install import install
@@ -141,7 +141,7 @@ async def test_without_a_key_file_every_call_is_refused(
 ) -> None:
     await stand.load("pirate", "1.0.0")
     desk = AdminDesk(None, admin.audit)
-    app = create_admin_app(catalog=stand.catalog, gate=stand.gate, operator=admin.operator, desk=desk)
+    app = replace(admin.parts, desk=desk).app(stand.gate)
     admin.client._transport.app = app
     body = {"version": "1.0.0"} if path.endswith("activate") else None
     answer = await admin.client.request(method, path, json=body)
@@ -174,9 +174,8 @@ async def test_orders_reach_the_main_app_where_it_has_them(stand: Any, admin: An
     await stand.load("pirate", "1.1.0")
     stand.use(default_patch="pirate", require_patch=True)
     app = type(stand.app)()
-    desk = AdminDesk(AdminKeys(key_file), admin.audit)
     parts = {"catalog": stand.catalog, "gate": stand.gate, "metrics": stand.metrics}
-    install(app, **parts, operator=admin.operator, desk=desk)
+    install(app, **parts, admin=admin.parts)
     stand.client._transport.app = app
     headers = {"X-Policy-Patch": "pirate", "X-Admin-Key": ALICE}
     answer = await stand.client.post("/v1/patches/pirate/rollback", headers=headers)

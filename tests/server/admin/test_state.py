@@ -25,7 +25,7 @@ async def restarted(stand: Any, ledger: Ledger, tmp_path: Path) -> AsyncIterator
     async def restart() -> Catalog:
         ledgers[-1].close()
         ledgers.append(Ledger(CatalogState(tmp_path / "state"), keep_previous=1))
-        base_model = stand.catalog._base_model
+        base_model = stand.catalog.intake.base_model
         metrics = PatchMetrics(CollectorRegistry())
         catalog = Catalog(NullResidency(), base_model, 64, metrics, ledger=ledgers[-1])
         async with PatchFolder(stand.folder, catalog):

@@ -1,0 +1,141 @@
+"""``policypatch patches``: orders to a running server."""
+
+import argparse
+import base64
+import sys
+from pathlib import Path
+from typing import Any
+
+from patches.errors import PatchError
+from patches.format import read_patch_bytes
+from patches.signing.signature import read_signature, signature_path
+from server.cli import CommandError
+from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, read_key, to_json
+from server.commands.patches_report import describe_list, describe_record, describe_removal
+
+DESCRIPTION = """\
+Ask a running server about its patches, and order it: load a file, activate a version, roll back, remove.
+Every order needs an admin key (serve --admin-key-file), and is in the server's audit log under the key's
+name."""
+
+EPILOG = f"""\
+The key is the first line of --key-file, else ${KEY_VARIABLE}.
+
+examples:
+  policypatch patches list --url http://localhost:8000
+  policypatch patches load safety-1.3.0.safetensors --hold --url http://localhost:8000 --key-file key
+  policypatch patches activate safety 1.3.0 --url unix:/run/policypatch/admin.sock
+  policypatch patches rollback safety --expect 1.3.0 --url http://localhost:8000
+  policypatch patches rm safety@1.2.0 --force --url http://localhost:8000 --json"""
+
+_OCTETS = "application/octet-stream"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the actions, each with the same flags."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--url", required=True, help="the server, http://HOST:PORT or unix:PATH of --admin-listen"
+    )
+    common.add_argument(
+        "--key-file", type=Path, metavar="FILE", help=f"holds the admin key (default: ${KEY_VARIABLE})"
+    )
+    common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, help="what to do")
+    actions.add_parser("list", parents=[common], help="what is loaded, drains, and was refused")
+    show = actions.add_parser("show", parents=[common], help="what is active, and who did what")
+    show.add_argument("name", metavar="NAME", help="the patch")
+    load = actions.add_parser("load", parents=[common], help="upload a patch file, with its signature")
+    load.add_argument("file", metavar="FILE", type=Path, help="the patch file; FILE.sig is sent with it")
+    load.add_argument("--hold", action="store_true", help="load it, but never make it active by itself")
+    activate = actions.add_parser("activate", parents=[common], help="choose the active version, and pin it")
+    activate.add_argument("name", metavar="NAME", help="the patch")
+    activate.add_argument("version", metavar="VERSION", nargs="?", help="a version, or sha256:…")
+    activate.add_argument("--follow", action="store_true", help="take the pin away: the files decide again")
+    rollback = actions.add_parser("rollback", parents=[common], help="go back to what was active before")
+    rollback.add_argument("name", metavar="NAME", help="the patch")
+    rollback.add_argument("--expect", metavar="VERSION", help="refuse where another version is active")
+    remove = actions.add_parser("rm", parents=[common], help="remove a version, or all, with their files")
+    remove.add_argument("patch", metavar="NAME[@VERSION]", help="what to remove")
+    remove.add_argument("--force", action="store_true", help="end the requests that use it with an error")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the call and print what came of it.
+
+    Returns:
+        0 where it was done, 1 where the server refused.
+    """
+    key = read_key(args.key_file)
+    try:
+        with AdminClient(args.url, key) as client:
+            document, text = _ACTIONS[args.action](client, args)
+    except Refused as refusal:
+        print(f"policypatch patches {args.action}: {refusal}", file=sys.stderr)
+        return 1
+    print(to_json(document) if args.json else text)
+    return 0
+
+
+def _list(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+    document = client.call("GET")
+    return document, describe_list(document)
+
+
+def _show(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+    document = client.call("GET", f"/{args.name}/history")
+    return document, describe_record(document)
+
+
+def _load(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+    from patches.format import decode_patch
+
+    try:
+        data = read_patch_bytes(args.file)
+        manifest = decode_patch(data).manifest
+        signature = read_signature(args.file) if signature_path(args.file).exists() else None
+    except PatchError as error:
+        raise CommandError(f"{args.file}: {error}") from error
+    headers = {"Content-Type": _OCTETS}
+    if signature is not None:
+        headers["X-Policy-Patch-Signature"] = base64.b64encode(signature).decode("ascii")
+    card = client.call(
+        "PUT",
+        f"/{manifest.name}/{manifest.version}",
+        content=data,
+        headers=headers,
+        query={"hold": "true"} if args.hold else None,
+    )
+    return card, describe_list({"data": [card], "failures": []})
+
+
+def _activate(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+    if (args.version is None) != args.follow:
+        raise CommandError("activate: expected either VERSION or --follow")
+    body = {"follow": True} if args.follow else {"version": args.version}
+    document = client.call("POST", f"/{args.name}/activate", body=body)
+    return document, describe_record(document)
+
+
+def _rollback(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+    body = {"from": args.expect} if args.expect is not None else {}
+    document = client.call("POST", f"/{args.name}/rollback", body=body)
+    return document, describe_record(document)
+
+
+def _remove(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+    name, at, version = args.patch.partition("@")
+    document = client.call(
+        "DELETE", f"/{name}/{version}" if at else f"/{name}", query={"force": "true"} if args.force else None
+    )
+    return document, describe_removal(document)
+
+
+_ACTIONS = {
+    "list": _list,
+    "show": _show,
+    "load": _load,
+    "activate": _activate,
+    "rollback": _rollback,
+    "rm": _remove,
+}

@@ -1,0 +1,41 @@
+"""What ``policypatch patches`` prints for people. Pure: from the server's JSON to text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def describe_list(document: dict[str, Any]) -> str:
+    """Describe patches, one version a line, and what was refused."""
+    rows = [
+        (f"{card['name']}@{v['version']}", v["state"], f"{v['in_flight']} in flight", v["digest"][:19])
+        for card in document["data"]
+        for v in card["versions"]
+    ]
+    lines = _table(rows) if rows else ["no patch is loaded"]
+    lines += [f"refused: {f['file']} ({f['reason']}): {f['message']}" for f in document["failures"]]
+    return "\n".join(lines)
+
+
+def describe_record(document: dict[str, Any]) -> str:
+    """Describe what a name means, what a rollback would go back to, and who did what."""
+    pinned = ", pinned" if document["is_pinned"] else ""
+    lines = [f"{document['name']}: {_version(document['active'])} is active{pinned}"]
+    lines += [f"  a rollback goes back to {_version(target)}" for target in document["previous"][:1]]
+    rows = [(f"  {h['at']}", h["action"], h["by"], _version(h["active"])) for h in document["history"]]
+    return "\n".join([*lines, *_table(rows)])
+
+
+def describe_removal(document: dict[str, Any]) -> str:
+    """Describe what a removal left."""
+    number, is_forced = document["num_in_flight"], document["is_forced"]
+    ending = f"{number} requests were ended" if is_forced else f"{number} requests run to their end"
+    return f"{document['name']}: removed; {ending}; {_version(document['active'])} is active"
+
+
+def _version(target: dict[str, Any] | None) -> str:
+    return target["version"] if target is not None else "no version"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

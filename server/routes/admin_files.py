@@ -1,0 +1,141 @@
+"""``PUT`` and ``DELETE`` of patches: files that operators put into the folder, or take out of it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field, ValidationError
+
+from patches.errors import InvalidName
+from patches.names import validate_version
+from server.activation import NameRecord
+from server.admin_desk import AdminDesk, Order
+from server.catalog import Catalog
+from server.catalog_view import ServedPatch
+from server.errors import AdminCallInvalid
+from server.operator import Operator
+from server.routes.admin import REFUSED, SECURITY, By, Name, PatchTarget, target_of
+from server.routes.admin_route import MAX_BODY_BYTES, admin_route
+from server.routes.patches import PatchCard, card_of
+from server.shelf import Shelf
+
+#: Brings the signature of an upload: the ``.sig`` file in base64.
+SIGNATURE_HEADER = "X-Policy-Patch-Signature"
+
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "string", "description": "a file of the patch folder"}},
+                    "required": ["file"],
+                    "additionalProperties": False,
+                }
+            },
+        },
+    },
+    "parameters": [
+        {
+            "in": "header",
+            "name": SIGNATURE_HEADER,
+            "required": False,
+            "description": "the signature file of an upload, in base64",
+            "schema": {"type": "string"},
+        }
+    ],
+}
+
+
+class FolderFile(BaseModel, extra="forbid"):
+    """A file that lies in the patch folder."""
+
+    file: str = Field(max_length=255)
+
+
+class Removal(BaseModel):
+    """What an order to delete left."""
+
+    name: str
+    active: PatchTarget | None = Field(description="what the bare name means now")
+    num_in_flight: int = Field(description="requests that used what was deleted")
+    is_forced: bool = Field(description="whether they were ended; otherwise they run to their end")
+
+
+def admin_files_router(catalog: Catalog, operator: Operator, shelf: Shelf, desk: AdminDesk) -> APIRouter:
+    """Make the routes that change files."""
+    router = APIRouter(
+        prefix="/v1/patches",
+        tags=["policy patches: admin"],
+        dependencies=SECURITY,
+        route_class=admin_route(desk),
+    )
+    Force = Annotated[bool, Query(description="end the requests that use it with an error")]  # noqa: N806
+
+    @router.put(
+        "/{name}/{version}", summary="Add a patch", status_code=201, responses=REFUSED, openapi_extra=_UPLOAD
+    )
+    async def put(
+        request: Request,
+        response: Response,
+        by: By,
+        name: Name,
+        version: str,
+        hold: Annotated[bool, Query(description="it never becomes active by itself")] = False,
+    ) -> PatchCard:
+        _check_version(version)
+        with desk.order(request, "put", by, f"{name}@{version}") as order:
+            if request.headers.get("content-type", "").startswith("application/json"):
+                file = await _folder_file(request)
+                served, is_new = await shelf.load(name, version, file, operator.holder(by) if hold else None)
+            else:
+                async with shelf.receive(request.stream(), request.headers.get(SIGNATURE_HEADER)) as upload:
+                    served, is_new = await shelf.put(
+                        name, version, upload, operator.holder(by) if hold else None
+                    )
+            _note(order, served)
+            response.status_code = 201 if is_new else 200
+            return card_of(catalog, name)
+
+    @router.delete("/{name}/{version}", summary="Delete a version", responses=REFUSED)
+    async def delete_version(
+        request: Request, by: By, name: Name, version: str, force: Force = False
+    ) -> Removal:
+        if not version.startswith("sha256:"):
+            _check_version(version)
+        with desk.order(request, "remove", by, f"{name}@{version}"):
+            return _removal(name, force, *await operator.remove(name, version, by, is_forced=force))
+
+    @router.delete("/{name}", summary="Delete all versions", responses=REFUSED)
+    async def delete(request: Request, by: By, name: Name, force: Force = False) -> Removal:
+        with desk.order(request, "remove", by, name):
+            return _removal(name, force, *await operator.remove(name, None, by, is_forced=force))
+
+    return router
+
+
+async def _folder_file(request: Request) -> str:
+    body = await request.body()
+    assert len(body) <= MAX_BODY_BYTES
+    try:
+        return FolderFile.model_validate_json(body).file
+    except ValidationError as error:
+        raise AdminCallInvalid(f"body: {error.errors()[0]['msg']}") from None
+
+
+def _check_version(version: str) -> None:
+    try:
+        validate_version(version)
+    except InvalidName as error:
+        raise AdminCallInvalid(str(error), param="version") from None
+
+
+def _note(order: Order, served: ServedPatch) -> None:
+    order.patch, order.digest = served.reference, served.digest
+
+
+def _removal(name: str, is_forced: bool, record: NameRecord, num_in_flight: int) -> Removal:
+    return Removal(
+        name=name, active=target_of(record.active), num_in_flight=num_in_flight, is_forced=is_forced
+    )

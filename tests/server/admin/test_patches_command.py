@@ -1,0 +1,93 @@
+"""``policypatch patches`` against the admin app: orders arrive, refusals end with 1, JSON is the server's."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.admin_listener import AdminListener, bind_admin
+from server.cli import main
+
+KEY = "alice-knows-this-key"
+
+Command = Callable[..., Awaitable[int]]
+
+
+@pytest.fixture
+async def command(stand: Any, admin: Any, tmp_path: Path) -> Any:
+    """Run one command against the admin app on a Unix socket; gives its exit code."""
+    path = tmp_path / "admin.sock"
+    key_file = tmp_path / "key"
+    key_file.write_text(f"{KEY}\n")
+
+    async def run(*words: str) -> int:
+        return await asyncio.to_thread(
+            main, ["patches", *words, "--url", f"unix:{path}", "--key-file", str(key_file)]
+        )
+
+    with bind_admin(f"unix:{path}") as listener:
+        listener.listen()
+        async with AdminListener(admin.parts.app(stand.gate), listener):
+            yield run
+
+
+async def test_a_patch_is_loaded_chosen_rolled_back_and_removed(
+    command: Command, stand: Any, admin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        file = tmp_path / f"{version}.safetensors"
+        file.write_bytes(stand.bytes(version=version))
+        assert await command("load", str(file)) == 0
+    assert "pirate@1.1.0  active" in capsys.readouterr().out
+    assert await command("activate", "pirate", "1.0.0") == 0
+    assert await admin.answers() == "pirate@1.0.0"
+    assert await command("activate", "pirate", "--follow") == 0
+    assert await command("rollback", "pirate", "--expect", "1.1.0") == 0
+    assert "pirate: 1.0.0 is active" in capsys.readouterr().out
+    assert await admin.answers() == "pirate@1.0.0"
+    assert await command("rm", "pirate@1.1.0", "--force") == 0
+    assert await admin.states() == {"1.0.0": "active"}
+    assert await command("rm", "pirate") == 0
+    assert "0 requests run to their end; no version is active" in capsys.readouterr().out
+
+
+async def test_the_history_is_shown(command: Command, stand: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    await stand.load()
+    await command("activate", "pirate", "1.0.0")
+    capsys.readouterr()
+    assert await command("show", "pirate") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("pirate: 1.0.0 is active, pinned\n")
+    assert "activate  alice   1.0.0" in shown
+
+
+async def test_json_is_what_the_server_said(
+    command: Command, stand: Any, admin: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await stand.load()
+    assert await command("list", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == (await admin.client.get("/v1/patches")).json()
+
+
+async def test_a_refusal_ends_with_1_and_says_why(
+    command: Command, stand: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await stand.load()
+    assert await command("activate", "pirate", "9.9.9") == 1
+    assert "'pirate@9.9.9' is not loaded" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        assert main(["patches", "list", "--url", url]) == 2
+    assert f"--url: {url} can't be reached" in capsys.readouterr().err
+
+
+def test_activate_wants_a_version_or_follow() -> None:
+    assert main(["patches", "activate", "pirate", "--url", "http://127.0.0.1:9"]) == 2

@@ -75,9 +75,9 @@ class Catalog:
         self.books = Residents(residency, metrics, self._changes, self._is_kept)
         metrics.bind(lambda: list(self.residents()))
 
-    def residents(self) -> Iterator[ResidentRow]:
-        """List what the workers hold, served or draining."""
-        return self.books.rows(self.view)
+    def residents(self, *names: str) -> Iterator[ResidentRow]:
+        """List what is served or draining; with ``names``, only those."""
+        return self.books.rows(self.view, *names)
 
     def failures(self) -> list[FileFailure]:
         """List the files that are refused now, and the folder where it can't be read."""
@@ -240,8 +240,8 @@ class Catalog:
             patch = await self.intake.read(path)
             signature = await self.intake.admit(path, patch)
             served = await self._claim(path, patch)
-            await asyncio.to_thread(self.trust.adopt, served, signature)
-            await self._drop_distrusted()
+            if await asyncio.to_thread(self.trust.adopt, served, signature):
+                await self._drop_distrusted()
         except Exception as error:
             # The file is untrusted: whatever it does to the reader, the other files must go on being served.
             manifest = patch.manifest if patch is not None else None

@@ -34,6 +34,8 @@ class Residents:
         self._changes = changes
         self._is_kept = is_kept
         self._residents: dict[str, Resident] = {}
+        #: Name -> digest -> the same: a change concerns one name, however many there are.
+        self._by_name: dict[str, dict[str, Resident]] = {}
         self._drains: set[asyncio.Task[None]] = set()
         residency.bind(self._must_stay)
 
@@ -58,11 +60,11 @@ class Residents:
 
     def of(self, *names: str) -> list[Resident]:
         """List the contents of some names."""
-        return [r for r in self._residents.values() if r.patch.name in names]
+        return [r for name in dict.fromkeys(names) for r in self._by_name.get(name, {}).values()]
 
-    def rows(self, view: CatalogView) -> Iterator[ResidentRow]:
-        """Describe everything, and what of it ``view`` serves."""
-        for resident in self.all():
+    def rows(self, view: CatalogView, *names: str) -> Iterator[ResidentRow]:
+        """Describe everything, or what has one of ``names``, and what of it ``view`` serves."""
+        for resident in self.of(*names) if names else self.all():
             patch = resident.patch
             named = view.names.get(patch.name)
             is_served = named is not None and patch in named.versions
@@ -124,6 +126,7 @@ class Residents:
             manifest.name, manifest.version, patch.digest, manifest.num_virtual_tokens, manifest, nbytes
         )
         resident = self._residents[patch.digest] = Resident(served)
+        self._by_name.setdefault(served.name, {})[patch.digest] = resident
         self._metrics.patch_added(served.digest, served.name)
         return resident
 
@@ -168,5 +171,9 @@ class Residents:
             logger.exception("%s: the workers did not confirm that it is dropped", patch.reference)
             self._metrics.load_failed("unload_failed")
         del self._residents[patch.digest]
+        named = self._by_name[patch.name]
+        del named[patch.digest]
+        if not named:
+            del self._by_name[patch.name]
         self._metrics.patch_removed(patch.digest)
         logger.info("%s (%s) is unloaded", patch.reference, patch.digest)

@@ -168,12 +168,18 @@ class Trust:
             self._signatures[patch.digest] = {**before, signature.key.key_id: signature}
         return signature
 
-    def adopt(self, patch: ServedPatch, signature: Signature | None) -> None:
-        """Hold to the bound that was signed with what is served now. Blocks."""
+    def adopt(self, patch: ServedPatch, signature: Signature | None) -> bool:
+        """Hold to the bound that was signed with what is served now. Blocks.
+
+        Returns:
+            Whether that is news: what serves may be below the bound.
+        """
         minimum = signature.statement.minimum_version if signature is not None else None
         if minimum is not None and self._minimums.raise_to(patch.name, minimum):
             logger.info("patch %s: no file below %s is used from now on", patch.name, minimum)
             self.save()
+            return True
+        return False
 
     def refusal(self, patch: ServedPatch) -> FileRefused | None:
         """Tell why what is served may not be served any more, if so."""

@@ -116,7 +116,7 @@ def patches_router(
     @router.get("/{name}/{version}", summary="Describe a version", responses={404: {"model": ErrorBody}})
     async def describe_version(name: str, version: str) -> PatchVersion:
         terms = terms_now()
-        rows = (row for row in catalog.residents() if row.patch.name == name and terms.sees(row.patch))
+        rows = (row for row in catalog.residents(name) if terms.sees(row.patch))
         for card in _cards(rows, catalog.trust):
             for found in card.versions:
                 if version == found.version:
@@ -129,7 +129,7 @@ def patches_router(
     @router.get("/{name}", summary="Describe a policy patch", responses={404: {"model": ErrorBody}})
     async def describe_patch(name: str) -> PatchCard:
         terms = terms_now()
-        rows = (row for row in catalog.residents() if row.patch.name == name and terms.sees(row.patch))
+        rows = (row for row in catalog.residents(name) if terms.sees(row.patch))
         cards = _cards(rows, catalog.trust)
         if not cards:
             raise PatchNotFound(f"no patch '{name[:64]}' is loaded; GET /v1/patches lists all", param="name")

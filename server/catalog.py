@@ -56,9 +56,10 @@ class Catalog:
         ledger: Ledger | None = None,
         trust: Trust | None = None,
         audit: Audit | None = None,
+        may_compose: bool = False,
     ) -> None:
         #: Read it once per decision; it is never mutated.
-        self.view = CatalogView()
+        self.view = CatalogView(may_compose=may_compose)
         #: Which files are believed; call ``recheck`` where that has changed.
         self.trust = trust or Trust()
         #: What files must pass.

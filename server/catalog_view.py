@@ -30,6 +30,19 @@ class ServedPatch:
         """The exact reference that a client can send back: ``name@version``."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def parts(self) -> "tuple[ServedPatch, ...]":
+        """What the workers hold of it: a patch is one part, even one that was composed of others."""
+        return (self,)
+
+    @property
+    def form(self) -> str | None:
+        """How the parts of a composition relate: ``exact`` where each was computed behind those before it.
+
+        ``None`` for a patch that was not composed.
+        """
+        return "exact" if self.manifest.components else None
+
 
 @dataclass(frozen=True, slots=True)
 class FileFailure:
@@ -80,6 +93,8 @@ class CatalogView:
     compositions: Mapping[tuple[str, ...], ServedPatch] = field(default_factory=lambda: MappingProxyType({}))
     #: ``(name, version)`` of what is being put on the workers right now.
     loading: frozenset[tuple[str, str]] = frozenset()
+    #: Whether patches may be joined that nobody composed; see ``server.composition``.
+    may_compose: bool = False
 
     def with_changes(self, added: ServedPatch | None, removed: ServedPatch | None) -> "CatalogView":
         """Give the view in which ``added`` is served and ``removed`` is not, in one step."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 from server.aliases import alias_wish
 from server.audit import Audit, NullAudit
 from server.catalog import Catalog
-from server.catalog_view import ServedPatch
+from server.composition import SelectedPatch
 from server.errors import HEADER_PARAM, PolicyPatchError, UnsupportedWithPatch
 from server.lease import Lease
 from server.metrics import PatchMetrics
@@ -90,7 +90,7 @@ class PatchGate:
         self.decide(scope)
         return True
 
-    def lease(self, patch: ServedPatch) -> Lease:
+    def lease(self, patch: SelectedPatch) -> Lease:
         """Keep ``patch`` resident while one generation of the current request runs; a context manager.
 
         Entering raises ``PatchNotReady`` where the patch is no longer resident.
@@ -103,7 +103,7 @@ class PatchGate:
             raise self.reject(PolicyPatchError(f"lease: the request was not decided for {patch.reference}"))
         return Lease(self, scope, patch, self._metrics.latency(patch.name))
 
-    async def wait_ready(self, patch: ServedPatch) -> None:
+    async def wait_ready(self, patch: SelectedPatch) -> None:
         """Return once every worker holds ``patch``. For leases.
 
         Raises:
@@ -237,9 +237,9 @@ class PatchGate:
         self._uncount_base(scope)
         self.release_if_idle(scope)
 
-    def resident(self, patch: ServedPatch) -> Resident:
-        """Give what the catalog books about ``patch``, which is held. For leases."""
-        return self._catalog.books[patch.digest]
+    def residents(self, patch: SelectedPatch) -> tuple[Resident, ...]:
+        """Give what the catalog books about the parts of ``patch``, which is held. For leases."""
+        return tuple(self._catalog.books[part.digest] for part in patch.parts)
 
     def release_if_idle(self, scope: RequestScope) -> None:
         """Stop counting ``scope`` once neither its HTTP exchange nor a generation of it is left."""

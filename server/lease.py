@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from server.catalog_view import ServedPatch
+from server.composition import SelectedPatch
 from server.errors import PatchWithdrawn, PolicyPatchError
 from server.latency import PatchLatency
 from server.request_scope import RequestScope
@@ -25,7 +25,7 @@ class Lease:
         "_gate",
         "_is_withdrawn",
         "_latency",
-        "_resident",
+        "_residents",
         "_scope",
         "_started_s",
         "_token_s",
@@ -34,7 +34,7 @@ class Lease:
     )
 
     def __init__(
-        self, gate: "PatchGate", scope: RequestScope, patch: ServedPatch, latency: PatchLatency
+        self, gate: "PatchGate", scope: RequestScope, patch: SelectedPatch, latency: PatchLatency
     ) -> None:
         self.patch = patch
         self._gate = gate
@@ -42,7 +42,8 @@ class Lease:
         self._latency = latency
         self._started_s = 0.0
         self._token_s: float | None = None
-        self._resident: Resident | None = None
+        #: One for each part.
+        self._residents: tuple[Resident, ...] = ()
         #: The task that waits for the engine's next output.
         self._waiting: asyncio.Task[Any] | None = None
         self._is_withdrawn = False
@@ -52,9 +53,10 @@ class Lease:
             self._gate.hold(self._scope)
         except PolicyPatchError as error:
             raise self._gate.reject(error) from None
-        self._resident = self._gate.resident(self.patch)
-        self._resident.uses.add(self)
-        self._is_withdrawn = self._resident.is_withdrawn
+        self._residents = self._gate.residents(self.patch)
+        for resident in self._residents:
+            resident.uses.add(self)
+        self._is_withdrawn = any(resident.is_withdrawn for resident in self._residents)
         self._scope.num_leases += 1
         self._scope.was_leased = True
         self._started_s = time.monotonic()
@@ -64,8 +66,8 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         scope = self._scope
-        assert self._resident is not None
-        self._resident.uses.discard(self)
+        for resident in self._residents:
+            resident.uses.discard(self)
         # Cancellation and a closed generator are no Exceptions: they mean that the client went away.
         if isinstance(error, Exception):
             scope.has_failed = True

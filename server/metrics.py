@@ -1,8 +1,9 @@
 """Every ``policy_patch_*`` metric, in one class on an injected registry.
 
 Label values come from closed sets: ``patch`` is the name of a patch in the catalog, ``none`` for the base
-model or ``unknown``; reasons, outcomes and codes are listed in the code. What a removed patch counted goes
-with it. Gauges are read from the catalog when scraped, so they can't drift from it.
+model, ``composed:independent`` or ``unknown``; reasons, outcomes and codes are listed in the code. What a
+removed patch counted goes with it. Gauges are read from the catalog when scraped, so they can't drift from
+it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +15,11 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from server.catalog_view import ServedPatch
+from server.composition import COMPOSED_LABEL, SelectedPatch
 from server.control_metrics import ControlMetrics
 from server.errors import REQUEST_CODES
 from server.latency import PatchLatency
+from server.prefix_metrics import PrefixMetrics
 from server.tier_metrics import TierMetrics
 
 #: ``patch`` label of requests that the base model answered.
@@ -24,8 +27,6 @@ BASE_LABEL = "none"
 
 #: ``patch`` label of requests for something that the catalog does not hold.
 UNKNOWN_LABEL = "unknown"
-
-INJECTION_BOUNDS_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1)
 
 LOAD_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -81,12 +82,6 @@ class PatchMetrics:
             "Prefix tokens that the prefix cache already held.",
             ("patch",),
         )
-        self._injection = histogram(
-            "policy_patch_injection_seconds",
-            "Time that one worker's writing of prefixes took in one engine step.",
-            buckets=INJECTION_BOUNDS_S,
-        )
-        self._writer = gauge("policy_patch_writer_info", "1 for what writes prefixes.", ("writer",))
         self._load = histogram(
             "policy_patch_load_seconds",
             "From reading a patch file to its being served.",
@@ -107,6 +102,7 @@ class PatchMetrics:
         )
         self.control = ControlMetrics(registry)
         self.tiers = TierMetrics(registry)
+        self.prefixes = PrefixMetrics(registry)
         for code in REQUEST_CODES:
             self._rejected.labels(code)
         registry.register(_CatalogCollector(self))
@@ -138,15 +134,15 @@ class PatchMetrics:
         for metric in (self._injected, self._shared):
             metric.remove(name)
 
-    def request_finished(self, patch: ServedPatch | None, outcome: str) -> None:
+    def request_finished(self, patch: SelectedPatch | None, outcome: str) -> None:
         """Count a request that the base model or ``patch`` was decided for."""
-        label = BASE_LABEL if patch is None else self._label(patch.digest)
-        self._requests.labels(label, outcome).inc()
+        self._requests.labels(BASE_LABEL if patch is None else self._label_of(patch), outcome).inc()
+        if patch is not None and patch.form is not None:
+            self.prefixes.composed(patch.form)
 
-    def request_rejected(self, code: str, patch: ServedPatch | None) -> None:
+    def request_rejected(self, code: str, patch: SelectedPatch | None) -> None:
         """Count a refusal; ``patch`` where one was decided before."""
-        label = UNKNOWN_LABEL if patch is None else self._label(patch.digest)
-        self._requests.labels(label, "rejected").inc()
+        self._requests.labels(UNKNOWN_LABEL if patch is None else self._label_of(patch), "rejected").inc()
         self._rejected.labels(code).inc()
 
     def latency(self, name: str) -> PatchLatency:
@@ -155,7 +151,7 @@ class PatchMetrics:
         if latency is None:
             latency = PatchLatency()
             # A name that just went must not come back as a series.
-            if name in self._names.values():
+            if name == COMPOSED_LABEL or name in self._names.values():
                 self._latency[name] = latency
         return latency
 
@@ -164,16 +160,6 @@ class PatchMetrics:
         label = self._label(digest)
         self._injected.labels(label).inc(injected)
         self._shared.labels(label).inc(shared)
-
-    def observe_injection(self, seconds: float) -> None:
-        """Observe what one worker's write of prefixes took in one step."""
-        self._injection.observe(seconds)
-
-    def set_writers(self, writers: Iterable[str]) -> None:
-        """Say what writes prefixes on the workers."""
-        self._writer.clear()
-        for writer in writers:
-            self._writer.labels(writer).set(1)
 
     def load_succeeded(self, seconds: float) -> None:
         """Observe a load."""
@@ -190,6 +176,9 @@ class PatchMetrics:
     def set_folder_readable(self, is_readable: bool) -> None:
         """Say whether the last scan worked."""
         self._folder_readable.set(is_readable)
+
+    def _label_of(self, patch: SelectedPatch) -> str:
+        return patch.name if patch.name == COMPOSED_LABEL else self._label(patch.digest)
 
     def _label(self, digest: str) -> str:
         return self._names.get(digest, UNKNOWN_LABEL)

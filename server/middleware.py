@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 HEADER_NAME = b"x-policy-patch"
 DIGEST_HEADER_NAME = b"x-policy-patch-digest"
+COMPOSITION_HEADER_NAME = b"x-policy-patch-composition"
 
 #: Methods that never carry a prompt. SDKs that send a default header send it with these too.
 _PROMPTLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -278,10 +279,12 @@ def _selection_headers(selection: Selection) -> Iterable[tuple[bytes, bytes]]:
     patch = selection.patch
     if patch is None:
         return _BASE_HEADERS
-    return (
+    headers = (
         (HEADER_NAME, patch.reference.encode("ascii")),
         (DIGEST_HEADER_NAME, patch.digest.encode("ascii")),
     )
+    form = patch.form
+    return headers if form is None else (*headers, (COMPOSITION_HEADER_NAME, form.encode("ascii")))
 
 
 def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from patches.format import Patch
 from server.catalog_view import CatalogView, ServedPatch
+from server.composition import SelectedPatch
 from server.errors import PatchNotReady
 from server.metrics import PatchMetrics, ResidentRow
 from server.residency import Residency, ResidencyError
@@ -78,37 +79,41 @@ class Residents:
                 is_in_memory=self.is_ready(patch),
             )
 
-    def acquire(self, patch: ServedPatch) -> None:
-        """Count one more user of ``patch``. Event loop thread only.
+    def acquire(self, patch: SelectedPatch) -> None:
+        """Count one more user of ``patch``, of each part of a composition. Event loop thread only.
 
         Raises:
             PatchNotReady: It is not resident (any more).
         """
-        resident = self._residents.get(patch.digest)
-        if resident is None or resident.is_unloading:
+        residents = [self._residents.get(part.digest) for part in patch.parts]
+        found = [resident for resident in residents if resident is not None and not resident.is_unloading]
+        if len(found) < len(residents):
             raise PatchNotReady(f"patch '{patch.reference}' is no longer loaded; try again")
-        resident.num_in_flight += 1
+        for resident in found:
+            resident.num_in_flight += 1
 
-    def release(self, patch: ServedPatch) -> None:
+    def release(self, patch: SelectedPatch) -> None:
         """Count one user of ``patch`` less; the last one of a retired version frees its tensors."""
-        resident = self._residents[patch.digest]
-        assert resident.num_in_flight > 0, f"{patch.reference} released more often than acquired"
-        resident.num_in_flight -= 1
-        if resident.num_in_flight == 0 and not self._is_kept(resident):
-            self._drain_soon(resident)
+        for part in patch.parts:
+            resident = self._residents[part.digest]
+            assert resident.num_in_flight > 0, f"{part.reference} released more often than acquired"
+            resident.num_in_flight -= 1
+            if resident.num_in_flight == 0 and not self._is_kept(resident):
+                self._drain_soon(resident)
 
     def is_ready(self, patch: ServedPatch) -> bool:
         """Tell whether every worker holds the tensors of ``patch`` now."""
         return self._residency.is_ready(patch.digest)
 
-    async def ready(self, patch: ServedPatch) -> None:
+    async def ready(self, patch: SelectedPatch) -> None:
         """Return once every worker holds the tensors of ``patch``, which the caller has acquired.
 
         Raises:
             PatchNotReady: They can't be had now.
         """
         try:
-            await self._residency.ready(patch.digest)
+            for part in patch.parts:
+                await self._residency.ready(part.digest)
         except ResidencyError as error:
             logger.error("%s could not be loaded for a request: %s", patch.reference, error)
             raise PatchNotReady(f"patch '{patch.reference}' could not be loaded; try again") from error

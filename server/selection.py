@@ -19,6 +19,7 @@ from typing import Literal
 from patches.errors import InvalidName
 from patches.names import validate_name, validate_version
 from server.catalog_view import CatalogView, NamedPatch, ServedPatch
+from server.composition import IndependentComposition, SelectedPatch
 from server.errors import (
     HEADER_PARAM,
     CompositionNotPrepared,
@@ -63,7 +64,7 @@ Source = Literal["header", "alias", "default", "none"]
 class Selection:
     """The decision for one request. ``patch`` is ``None`` for the base model."""
 
-    patch: ServedPatch | None
+    patch: SelectedPatch | None
     #: Who asked: ``none`` where nobody did.
     source: Source
 
@@ -134,8 +135,10 @@ def resolve_each(refs: Sequence[PatchRef], view: CatalogView, param: str) -> lis
     return [_resolve_one(ref, view, param) for ref in refs]
 
 
-def prepared_composition(patches: Sequence[ServedPatch], view: CatalogView, param: str) -> ServedPatch:
+def composition_of(patches: Sequence[ServedPatch], view: CatalogView, param: str) -> SelectedPatch:
     """Find the one patch that is ``patches`` in this order; one patch is itself.
+
+    Where nothing is prepared and the server may join patches, it is made of them.
 
     Raises:
         CompositionNotPrepared: Nothing that is loaded is composed of exactly these.
@@ -143,11 +146,14 @@ def prepared_composition(patches: Sequence[ServedPatch], view: CatalogView, para
     if len(patches) == 1:
         return patches[0]
     prepared = view.compositions.get(tuple(p.digest for p in patches))
+    if prepared is None and view.may_compose:
+        return IndependentComposition.of(tuple(patches))
     if prepared is None:
         wanted = ", ".join(p.reference for p in patches)
         raise CompositionNotPrepared(
             f"{param}: no prepared composition of {wanted} in this order is loaded; "
-            "make one with `policypatch compose` and put it into the patch folder",
+            "make one with `policypatch compose` and put it into the patch folder, "
+            "or let the server join patches by itself with --composition any",
             param=param,
         )
     return prepared

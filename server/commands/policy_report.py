@@ -10,6 +10,7 @@ from typing import Any
 from server.catalog_view import CatalogView, ServedPatch
 from server.cli import CommandError
 from server.commands.policy import read_policy
+from server.composition import SelectedPatch
 from server.errors import PolicyPatchError
 from server.policy.caller import ANYONE, Caller, Credentials, identify
 from server.policy.decision import Asked, Decision, decide
@@ -118,10 +119,10 @@ def _folder(path: Path) -> FolderView:
         raise CommandError(f"--patches: {path} can't be read: {error.strerror or error}") from error
 
 
-def _describe(patch: ServedPatch | None, is_assumed: bool) -> dict[str, str | None]:
+def _describe(patch: SelectedPatch | None, is_assumed: bool) -> dict[str, str | None]:
     if patch is None:
         return {"patch": None, "digest": None}
-    if is_assumed:
+    if is_assumed and isinstance(patch, ServedPatch):
         is_unknown = patch.version.partition("+")[0] == UNKNOWN_VERSION
         return {"patch": patch.name if is_unknown else patch.reference, "digest": None}
     return {"patch": patch.reference, "digest": patch.digest}

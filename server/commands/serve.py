@@ -28,6 +28,7 @@ examples:
   policypatch serve --model ./smollm2 --patches ./patches --policy policy.yaml --audit-log audit.jsonl
   policypatch serve --model ./smollm2 --patches ./patches --state ./state --admin-key-file ./admin-keys
   policypatch serve --model ./smollm2 --patches ./patches --state ./state --trusted-keys ./trusted
+  policypatch serve --model ./smollm2 --patches ./patches --composition any
   curl localhost:8000/v1/chat/completions -H 'X-Policy-Patch: pirate' -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 """
@@ -83,6 +84,13 @@ def _add_control_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="policy file: who may choose which patch; watched, and in place of the two flags above",
+    )
+    parser.add_argument(
+        "--composition",
+        choices=("exact", "any"),
+        default="exact",
+        help="what answers `X-Policy-Patch: a, b`: only what `policypatch compose` prepared, or else "
+        "the patches side by side, which may answer differently (default: %(default)s)",
     )
     parser.add_argument(
         "--audit-log",
@@ -168,7 +176,9 @@ def run(args: argparse.Namespace) -> int:
             else policy_file[1].policy
         )
         control, tiers = _control_options(args), tier_options(args)
-        options = ServeOptions(args.model, args.patches, policy, policy_file, args.audit_log, control, tiers)
+        options = ServeOptions(
+            args.model, args.patches, policy, policy_file, args.audit_log, control, tiers, args.composition
+        )
         serve(options, args.engine_arguments)
     except (
         AdminKeysError,

@@ -6,30 +6,45 @@ request whose caller put something there, so a claim on the scheduler's side was
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Key of the claim inside ``kv_transfer_params``.
 CLAIM_KEY = "policy_patch"
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixClaim:
-    """The first ``num_tokens`` positions of a request are the prefix of the patch ``digest``."""
+class PrefixPart(NamedTuple):
+    """A resident prefix that lies behind the parts before it."""
 
     digest: str
     num_tokens: int
 
+
+@dataclass(frozen=True, slots=True)
+class PrefixClaim:
+    """The first ``num_tokens`` positions of a request are the prefix ``digest``.
+
+    ``parts`` are the resident prefixes that it is put together from, in order: of a patch the patch itself.
+    """
+
+    digest: str
+    num_tokens: int
+    parts: tuple[PrefixPart, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            object.__setattr__(self, "parts", (PrefixPart(self.digest, self.num_tokens),))
+
     def to_params(self) -> dict[str, Any]:
         """Return the ``kv_transfer_params`` of the request; ``from_params`` is its inverse."""
-        return {CLAIM_KEY: [self.digest, self.num_tokens]}
+        return {CLAIM_KEY: [self.digest, self.num_tokens, [list(part) for part in self.parts]]}
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any] | None) -> "PrefixClaim | None":
         """Read the claim out of ``Request.kv_transfer_params``; None for a request without a patch."""
         if not params or CLAIM_KEY not in params:
             return None
-        digest, num_tokens = params[CLAIM_KEY]
-        return cls(str(digest), int(num_tokens))
+        digest, num_tokens, parts = params[CLAIM_KEY]
+        return cls(str(digest), int(num_tokens), tuple(PrefixPart(str(d), int(n)) for d, n in parts))
 
 
 def scoped_cache_salt(

@@ -16,12 +16,12 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from server.engine.claim import PrefixClaim, scoped_cache_salt
+from server.engine.claim import PrefixClaim, PrefixPart, scoped_cache_salt
 from server.engine.placeholder import placeholder_token_id
 from server.errors import PatchNotApplied, UnsupportedWithPatch
 
 if TYPE_CHECKING:
-    from server.catalog_view import ServedPatch
+    from server.composition import SelectedPatch
     from server.gate import PatchGate
 
 
@@ -64,7 +64,7 @@ class PatchedAsyncLLM(AsyncLLM):
         return self._generate_leased(patch, prompt, params, request_id, **kwargs)
 
     async def _generate_leased(
-        self, patch: "ServedPatch", *args: Any, **kwargs: Any
+        self, patch: "SelectedPatch", *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         assert self._gate is not None
         with self._gate.lease(patch) as lease:
@@ -76,7 +76,7 @@ class PatchedAsyncLLM(AsyncLLM):
                     self._hide_prefix(output, patch, num_tokens)
                     yield output
 
-    def _hide_prefix(self, output: RequestOutput, patch: "ServedPatch", num_tokens: int) -> None:
+    def _hide_prefix(self, output: RequestOutput, patch: "SelectedPatch", num_tokens: int) -> None:
         """Take the prefix out of the cached tokens, among which the engine counts it.
 
         Raises:
@@ -95,7 +95,7 @@ class PatchedAsyncLLM(AsyncLLM):
         output.num_cached_tokens = max(0, num_cached_tokens - patch.num_tokens)
 
     def _patched_params(
-        self, prompt: dict[str, Any], sampling_params: SamplingParams, patch: "ServedPatch"
+        self, prompt: dict[str, Any], sampling_params: SamplingParams, patch: "SelectedPatch"
     ) -> SamplingParams:
         params = sampling_params.clone()
         params.max_tokens = fitting_max_tokens(
@@ -106,7 +106,8 @@ class PatchedAsyncLLM(AsyncLLM):
         )
         # Without the prefix cache's consent the scheduler never asks the connector.
         params.skip_reading_prefix_cache = False
-        claim = PrefixClaim(patch.digest, patch.num_tokens)
+        parts = tuple(PrefixPart(part.digest, part.num_tokens) for part in patch.parts)
+        claim = PrefixClaim(patch.digest, patch.num_tokens, parts)
         params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": claim.to_params()}
         return params
 

@@ -39,6 +39,7 @@ from server.engine.residency import RPC_TIMEOUT_S, WorkerResidency
 from server.engine.stats import injection_logger_factory
 from server.engine.support import (
     require_matching_rank_layout,
+    require_movable_keys,
     require_supported_arguments,
     require_supported_environment,
     require_supported_model,
@@ -84,6 +85,8 @@ class ServeOptions:
     audit_log: Path | None = None
     control: ControlOptions = field(default_factory=ControlOptions)
     tiers: TierOptions = field(default_factory=TierOptions)
+    #: ``exact``, or ``any`` where patches may be joined that nobody composed.
+    composition: str = "exact"
 
 
 def engine_parser() -> FlexibleArgumentParser:
@@ -166,13 +169,13 @@ async def _serve(
         disable_log_stats=engine_args.disable_log_stats,
     )
     try:
-        layout = await engine.collective_rpc("policy_patch_layout", timeout=RPC_TIMEOUT_S)
-        require_matching_rank_layout(layout, base_model)
-        metrics.set_writers({answer["writer"] for answer in layout})
+        may_compose = options.composition == "any"
+        num_workers = await _prepare_workers(engine, base_model, metrics, may_compose=may_compose)
         served_names = list(args.served_model_name or [args.model])
-        residency = _residency(engine, len(layout), options.tiers, metrics)
+        residency = _residency(engine, num_workers, options.tiers, metrics)
         max_num_tokens = config.model_config.max_model_len - 2
-        catalog = Catalog(residency, base_model, max_num_tokens, metrics, **control.of_catalog())
+        parts = control.of_catalog()
+        catalog = Catalog(residency, base_model, max_num_tokens, metrics, **parts, may_compose=may_compose)
         gate = PatchGate(catalog, options.policy, metrics, served_names=served_names, audit=control.audit)
         engine.bind_gate(gate)
         async with (
@@ -198,6 +201,26 @@ async def _serve(
         await shutdown
     finally:
         sock.close()
+
+
+async def _prepare_workers(
+    engine: PatchedAsyncLLM, base_model: BaseModel, metrics: PatchMetrics, *, may_compose: bool
+) -> int:
+    """Check that every worker can hold prefixes, and move their keys where patches may be joined.
+
+    Returns:
+        How many workers there are.
+
+    Raises:
+        UnsupportedSetup: one cannot.
+    """
+    layout = await engine.collective_rpc("policy_patch_layout", timeout=RPC_TIMEOUT_S)
+    require_matching_rank_layout(layout, base_model)
+    metrics.prefixes.set_writers({answer["writer"] for answer in layout})
+    if may_compose:
+        problems = await engine.collective_rpc("policy_patch_enable_composition", timeout=RPC_TIMEOUT_S)
+        require_movable_keys(problems)
+    return len(layout)
 
 
 def _fingerprint(model_config: ModelConfig) -> BaseModel:

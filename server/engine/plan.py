@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
+from server.engine.claim import PrefixPart
+
 
 @dataclass(frozen=True, slots=True)
 class BlockSpan:
@@ -24,6 +26,8 @@ class PrefixLoad:
     digest: str
     num_tokens: int
     spans: tuple[BlockSpan, ...]
+    #: The resident prefixes that it consists of, in order; their lengths add up to ``num_tokens``.
+    parts: tuple[PrefixPart, ...]
 
     @property
     def block_ids(self) -> frozenset[int]:

@@ -55,7 +55,7 @@ class SchedulerSide:
         claim = self._claims.get(request.request_id)
         if claim is None:
             return
-        self._stats.record(claim.digest, num_external_tokens, claim.num_tokens - num_external_tokens)
+        self._count(claim, claim.num_tokens - num_external_tokens)
         if num_external_tokens == 0:
             return
         first = claim.num_tokens - num_external_tokens
@@ -64,8 +64,15 @@ class SchedulerSide:
             for group_blocks, block_size in zip(blocks.blocks, self._block_sizes, strict=True)
         )
         self._loads[request.request_id] = PrefixLoad(
-            request.request_id, claim.digest, claim.num_tokens, spans
+            request.request_id, claim.digest, claim.num_tokens, spans, claim.parts
         )
+
+    def _count(self, claim: PrefixClaim, first: int) -> None:
+        """Count the positions from ``first`` on as injected, those before as shared, for each part."""
+        for part in claim.parts:
+            num_shared = min(max(first, 0), part.num_tokens)
+            self._stats.record(part.digest, part.num_tokens - num_shared, num_shared)
+            first -= part.num_tokens
 
     @staticmethod
     def _span(group_blocks: object, first: int, stop: int, block_size: int) -> BlockSpan:

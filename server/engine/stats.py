@@ -98,7 +98,7 @@ class InjectionLogger(StatLoggerBase):
                 digest, injected=data["injected"].get(digest, 0), shared=data["shared"].get(digest, 0)
             )
         for seconds in data["seconds"]:
-            self._metrics.observe_injection(seconds)
+            self._metrics.prefixes.observe_injection(seconds)
         slots = data["slots"]
         self._metrics.tiers.loaded("device", slots.get("loads", 0))
         self._metrics.tiers.evicted("device", slots.get("evictions", 0))

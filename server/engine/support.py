@@ -113,3 +113,17 @@ def require_matching_rank_layout(answers: list[dict[str, object]], base_model: "
             "policy patches cannot be served here: "
             f"expected attention layers 0..{base_model.num_layers - 1}, the workers run {indices}"
         )
+
+
+def require_movable_keys(answers: list[str | None]) -> None:
+    """Check what the workers say about moving keys, which ``--composition any`` needs.
+
+    Raises:
+        UnsupportedSetup: a worker cannot move the keys of this model.
+    """
+    problems = sorted({problem for problem in answers if problem is not None})
+    if problems:
+        raise UnsupportedSetup(
+            "--composition any cannot be served here, the keys of this model cannot be moved: "
+            f"{'; '.join(problems)}; leave it out and prepare compositions with `policypatch compose`"
+        )

@@ -19,6 +19,10 @@ class PatchWorkerExtension:
         """See ``WorkerSide.layout``."""
         return _side().layout()
 
+    def policy_patch_enable_composition(self) -> str | None:
+        """See ``WorkerSide.enable_composition``."""
+        return _side().enable_composition(self.get_model())  # type: ignore[attr-defined]
+
     def policy_patch_check(self, digest: str, shape: list[int], dtype: str) -> dict[str, Any]:
         """See ``PrefixShelf.check``."""
         return _side().shelf.check(digest, shape, dtype)

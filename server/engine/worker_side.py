@@ -5,7 +5,7 @@ pass that reads them, so the stream orders them; nothing waits.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,14 +17,16 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
 
-from prefix_kernels import PrefixWrite, rank_heads, slot_mapping_of_span
+from prefix_kernels import PrefixWrite, Rotary, rank_heads, slot_mapping_of_span
 from server.engine.cache_writer import CachedLayer, CacheWriter
 from server.engine.plan import PrefixLoad, StepPlan
 from server.engine.prefix_shelf import PrefixShelf, RankLayout
+from server.engine.relocation import KeysNotMovable, rotary_of_model
 from server.engine.stats import InjectionStats
 from server.engine.support import layer_problems
 
 if TYPE_CHECKING:
+    from torch import nn
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
@@ -42,6 +44,7 @@ class WorkerSide:
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
         self._static_layers = vllm_config.compilation_config.static_forward_context
+        self._model_config = vllm_config.model_config
         self._num_kv_heads = vllm_config.model_config.get_total_num_kv_heads()
         self._groups = kv_cache_config.kv_cache_groups
         self._layers: list[CachedLayer] = []
@@ -53,6 +56,8 @@ class WorkerSide:
         assert transfer is not None, "the launcher configures the connector"
         self._max_device_bytes = int(transfer.get_from_extra_config(DEVICE_BYTES_KEY, DEFAULT_DEVICE_BYTES))
         self._shelf: PrefixShelf | None = None
+        # None until keys may be moved: prefixes of several parts fail before that.
+        self._rotary: Rotary | None = None
         self._failed_block_ids: set[int] = set()
         self._stats = InjectionStats()
 
@@ -97,43 +102,71 @@ class WorkerSide:
             "writer": self._writer.choice.implementation if self._writer is not None else None,
         }
 
+    def enable_composition(self, network: "nn.Module") -> str | None:
+        """Let prefixes lie behind others from now on.
+
+        Args:
+            network: the loaded model.
+
+        Returns:
+            Why that cannot be, or None.
+        """
+        config = self._model_config
+        try:
+            self._rotary = rotary_of_model(
+                config.architecture,
+                getattr(config.hf_text_config, "rope_parameters", None),
+                self._layers[0].layer.head_size,
+                network,
+            )
+        except KeysNotMovable as error:
+            return str(error)
+        return None
+
     def run(self, plan: StepPlan) -> None:
         """Carry out one step's plan. A prefix that is not resident fails the requests that need it."""
         self._failed_block_ids |= plan.unbacked_block_ids
         ready: list[PrefixLoad] = []
         for load in plan.loads:
-            if load.digest in self.shelf:
+            problem = self._problem(load)
+            if problem is None:
                 ready.append(load)
             else:
-                logger.error(
-                    "prefix %s of request %s is not resident: failing it", load.digest, load.request_id
-                )
+                logger.error("prefix %s of request %s %s: failing it", load.digest, load.request_id, problem)
                 self._failed_block_ids |= load.block_ids
         if not ready:
             return
         started = time.perf_counter()
-        for tensors in self.shelf.together(dict.fromkeys(load.digest for load in ready)):
-            self._write([load for load in ready if load.digest in tensors], tensors)
+        # Where slots are short, the parts of a composition may come one after the other.
+        for tensors in self.shelf.together(dict.fromkeys(p.digest for load in ready for p in load.parts)):
+            self._write(ready, tensors)
         self._stats.record_seconds(time.perf_counter() - started)
+
+    def _problem(self, load: PrefixLoad) -> str | None:
+        if any(part.digest not in self.shelf for part in load.parts):
+            return "is not resident"
+        if len(load.parts) > 1 and self._rotary is None:
+            return "is put together from several, and keys may not be moved"
+        return None
 
     def _write(self, loads: list[PrefixLoad], tensors: Mapping[str, torch.Tensor]) -> None:
         assert self._writer is not None, "caches are bound before the first step"
-        block_sizes = [group.kv_cache_spec.block_size for group in self._groups]
+        writes = [write for load in loads for write in self._writes_of(load, tensors)]
+        self._writer.write(writes, self._rotary)
+
+    def _writes_of(self, load: PrefixLoad, tensors: Mapping[str, torch.Tensor]) -> Iterator[PrefixWrite]:
+        """Give the writes of those parts that are in ``tensors``."""
         # A pipeline stage need not have layers of every group.
-        groups = {cached.group for cached in self._layers}
-        self._writer.write(
-            [
-                PrefixWrite(
-                    tensors[load.digest],
-                    span.first,
-                    slot_mapping_of_span(span.block_ids, span.first, load.num_tokens, block_sizes[group]),
-                    group,
-                )
-                for load in loads
-                for group, span in enumerate(load.spans)
-                if group in groups
-            ]
-        )
+        for group in sorted({cached.group for cached in self._layers}):
+            span, block_size = load.spans[group], self._groups[group].kv_cache_spec.block_size
+            slots = slot_mapping_of_span(span.block_ids, span.first, load.num_tokens, block_size)
+            start = 0
+            for part in load.parts:
+                first, stop = max(span.first, start), start + part.num_tokens
+                if first < stop and part.digest in tensors:
+                    chosen = slots[first - span.first : stop - span.first]
+                    yield PrefixWrite(tensors[part.digest], first - start, chosen, group, shift=start)
+                start = stop
 
     def take_failed_block_ids(self) -> set[int]:
         """Return the blocks whose load failed since the last call."""

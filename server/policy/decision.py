@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from server.catalog_view import CatalogView, ServedPatch, component_digests
+from server.composition import SelectedPatch
 from server.errors import (
     ALIAS_PARAM,
     HEADER_PARAM,
@@ -25,7 +26,7 @@ from server.selection import (
     Selection,
     Source,
     Wish,
-    prepared_composition,
+    composition_of,
     resolve_each,
 )
 
@@ -202,18 +203,16 @@ def _required(case: _Case) -> list[ServedPatch]:
         raise PatchNotReady(f"a required patch can't serve: {error.message}") from error
 
 
-def _compose(case: _Case, required: Sequence[ServedPatch], chosen: Sequence[ServedPatch]) -> ServedPatch:
+def _compose(case: _Case, required: Sequence[ServedPatch], chosen: Sequence[ServedPatch]) -> SelectedPatch:
     """Find the one patch that is ``required``, then ``chosen`` less what is required already."""
     digests = tuple(patch.digest for patch in required)
     if required and len(chosen) == 1 and component_digests(chosen[0].manifest)[: len(digests)] == digests:
         # A prepared composition that begins with the required ones holds them in front already.
         return chosen[0]
     if not required:
-        return prepared_composition(chosen, case.view, case.param)
+        return composition_of(chosen, case.view, case.param)
     try:
-        return prepared_composition(
-            [*required, *(p for p in chosen if p not in required)], case.view, case.param
-        )
+        return composition_of([*required, *(p for p in chosen if p not in required)], case.view, case.param)
     except CompositionNotPrepared as error:
         names = ", ".join(patch.reference for patch in required)
         raise CompositionNotPrepared(

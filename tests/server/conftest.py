@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,27 +132,28 @@ class FakeEngine:
     async def _tokens(self, selection: Selection) -> AsyncIterator[str]:
         patch = selection.patch
         if patch is None:
-            async for token in self._run(None):
+            async for token in self._run("base", ()):
                 yield token
             return
         with self.gate.lease(patch) as lease:
             await lease.ready()
-            async with contextlib.aclosing(self._run(patch.digest)) as outputs:
+            async with contextlib.aclosing(self._run(patch.digest, patch.parts)) as outputs:
                 while (token := await lease.take(outputs)) is not None:
                     lease.tokens(1)
                     yield token
 
-    async def _run(self, digest: str | None) -> AsyncGenerator[str, None]:
+    async def _run(self, text: str, parts: Sequence[Any]) -> AsyncGenerator[str, None]:
         """As the engine: one token after another, until it is told to stop."""
         self.num_running += 1
         try:
             for index in range(self.num_tokens):
-                assert digest is None or digest in self.residency.resident, "the prefix was dropped"
+                held = all(part.digest in self.residency.resident for part in parts)
+                assert held, "the prefix was dropped"
                 if index == self.fails_after:
                     raise self.failure
                 if index < 2:
                     await (self.may_go_on if index else self.may_start).wait()
-                yield digest or "base"
+                yield text
         finally:
             self.num_running -= 1
 

@@ -166,7 +166,7 @@ async def test_prefix_tokens_are_counted_by_the_patch_that_the_digest_belongs_to
     stand.metrics.observe_prefix_tokens(patch.digest, injected=48, shared=0)
     stand.metrics.observe_prefix_tokens(patch.digest, injected=0, shared=48)
     stand.metrics.observe_prefix_tokens("sha256:" + "0" * 64, injected=1, shared=2)
-    stand.metrics.observe_injection(0.00002)
+    stand.metrics.prefixes.observe_injection(0.00002)
     assert stand.value('policy_patch_injected_tokens_total{patch="pirate"}') == 48
     assert stand.value('policy_patch_shared_tokens_total{patch="pirate"}') == 48
     assert stand.value('policy_patch_injected_tokens_total{patch="unknown"}') == 1

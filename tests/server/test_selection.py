@@ -18,9 +18,9 @@ from server.selection import (
     MAX_SELECTION_BYTES,
     OptOut,
     PatchRef,
+    composition_of,
     parse_policy_header,
     parse_wish,
-    prepared_composition,
     resolve_each,
 )
 
@@ -160,7 +160,7 @@ def test_a_reference_reads_back_what_it_prints(text: str) -> None:
 
 
 def resolve(refs: Sequence[PatchRef], view: CatalogView, param: str) -> ServedPatch:
-    return prepared_composition(resolve_each(refs, view, param), view, param)
+    return composition_of(resolve_each(refs, view, param), view, param)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_what_does_not_resolve_is_an_error(text: str, error: type[PolicyPatchErr
         resolve(parse_wish(text, "x"), VIEW, "x")  # type: ignore[arg-type]
 
 
-def test_an_unprepared_composition_comes_with_advice() -> None:
+def test_an_uncomposition_of_comes_with_advice() -> None:
     with pytest.raises(CompositionNotPrepared, match="policypatch compose"):
         resolve((PatchRef("bias"), PatchRef("toxicity")), VIEW, "X-Policy-Patch")
 

@@ -160,7 +160,7 @@ def test_layers_that_differ_are_not_described() -> None:
 def test_the_choice_reaches_the_metrics() -> None:
     registry = CollectorRegistry()
     metrics = PatchMetrics(registry)
-    metrics.set_writers({"backend"})
-    metrics.set_writers({"triton"})
+    metrics.prefixes.set_writers({"backend"})
+    metrics.prefixes.set_writers({"triton"})
     assert registry.get_sample_value("policy_patch_writer_info", {"writer": "triton"}) == 1
     assert registry.get_sample_value("policy_patch_writer_info", {"writer": "backend"}) is None

@@ -2,7 +2,7 @@
 
 import itertools
 
-from server.engine.claim import PrefixClaim, scoped_cache_salt
+from server.engine.claim import PrefixClaim, PrefixPart, scoped_cache_salt
 
 CLAIMS = [None, PrefixClaim("sha256:" + "a" * 64, 48), PrefixClaim("sha256:" + "b" * 64, 48)]
 PARTITIONS = [None, "", "a", "patch:sha256:" + "a" * 64, "1:a:caller:mine"]
@@ -12,6 +12,15 @@ SALTS = [None, "", "mine", "patch:sha256:" + "a" * 64, f"patch:sha256:{'a' * 64}
 def test_a_claim_survives_its_journey() -> None:
     claim = PrefixClaim("sha256:" + "a" * 64, 48)
     assert PrefixClaim.from_params(claim.to_params()) == claim
+    assert claim.parts == (PrefixPart(claim.digest, 48),)
+
+
+def test_a_claim_on_several_parts_keeps_their_order() -> None:
+    parts = (PrefixPart("sha256:b", 5), PrefixPart("sha256:a", 43))
+    claim = PrefixClaim("sha256:" + "c" * 64, 48, parts)
+    found = PrefixClaim.from_params(claim.to_params())
+    assert found is not None
+    assert found.parts == parts
 
 
 def test_a_request_without_our_key_has_no_claim() -> None:

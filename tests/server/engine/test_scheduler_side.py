@@ -7,7 +7,7 @@ import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
-from server.engine.claim import PrefixClaim
+from server.engine.claim import PrefixClaim, PrefixPart
 from server.engine.scheduler_side import SchedulerSide
 
 DIGEST = "sha256:" + "a" * 64
@@ -128,3 +128,24 @@ def test_written_and_shared_tokens_are_counted_apart() -> None:
     data = side.take_stats().data
     assert (data["injected"], data["shared"]) == ({DIGEST: 48}, {DIGEST: 32})
     assert side.take_stats().is_empty()
+
+
+@pytest.mark.parametrize(
+    ("num_external", "injected", "shared"),
+    [(40, {"a": 24, "b": 16}, {}), (30, {"a": 14, "b": 16}, {"a": 10}), (8, {"b": 8}, {"a": 24, "b": 8})],
+)
+def test_tokens_of_several_parts_are_counted_for_each(
+    num_external: int, injected: dict[str, int], shared: dict[str, int]
+) -> None:
+    side = _side()
+    parts = (PrefixPart("a", 24), PrefixPart("b", 16))
+    params = SamplingParams(
+        max_tokens=4, extra_args={"kv_transfer_params": PrefixClaim(DIGEST, 40, parts).to_params()}
+    )
+    request = Request("r", [0] * 45, params, None)
+    side.on_new_request(request)
+    side.after_alloc(request, _blocks([5, 6, 7]), num_external)
+    (load,) = side.build_plan(_scheduled([("r", 40, ([5, 6, 7],))])).loads
+    assert (load.digest, load.parts) == (DIGEST, parts)
+    stats = side.take_stats().data
+    assert (stats["injected"], stats["shared"]) == (injected, shared)

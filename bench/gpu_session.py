@@ -5,6 +5,8 @@ Stages, in this order:
 
 * ``host-path``: `tests/gpu/host_path.py` in each of its scenarios: what the connector writes through vLLM's
   CUDA path, read back from the cache; and that the CUDA graphs are the same with and without the connector.
+* ``kernels``: the tests of `prefix_kernels`, with Triton's kernels on the device.
+* ``inject``: `bench.inject`, what one write costs beside a copy of as many bytes.
 * ``fidelity``: `bench.fidelity` on a model with weights, in bfloat16 and in float32.
 * ``overhead``: `bench.overhead` on a model shape with random weights and a random patch.
 
@@ -25,7 +27,7 @@ from typing import Any
 from bench.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("host-path", "fidelity", "overhead")
+STAGES = ("host-path", "kernels", "inject", "fidelity", "overhead")
 SCENARIOS = ("default", "plain", "full-decode", "hybrid", "uncached", "fp8", "fp32", "triton", "eager")
 #: Cache layouts that the scenario "full-decode" is repeated with.
 LAYOUTS = ("LBHNC", "BLNHC")
@@ -65,6 +67,9 @@ def steps_of(args: argparse.Namespace, policy: Path) -> Iterator[Step]:
     for layout in args.layouts:
         command = [program, str(weights), "full-decode", *flags]
         yield Step(f"host-path-{layout}", "host-path", command, 240, {"VLLM_KV_CACHE_LAYOUT": layout})
+    tests = str(ROOT / "tests" / "prefix_kernels")
+    yield Step("kernels", "kernels", _module("pytest", "-q", "-rs", "-p", "no:cacheprovider", tests), 240)
+    yield Step("inject", "inject", _module("bench.inject", "--out", args.out / "inject"), 180)
     for dtype in args.dtypes:
         command = _module("bench.fidelity", "--model", weights, "--policy-text", policy, "--dtype", dtype)
         command += ["--out", str(args.out / f"fidelity-{dtype}"), *args.fidelity_arguments]
@@ -110,7 +115,8 @@ def run_step(step: Step, out: Path) -> dict[str, Any]:
                 process.kill()
                 process.wait()
             status = None
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("{")]
+    text = log.read_text(errors="replace").splitlines()
+    lines = [line for line in text if line.startswith("{")]
     facts = [parsed for line in lines if isinstance(parsed := _parsed(line), dict)]
     checks = [fact for fact in facts if "check" in fact]
     summary: dict[str, Any] = {
@@ -122,8 +128,8 @@ def run_step(step: Step, out: Path) -> dict[str, Any]:
         summary["num_checks"] = len(checks)
         summary["failed"] = [check for check in checks if not check["ok"]]
         summary["facts"] = next((check for check in checks if check["check"] == "facts"), None)
-    elif facts:
-        summary["last"] = facts[-1]
+    else:
+        summary["last"] = facts[-1] if facts else (text or [""])[-1]
     return summary
 
 

@@ -20,6 +20,8 @@ QUESTIONS = {
     "overflow": "what it costs when patches outnumber device slots, or exceed host memory",
     "swap": "what requests notice while the patch that they name is replaced",
     "memory": "what a patch takes of the KV cache and of memory",
+    "inject": "what writing prefixes into a KV cache costs, beside a copy of as many bytes; no server",
+    "compose": "how far compositions on the fly are from prepared ones; no server",
     "report": "tables and a plot again, from records that a question left",
 }
 

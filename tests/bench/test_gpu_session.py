@@ -23,7 +23,10 @@ def test_programs_of_the_session_exist(tmp_path: Path) -> None:
     for step in steps_of(args, tmp_path / "policy.txt"):
         root = Path(__file__).parents[2]
         module = step.command[1].replace(".", "/") + ".py"
-        assert (root / module if step.command[0] == "-m" else Path(step.command[0])).is_file()
+        if step.command[1] == "pytest":
+            assert Path(step.command[-1]).is_dir()
+        else:
+            assert (root / module if step.command[0] == "-m" else Path(step.command[0])).is_file()
 
 
 def test_a_failed_check_is_in_the_summary(tmp_path: Path) -> None:
@@ -36,6 +39,13 @@ def test_a_failed_check_is_in_the_summary(tmp_path: Path) -> None:
 def test_the_last_line_of_a_program_is_kept(tmp_path: Path) -> None:
     summary = run_step(step("""print('{"a": 1}'); print('{"ok": true}'); print('{no json')"""), tmp_path)
     assert summary["last"] == {"ok": True}
+
+
+def test_the_last_line_of_tests_is_kept(tmp_path: Path) -> None:
+    assert (
+        run_step(step("print('..s'); print('2 passed, 1 skipped')"), tmp_path)["last"]
+        == "2 passed, 1 skipped"
+    )
 
 
 def test_a_program_over_its_limit_is_ended(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ MAX_ROLLED_BACK = 256
 BY_FOLDER = "folder"
 
 #: Everything that can be the cause of a change.
-ACTIONS = ("folder", "activate", "follow", "rollback", "hold", "remove")
+ACTIONS = ("folder", "activate", "follow", "rollback", "hold", "remove", "canary", "promote", "abort")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,39 @@ class Target:
     version: str
     #: ``sha256:`` and 64 hexadecimal digits.
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryRules:
+    """What ends a canary by itself; ``None`` switches a rule off."""
+
+    #: Share of requests that may fail, 0 to 1.
+    max_error_rate: float | None = None
+    #: What the 90th percentile of the time to the first token may be.
+    max_first_token_s: float | None = None
+    #: How long it has to keep the rules to be promoted.
+    promote_after_s: float | None = None
+    #: Fewer are never judged.
+    min_requests: int = 20
+    #: What is older is not judged.
+    window_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A content that a share of the requests gets where they name the bare name."""
+
+    target: Target
+    #: Above 0, at most 1.
+    share: float
+    #: What it sticks to: ``request``, ``user`` or ``header:NAME``.
+    key: str
+    rules: CanaryRules
+    by: str
+    #: Unix time in seconds.
+    at_s: float
+    #: Whether the name was pinned before.
+    was_pinned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +86,8 @@ class Change:
     #: What was active from then on.
     active: Target | None
     is_pinned: bool
+    #: Why, where a rule decided.
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +102,8 @@ class NameRecord:
     #: What was active before, latest first; without what was rolled back from.
     previous: tuple[Target, ...] = ()
     rolled_back: tuple[Target, ...] = ()
+    #: While it runs, no file changes what is active.
+    canary: Canary | None = None
     history: tuple[Change, ...] = ()
 
     @property
@@ -78,6 +115,8 @@ class NameRecord:
         """Give every content that the record names."""
         if self.active is not None:
             yield self.active
+        if self.canary is not None:
+            yield self.canary.target
         yield from self.previous
         yield from self.rolled_back
         yield from (change.active for change in self.history if change.active is not None)
@@ -87,13 +126,16 @@ class NameRecord:
         if self.active is None:
             return ()
         active = (self.active,) if self.needs_no_file else ()
-        return (*active, *self.previous[:num_previous])
+        return (*active, *self._tried(), *self.previous[:num_previous])
 
     def copied(self, num_previous: int) -> tuple[Target, ...]:
         """Give what the state folder holds a copy of: what is kept now, or would be after one more change."""
         if self.active is None:
             return ()
-        return (self.active, *self.previous[:num_previous])
+        return (self.active, *self._tried(), *self.previous[:num_previous])
+
+    def _tried(self) -> tuple[Target, ...]:
+        return (self.canary.target,) if self.canary is not None else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +145,7 @@ class Cause:
     action: str
     by: str
     at_s: float
+    reason: str | None = None
 
 
 def follow_folder(record: NameRecord, files: Collection[Target]) -> Target | None:
@@ -147,6 +190,7 @@ def activated(record: NameRecord, target: Target, cause: Cause, *, has_file: boo
         active=target,
         is_pinned=True,
         is_held=not has_file,
+        canary=None,
         previous=_previous(record, target),
         rolled_back=tuple(t for t in record.rolled_back if t != target),
     )
@@ -155,13 +199,14 @@ def activated(record: NameRecord, target: Target, cause: Cause, *, has_file: boo
 
 def followed(record: NameRecord, files: Collection[Target], cause: Cause) -> NameRecord:
     """Give the record after an operator's order to let the folder decide again."""
-    unpinned = replace(record, is_pinned=False, is_held=False)
+    unpinned = replace(record, is_pinned=False, is_held=False, canary=None)
     active = follow_folder(unpinned, files)
     return _noted(replace(unpinned, active=active, previous=_previous(record, active)), cause)
 
 
 def rolled_back(record: NameRecord, target: Target, cause: Cause, *, has_file: bool) -> NameRecord:
     """Give the record after an operator's order to go back to ``target``, one of ``record.previous``."""
+    record = _without_canary(record)
     position = record.previous.index(target)
     # What lay between is left behind too, though it could not be gone back to.
     left = [*([record.active] if record.active is not None else []), *record.previous[:position]]
@@ -182,11 +227,35 @@ def held(record: NameRecord, target: Target, cause: Cause) -> NameRecord:
     return _noted(replace(record, rolled_back=_barred(record, [target])), cause)
 
 
+def canaried(record: NameRecord, canary: Canary, cause: Cause) -> NameRecord:
+    """Give the record after an operator's order to try a content on a share of the requests."""
+    return _noted(replace(record, canary=canary, is_pinned=True), cause)
+
+
+def canary_ended(record: NameRecord, cause: Cause, *, is_promoted: bool, has_file: bool) -> NameRecord:
+    """Give the record after the end of a canary: active from now on, or never by itself."""
+    assert record.canary is not None
+    target = record.canary.target
+    record = _without_canary(record)
+    if not is_promoted:
+        return _noted(replace(record, rolled_back=_barred(record, [target])), cause)
+    changed = replace(
+        record,
+        active=target,
+        is_held=not has_file,
+        previous=_previous(record, target),
+        rolled_back=tuple(t for t in record.rolled_back if t != target),
+    )
+    return _noted(changed, cause)
+
+
 def removed(
     record: NameRecord, gone: Collection[Target], files: Collection[Target], cause: Cause
 ) -> NameRecord:
     """Give the record after an operator's order to drop ``gone``; ``files`` are what is left."""
     was_active = record.active in gone
+    if was_active or (record.canary is not None and record.canary.target in gone):
+        record = _without_canary(record)
     without = replace(
         record,
         active=None if was_active else record.active,
@@ -197,6 +266,12 @@ def removed(
     active = follow_folder(without, files)
     previous = without.previous if active == record.active else _previous(without, active)
     return _noted(replace(without, active=active, previous=previous), cause)
+
+
+def _without_canary(record: NameRecord) -> NameRecord:
+    if record.canary is None:
+        return record
+    return replace(record, canary=None, is_pinned=record.canary.was_pinned)
 
 
 def _barred(record: NameRecord, left: Collection[Target]) -> tuple[Target, ...]:
@@ -213,5 +288,5 @@ def _previous(record: NameRecord, active: Target | None) -> tuple[Target, ...]:
 
 
 def _noted(record: NameRecord, cause: Cause) -> NameRecord:
-    change = Change(cause.at_s, cause.action, cause.by, record.active, record.is_pinned)
+    change = Change(cause.at_s, cause.action, cause.by, record.active, record.is_pinned, cause.reason)
     return replace(record, history=(change, *record.history)[:MAX_HISTORY])

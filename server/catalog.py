@@ -22,7 +22,7 @@ from patches.manifest import BaseModel
 from server.activation import BY_FOLDER, Cause, NameRecord, Target, follow_folder, removed, with_files
 from server.audit import Audit, NullAudit
 from server.catalog_log import folder_event, log_change
-from server.catalog_view import CatalogView, FileFailure, ServedPatch
+from server.catalog_view import CanaryArm, CatalogView, FileFailure, ServedPatch
 from server.errors import (
     BelowMinimumVersion,
     FileRefused,
@@ -371,9 +371,12 @@ class Catalog:
             record = NameRecord() if self._is_starting else self._ledger.record(name)
             wanted = follow_folder(record, self._files(name)) if self._is_starting else record.active
             usable = [r for r in self.books.of(name) if not r.is_barred]
-            served = [r.patch for r in usable if r.paths or r.target == wanted]
+            tried = record.canary.target if record.canary is not None else None
+            served = [r.patch for r in usable if r.paths or r.target in (wanted, tried)]
             active = next((p for p in served if wanted is not None and p.digest == wanted.digest), None)
-            view = view.with_name(name, served, active)
+            trial = next((p for p in served if tried is not None and p.digest == tried.digest), None)
+            arm = CanaryArm(trial, record.canary) if trial is not None and record.canary is not None else None
+            view = view.with_name(name, served, active, arm)
         self.view = view
         for name in sorted(set(names)):
             log_change(name, before, view)

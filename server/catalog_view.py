@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from patches.manifest import Manifest
 from patches.names import version_key
+from server.activation import Canary
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +86,22 @@ def component_digests(manifest: Manifest) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryArm:
+    """What a share of the requests gets where they name a bare name."""
+
+    patch: ServedPatch
+    canary: Canary
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogView:
     """Everything that selection needs to know."""
 
     names: Mapping[str, NamedPatch] = field(default_factory=lambda: MappingProxyType({}))
     #: Component digests in order -> the patch composed of exactly these.
     compositions: Mapping[tuple[str, ...], ServedPatch] = field(default_factory=lambda: MappingProxyType({}))
+    #: Names that have a canary; what it serves is among their versions.
+    canaries: Mapping[str, CanaryArm] = field(default_factory=lambda: MappingProxyType({}))
     #: ``(name, version)`` of what is being put on the workers right now.
     loading: frozenset[tuple[str, str]] = frozenset()
     #: Whether patches may be joined that nobody composed; see ``server.composition``.
@@ -109,16 +120,28 @@ class CatalogView:
         return view
 
     def with_name(
-        self, name: str, patches: Collection[ServedPatch], active: ServedPatch | None
+        self,
+        name: str,
+        patches: Collection[ServedPatch],
+        active: ServedPatch | None,
+        canary: CanaryArm | None = None,
     ) -> "CatalogView":
-        """Give the view in which ``name`` has the versions ``patches`` and means ``active``."""
+        """Give the view in which ``name`` has the versions ``patches`` and means ``active`` or its canary."""
+        canaries = {key: arm for key, arm in self.canaries.items() if key != name}
+        if canary is not None:
+            canaries[name] = canary
         names = dict(self.names)
         compositions = dict(self.compositions)
         before = names.pop(name).versions if name in names else ()
         if patches:
             names[name] = NamedPatch.of(name, patches, active)
         self._index_compositions(compositions, names, {*before, *patches})
-        return replace(self, names=MappingProxyType(names), compositions=MappingProxyType(compositions))
+        return replace(
+            self,
+            names=MappingProxyType(names),
+            compositions=MappingProxyType(compositions),
+            canaries=MappingProxyType(canaries),
+        )
 
     @staticmethod
     def _index_compositions(

@@ -12,6 +12,9 @@ from typing import TypeVar
 
 from server.aliases import alias_wish
 from server.audit import Audit, NullAudit
+from server.canary import USER_KEY
+from server.canary_arms import Arms, arm_of
+from server.canary_watch import CanaryWatch
 from server.catalog import Catalog
 from server.composition import SelectedPatch
 from server.errors import HEADER_PARAM, PolicyPatchError, UnsupportedWithPatch
@@ -48,6 +51,9 @@ class PatchGate:
         self._catalog = catalog
         self._metrics = metrics
         self._served_names = tuple(served_names)
+        #: Told how requests of names with a canary went.
+        self.canaries: CanaryWatch | None = None
+        self._arms = Arms()
 
     def selection(self) -> Selection:
         """Give the decision for the current request, the same one however often it is asked.
@@ -187,17 +193,34 @@ class PatchGate:
         policy = self.policy
         try:
             caller = self._identify(scope, policy)
-            decision = decide(caller, Asked(scope.header, scope.alias), self._catalog.view, policy)
+            now = self._catalog.view
+            view = self._arms.view_for(now, scope.sticky_value)
+            asked = Asked(scope.header, scope.alias)
+            decision = decide(caller, asked, view, policy)
+            if view is not now and isinstance(decision.outcome, PolicyPatchError):
+                # The caller may have no right to the canary, or a composition with it may be missing.
+                decision = decide(caller, asked, now, policy)
             scope.rule = decision.rule
             selection = decision.selection
             if scope.kind is RouteKind.ENCODES and selection.patch is not None:
                 raise unsupported("this route")
             scope.selection = selection
+            scope.arm = arm_of(now, selection.patch) if selection.patch is not None else None
             self.hold(scope)
         except PolicyPatchError as error:
             scope.selection, scope.error = None, error
             raise
         return selection
+
+    @property
+    def wants_user(self) -> bool:
+        """Whether a canary sticks to the ``user`` of the body, which has to be read ahead then."""
+        return any(arm.canary.key == USER_KEY for arm in self._catalog.view.canaries.values())
+
+    def finished(self, scope: RequestScope, outcome: str) -> None:
+        """Tell the canaries how a request went. For the middleware."""
+        if scope.arm is not None and self.canaries is not None:
+            self.canaries.finished(*scope.arm, outcome, scope.first_token_s)
 
     def terms(self, credentials: Credentials) -> Terms:
         """Tell what the policy lets who shows ``credentials`` know."""

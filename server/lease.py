@@ -123,7 +123,10 @@ class Lease:
         """Note the first token, where ``tokens`` has not."""
         if self._token_s is None:
             self._token_s = time.monotonic()
-            self._latency.first_token.observe(self._token_s - self._started_s)
+            first_token_s = self._token_s - self._started_s
+            self._latency.first_token.observe(first_token_s)
+            if self._scope.first_token_s is None:
+                self._scope.first_token_s = first_token_s
 
     def tokens(self, num_tokens: int) -> None:
         """Note that ``num_tokens`` more tokens came out of one engine step."""

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from server.canary_metrics import CanaryMetrics
 from server.catalog_view import ServedPatch
 from server.composition import COMPOSED_LABEL, SelectedPatch
 from server.control_metrics import ControlMetrics
@@ -101,6 +102,7 @@ class PatchMetrics:
             "1 where the last scan of the patch folder worked.",
         )
         self.control = ControlMetrics(registry)
+        self.canary = CanaryMetrics(registry)
         self.tiers = TierMetrics(registry)
         self.prefixes = PrefixMetrics(registry)
         for code in REQUEST_CODES:

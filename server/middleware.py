@@ -23,6 +23,7 @@ from server.policy.caller import Credentials
 from server.prompt_routes import RouteKind, route_kind
 from server.request_audit import request_event
 from server.request_scope import RequestScope, current_credentials, current_scope
+from server.request_user import read_user
 from server.selection import Selection
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 HEADER_NAME = b"x-policy-patch"
 DIGEST_HEADER_NAME = b"x-policy-patch-digest"
 COMPOSITION_HEADER_NAME = b"x-policy-patch-composition"
+ARM_HEADER_NAME = b"x-policy-patch-arm"
 
 #: Methods that never carry a prompt. SDKs that send a default header send it with these too.
 _PROMPTLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -68,6 +70,8 @@ class PolicyPatchMiddleware:
             await self._app(scope, receive, send)
             return
         request = RequestScope(kind, Credentials.of(scope))
+        if kind.is_generating and self._gate.wants_user:
+            request.user, receive = await read_user(receive)
         try:
             self._gate.open(request, _header_values(scope))
         except PolicyPatchError as error:
@@ -225,7 +229,7 @@ class _Exchange:
     def _response_headers(self) -> Iterable[tuple[bytes, bytes]]:
         selection = self._request.selection
         if selection is not None:
-            return _selection_headers(selection)
+            return _selection_headers(selection, self._request.arm)
         return _BASE_HEADERS if self._request.kind is RouteKind.ENCODES else ()
 
     async def _answer_exception(self, error: Exception, scope: Scope) -> None:
@@ -256,8 +260,10 @@ class _Exchange:
         patch = request.selection.patch if request.selection is not None else None
         if self._rejection is not None:
             self._metrics.request_rejected(self._rejection.code, patch)
+            self._gate.finished(request, "server_error" if self._rejection.status >= 500 else "rejected")
         elif request.kind is not RouteKind.OTHER or request.selection is not None:
             self._metrics.request_finished(patch, self._outcome())
+            self._gate.finished(request, self._outcome())
         # Last: with the patch's last request its series go.
         self._gate.close(request)
 
@@ -275,13 +281,14 @@ def _header_values(scope: Scope) -> list[bytes]:
     return [value for name, value in scope["headers"] if name == HEADER_NAME]
 
 
-def _selection_headers(selection: Selection) -> Iterable[tuple[bytes, bytes]]:
+def _selection_headers(selection: Selection, arm: tuple[str, str] | None) -> Iterable[tuple[bytes, bytes]]:
     patch = selection.patch
     if patch is None:
         return _BASE_HEADERS
     headers = (
         (HEADER_NAME, patch.reference.encode("ascii")),
         (DIGEST_HEADER_NAME, patch.digest.encode("ascii")),
+        *(((ARM_HEADER_NAME, arm[1].encode("ascii")),) if arm is not None else ()),
     )
     form = patch.form
     return headers if form is None else (*headers, (COMPOSITION_HEADER_NAME, form.encode("ascii")))

@@ -9,7 +9,20 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from server.activation import Cause, NameRecord, Target, activated, followed, held, rolled_back
+from server.activation import (
+    Canary,
+    CanaryRules,
+    Cause,
+    NameRecord,
+    Target,
+    activated,
+    canaried,
+    canary_ended,
+    followed,
+    held,
+    rolled_back,
+)
+from server.canary import Verdict
 from server.catalog import Catalog
 from server.errors import AdminCallInvalid, NothingToRollBack, OrderRefused, PatchNotFound, StateNotSaved
 from server.resident import Situation
@@ -103,6 +116,60 @@ class Operator:
                 raise NothingToRollBack(f"no version of '{name}' that was active before is loaded")
             has_file = target in situation.files
             return rolled_back(record, target, self._cause("rollback", by), has_file=has_file)
+
+        return await self._unbroken(self._catalog.change(name, decide))
+
+    async def start_canary(
+        self, name: str, version: str, by: str, *, share: float, key: str, rules: CanaryRules
+    ) -> NameRecord:
+        """Let a share of the requests get ``version`` where they name the bare name.
+
+        Raises:
+            PatchNotFound: It is not on the workers.
+            OrderRefused: It is active, nothing is, or another canary runs.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            record = situation.record
+            target = find_target(situation.resident, name, version)
+            if record.active is None or record.active == target:
+                raise OrderRefused(f"'{name}' has no other active version that a canary could stand beside")
+            if record.canary is not None and record.canary.target != target:
+                raise OrderRefused(f"the canary {record.canary.target.version} runs; end it first")
+            was_pinned = record.canary.was_pinned if record.canary is not None else record.is_pinned
+            cause = self._cause("canary", by)
+            canary = Canary(target, share, key, rules, by, cause.at_s, was_pinned)
+            return canaried(record, canary, cause)
+
+        return await self._unbroken(self._catalog.change(name, decide))
+
+    async def end_canary(
+        self,
+        name: str,
+        verdict: Verdict,
+        by: str,
+        *,
+        expected: Target | None = None,
+        reason: str | None = None,
+    ) -> NameRecord:
+        """Promote a canary to the active version, or abort it: it never becomes active by itself then.
+
+        Raises:
+            OrderRefused: No canary runs, or not the expected one.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            record = situation.record
+            if record.canary is None or expected not in (None, record.canary.target):
+                raise OrderRefused(f"'{name}' has no such canary")
+            target = record.canary.target
+            if verdict == "promote" and target not in situation.resident:
+                raise OrderRefused(f"the canary {target.version} is not loaded any more; abort it")
+            cause = Cause(verdict, by, self._clock(), reason)
+            has_file = target in situation.files
+            return canary_ended(record, cause, is_promoted=verdict == "promote", has_file=has_file)
 
         return await self._unbroken(self._catalog.change(name, decide))
 

@@ -4,8 +4,10 @@ The middleware makes one per request; ``PatchGate`` fills it in. Tasks that a ha
 so a background response that outlives its HTTP exchange still finds its own.
 """
 
+import uuid
 from contextvars import ContextVar
 
+from server.canary import HEADER_KEY, REQUEST_KEY, USER_KEY
 from server.errors import PolicyPatchError
 from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
 from server.prompt_routes import RouteKind
@@ -18,10 +20,12 @@ class RequestScope:
     __slots__ = (
         "alias",
         "alias_text",
+        "arm",
         "cache_partition",
         "caller",
         "credentials",
         "error",
+        "first_token_s",
         "has_failed",
         "header",
         "holds_patch",
@@ -29,8 +33,10 @@ class RequestScope:
         "is_counted_as_base",
         "kind",
         "num_leases",
+        "request_id",
         "rule",
         "selection",
+        "user",
         "was_leased",
     )
 
@@ -58,10 +64,31 @@ class RequestScope:
         self.holds_patch = False
         #: This request is counted as running on the base model.
         self.is_counted_as_base = False
+        #: The name with a canary that takes part, and ``canary`` or ``stable``.
+        self.arm: tuple[str, str] | None = None
+        #: The ``user`` of the body, where a canary wants to know it.
+        self.user: str | None = None
+        #: Made up where the caller sent none and someone asks.
+        self.request_id: str | None = None
+        #: From admission to the first token of the first generation.
+        self.first_token_s: float | None = None
         self.num_leases = 0
         self.was_leased = False
         #: The HTTP exchange is over; generations in the background may still run.
         self.is_closed = False
+
+    def sticky_value(self, key: str) -> str:
+        """Give what a canary sticks to: the header or the user, else an id of this request alone."""
+        value = self.user if key == USER_KEY else None
+        if key.startswith(HEADER_KEY):
+            sent = self.credentials.values(key.removeprefix(HEADER_KEY).lower().encode("ascii"))
+            value = sent[0].decode("latin-1") if sent else None
+        if value:
+            return value
+        if self.request_id is None:
+            sent = self.credentials.values(b"x-request-id") if key == REQUEST_KEY else []
+            self.request_id = sent[0].decode("latin-1") if sent else uuid.uuid4().hex
+        return self.request_id
 
 
 #: ``None`` outside an HTTP request that could run the model.

@@ -25,6 +25,8 @@ examples:
   policypatch patches list --url http://localhost:8000
   policypatch patches load safety-1.3.0.safetensors --hold --url http://localhost:8000 --key-file key
   policypatch patches activate safety 1.3.0 --url unix:/run/policypatch/admin.sock
+  policypatch patches canary safety 1.3.0 --share 0.05 --key header:X-User-Id --max-error-rate 0.02 --url $URL
+  policypatch patches canary safety --promote --url $URL
   policypatch patches rollback safety --expect 1.3.0 --url http://localhost:8000
   policypatch patches rm safety@1.2.0 --force --url http://localhost:8000 --json"""
 
@@ -52,6 +54,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     activate.add_argument("name", metavar="NAME", help="the patch")
     activate.add_argument("version", metavar="VERSION", nargs="?", help="a version, or sha256:…")
     activate.add_argument("--follow", action="store_true", help="take the pin away: the files decide again")
+    canary = actions.add_parser("canary", parents=[common], help="try a version on a share of the requests")
+    canary.add_argument("name", metavar="NAME", help="the patch")
+    canary.add_argument("version", metavar="VERSION", nargs="?", help="a loaded version, or sha256:…")
+    canary.add_argument("--share", type=float, default=0.05, help="of the requests, up to 1 (default: 0.05)")
+    canary.add_argument(
+        "--key",
+        default="request",
+        help="what a caller keeps its arm by: header:NAME, user or request (default: request)",
+    )
+    canary.add_argument("--max-error-rate", type=float, metavar="RATE", help="abort above this, 0 to 1")
+    canary.add_argument(
+        "--max-first-token", type=float, metavar="S", help="abort where the 90th percentile is above this"
+    )
+    canary.add_argument(
+        "--promote-after", type=float, metavar="S", help="promote after keeping the rules for so long"
+    )
+    canary.add_argument("--min-requests", type=int, default=20, help="fewer are not judged (default: 20)")
+    canary.add_argument(
+        "--window", type=float, default=300.0, metavar="S", help="what is older is not judged (default: 300)"
+    )
+    end = canary.add_mutually_exclusive_group()
+    end.add_argument("--promote", action="store_const", dest="end", const="promote", help="make it active")
+    end.add_argument("--abort", action="store_const", dest="end", const="abort", help="end it for good")
     rollback = actions.add_parser("rollback", parents=[common], help="go back to what was active before")
     rollback.add_argument("name", metavar="NAME", help="the patch")
     rollback.add_argument("--expect", metavar="VERSION", help="refuse where another version is active")
@@ -117,6 +142,25 @@ def _activate(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
     return document, describe_record(document)
 
 
+def _canary(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+    if (args.version is None) == (args.end is None):
+        raise CommandError("canary: expected either VERSION, --promote or --abort")
+    body: dict[str, Any] = {"end": args.end}
+    if args.end is None:
+        body = {
+            "version": args.version,
+            "share": args.share,
+            "key": args.key,
+            "max_error_rate": args.max_error_rate,
+            "max_first_token_s": args.max_first_token,
+            "promote_after_s": args.promote_after,
+            "min_requests": args.min_requests,
+            "window_s": args.window,
+        }
+    document = client.call("POST", f"/{args.name}/canary", body=body)
+    return document, describe_record(document)
+
+
 def _rollback(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
     body = {"from": args.expect} if args.expect is not None else {}
     document = client.call("POST", f"/{args.name}/rollback", body=body)
@@ -136,6 +180,7 @@ _ACTIONS = {
     "show": _show,
     "load": _load,
     "activate": _activate,
+    "canary": _canary,
     "rollback": _rollback,
     "rm": _remove,
 }

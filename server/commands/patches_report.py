@@ -21,6 +21,8 @@ def describe_record(document: dict[str, Any]) -> str:
     pinned = ", pinned" if document["is_pinned"] else ""
     lines = [f"{document['name']}: {_version(document['active'])} is active{pinned}"]
     lines += [f"  a rollback goes back to {_version(target)}" for target in document["previous"][:1]]
+    if (canary := document["canary"]) is not None:
+        lines.append(f"  canary: {_version(canary)} for {canary['share']:.1%} by {canary['key']}")
     rows = [(f"  {h['at']}", h["action"], h["by"], _version(h["active"])) for h in document["history"]]
     return "\n".join([*lines, *_table(rows)])
 

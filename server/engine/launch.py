@@ -30,6 +30,7 @@ from patches.fingerprint import fingerprint_model
 from patches.manifest import BaseModel
 from server.admin import Admin
 from server.audit import open_audit
+from server.canary_watch import CanaryWatch
 from server.catalog import Catalog
 from server.control import Control, ControlOptions, open_control
 from server.engine.client import PatchedAsyncLLM
@@ -177,6 +178,8 @@ async def _serve(
         parts = control.of_catalog()
         catalog = Catalog(residency, base_model, max_num_tokens, metrics, **parts, may_compose=may_compose)
         gate = PatchGate(catalog, options.policy, metrics, served_names=served_names, audit=control.audit)
+        operator = Operator(catalog)
+        gate.canaries = CanaryWatch(catalog.record, operator, metrics.canary, control.audit)
         engine.bind_gate(gate)
         async with (
             PatchFolder(options.patches, catalog) as folder,
@@ -186,7 +189,7 @@ async def _serve(
             app = build_app(args, await engine.get_supported_tasks(), engine.model_config)
             # A hosting standard builds the stack early; starlette builds it again on the first request.
             app.middleware_stack = None
-            admin = Admin(catalog, Operator(catalog), Shelf(options.patches, folder, catalog), control.desk)
+            admin = Admin(catalog, operator, Shelf(options.patches, folder, catalog), control.desk)
             admin_here = admin if control.listener is None else None
             install(app, catalog=catalog, gate=gate, metrics=metrics, admin=admin_here)
             await _init_state(app, engine, args, gate)

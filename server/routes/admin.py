@@ -1,7 +1,7 @@
 """``/v1/patches/{name}/…`` that change the catalog. Each needs an admin key, and each is in the audit log."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from patches.errors import InvalidName
 from patches.names import NAME_PATTERN, validate_version
-from server.activation import Change, NameRecord, Target
+from server.activation import Canary, CanaryRules, Change, NameRecord, Target
 from server.admin_desk import ADMIN_KEY_HEADER, AdminDesk, Order
+from server.canary import MAX_SAMPLES
 from server.errors import AdminCallInvalid
 from server.operator import Operator
 from server.routes.admin_route import admin_route, caller
@@ -53,6 +54,40 @@ class RollbackOrder(_Body):
     )
 
 
+class CanaryOrder(_Body):
+    """A canary to start, or the end of the one that runs."""
+
+    version: str | None = Field(None, description="what a share of the requests gets")
+    share: float = Field(0.05, gt=0, le=1, description="of the requests that name the bare name")
+    key: str = Field(
+        "request",
+        pattern=r"^(request|user|header:[A-Za-z0-9-]{1,64})$",
+        description="what a caller keeps its arm by: `header:NAME`, the `user` of the body, or the request",
+    )
+    max_error_rate: float | None = Field(None, ge=0, le=1, description="it aborts above this")
+    max_first_token_s: float | None = Field(None, gt=0, description="90th percentile; it aborts above this")
+    promote_after_s: float | None = Field(None, gt=0, description="keeping the rules so long, it promotes")
+    min_requests: int = Field(20, ge=1, le=MAX_SAMPLES, description="fewer are never judged")
+    window_s: float = Field(300, gt=0, le=86400, description="what is older is not judged")
+    end: Literal["promote", "abort"] | None = Field(None, description="end the canary that runs")
+
+    @model_validator(mode="after")
+    def _starts_or_ends(self) -> "CanaryOrder":
+        if (self.version is None) == (self.end is None):
+            raise ValueError("expected either version or end")
+        return self
+
+    def rules(self) -> CanaryRules:
+        """Give what ends it by itself."""
+        return CanaryRules(
+            self.max_error_rate,
+            self.max_first_token_s,
+            self.promote_after_s,
+            self.min_requests,
+            self.window_s,
+        )
+
+
 class PatchTarget(BaseModel):
     """One content."""
 
@@ -68,6 +103,23 @@ class PatchChange(BaseModel):
     by: str = Field(description="name of the admin key; `folder` where a file did it")
     active: PatchTarget | None
     is_pinned: bool
+    reason: str | None = Field(description="why, where a rule decided")
+
+
+class PatchCanary(BaseModel):
+    """A version that a share of the requests gets."""
+
+    version: str
+    digest: str
+    share: float
+    key: str
+    max_error_rate: float | None
+    max_first_token_s: float | None
+    promote_after_s: float | None
+    min_requests: int
+    window_s: float
+    by: str
+    since: datetime
 
 
 class PatchRecord(BaseModel):
@@ -78,6 +130,7 @@ class PatchRecord(BaseModel):
     is_pinned: bool = Field(description="no file changes what is active")
     previous: list[PatchTarget] = Field(description="what a rollback goes back to, the first that is loaded")
     rolled_back: list[PatchTarget] = Field(description="never active again without a call")
+    canary: PatchCanary | None
     history: list[PatchChange] = Field(description="latest first")
 
 
@@ -113,6 +166,19 @@ def admin_router(operator: Operator, desk: AdminDesk) -> APIRouter:
         with desk.order(request, "rollback", by, name) as order:
             return _answer(order, name, await operator.rollback(name, by, expected=expected))
 
+    @router.post("/{name}/canary", summary="Try a version on a share of requests", responses=REFUSED)
+    async def canary(request: Request, by: By, name: Name, body: CanaryOrder) -> PatchRecord:
+        if body.end is not None:
+            with desk.order(request, body.end, by, name) as order:
+                return _answer(order, name, await operator.end_canary(name, body.end, by))
+        assert body.version is not None
+        with desk.order(request, "canary", by, f"{name}@{body.version} {body.share:g} {body.key}") as order:
+            _check_version(body.version)
+            record = await operator.start_canary(
+                name, body.version, by, share=body.share, key=body.key, rules=body.rules()
+            )
+            return _answer(order, name, record)
+
     @router.get("/{name}/history", summary="What was active, and why", responses=REFUSED)
     async def history(by: By, name: Name) -> PatchRecord:
         return _record(name, operator.record(name))
@@ -141,6 +207,7 @@ def _record(name: str, record: NameRecord) -> PatchRecord:
         is_pinned=record.is_pinned,
         previous=[PatchTarget(version=t.version, digest=t.digest) for t in record.previous],
         rolled_back=[PatchTarget(version=t.version, digest=t.digest) for t in record.rolled_back],
+        canary=_canary(record.canary),
         history=[_change(change) for change in record.history],
     )
 
@@ -157,4 +224,23 @@ def _change(change: Change) -> PatchChange:
         by=change.by,
         active=target_of(change.active),
         is_pinned=change.is_pinned,
+        reason=change.reason,
+    )
+
+
+def _canary(canary: Canary | None) -> PatchCanary | None:
+    if canary is None:
+        return None
+    return PatchCanary(
+        version=canary.target.version,
+        digest=canary.target.digest,
+        share=canary.share,
+        key=canary.key,
+        max_error_rate=canary.rules.max_error_rate,
+        max_first_token_s=canary.rules.max_first_token_s,
+        promote_after_s=canary.rules.promote_after_s,
+        min_requests=canary.rules.min_requests,
+        window_s=canary.rules.window_s,
+        by=canary.by,
+        since=datetime.fromtimestamp(canary.at_s, UTC),
     )

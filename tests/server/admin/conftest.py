@@ -85,6 +85,15 @@ class AdminStand:
         response = await self.stand.chat(header)
         return response.headers["x-policy-patch"] if response.status_code == 200 else None
 
+    async def arms(self, num: int = 200, header: str | None = "X-User-Id") -> dict[str, str | None]:
+        """Ask as ``num`` users; gives the version that answered each."""
+        found = {}
+        for i in range(num):
+            headers = {"X-Policy-Patch": "pirate", **({header: f"user-{i}"} if header else {})}
+            response = await self.stand.client.post("/v1/chat/completions", headers=headers, json={})
+            found[f"user-{i}"] = response.headers.get("x-policy-patch")
+        return found
+
     async def states(self, name: str = "pirate") -> dict[str, str]:
         """Version -> state."""
         return {v["version"]: v["state"] for v in (await self.get(name))["versions"]}

@@ -91,3 +91,19 @@ def test_a_server_that_is_not_there_is_a_mistake(capsys: pytest.CaptureFixture[s
 
 def test_activate_wants_a_version_or_follow() -> None:
     assert main(["patches", "activate", "pirate", "--url", "http://127.0.0.1:9"]) == 2
+
+
+async def test_a_canary_is_started_shown_and_promoted(
+    command: Command, stand: Any, admin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await stand.load()
+    file = tmp_path / "new.safetensors"
+    file.write_bytes(stand.bytes(version="1.1.0"))
+    assert await command("load", str(file), "--hold") == 0
+    rules = ("--max-error-rate", "0.02", "--max-first-token", "0.5", "--promote-after", "600")
+    assert await command("canary", "pirate", "1.1.0", "--share", "0.25", "--key", "user", *rules) == 0
+    assert "canary: 1.1.0 for 25.0% by user" in capsys.readouterr().out
+    assert (await admin.get("pirate/history"))["canary"]["promote_after_s"] == 600
+    assert await command("canary", "pirate", "--promote") == 0
+    assert await admin.answers() == "pirate@1.1.0"
+    assert await command("canary", "pirate", "--abort") == 1

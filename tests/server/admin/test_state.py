@@ -58,6 +58,20 @@ async def test_a_rollback_is_possible_after_a_restart(stand: Any, admin: Any, re
     assert kept == old
 
 
+async def test_a_canary_goes_on_after_a_restart_without_its_file(
+    stand: Any, admin: Any, restarted: Any
+) -> None:
+    await stand.load("pirate", "1.0.0")
+    await admin.put(stand.bytes(version="1.1.0"), "pirate/1.1.0", hold=True)
+    await admin.post("pirate/canary", version="1.1.0", share=0.5, key="user", max_error_rate=0.1)
+    before = stand.catalog.record("pirate")
+    (stand.folder / "pirate-1.1.0.safetensors").unlink()
+    catalog = await restarted()
+    assert catalog.record("pirate") == before
+    assert catalog.view.canaries["pirate"].patch.version == "1.1.0"
+    assert catalog.view.names["pirate"].active.version == "1.0.0"
+
+
 async def test_an_unpinned_name_follows_what_happened_to_the_folder_meanwhile(
     stand: Any, admin: Any, restarted: Any
 ) -> None:

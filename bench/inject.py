@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from bench.environment import describe_environment
+from bench.environment import describe_environment, without_places
 from bench.record import Record, append_record
 from bench.timing import quantile
 from prefix_kernels import (
@@ -181,7 +181,7 @@ def run_inject(options: InjectOptions, command: Sequence[str]) -> tuple[Path, li
         floor_s = statistics.median(s["device_s"] for s in samples["copy"])
         for arm in arms:
             result = _result(samples[arm.name], workload.num_bytes, floor_s)
-            setup = shape | {"command": shlex.join(command), "device": device.type}
+            setup = shape | {"command": shlex.join(map(without_places, command)), "device": device.type}
             setup |= {"arm": arm.name, "num_patches": num_patches}
             records.append(Record(QUESTION, run_id, setup, result, environment))
             append_record(folder / "records.jsonl", records[-1])

@@ -9,6 +9,7 @@ import base64
 import binascii
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -20,6 +21,11 @@ from server.catalog_view import FileFailure, ServedPatch
 from server.errors import AdminCallInvalid, FileRefused, OrderRefused, PatchNotFound
 from server.folder import PatchFolder
 from server.shelf_files import not_writable, publish, remove_files, write_chunks, write_synced
+
+_UPLOAD_SUFFIX = ".upload"
+
+#: Seconds after which an upload that nobody wrote to is nobody's.
+_LEFTOVER_S = 3600.0
 
 #: Told the name and the content before it can become active.
 Hold = Callable[[str, Target], Awaitable[None]]
@@ -34,6 +40,13 @@ class Shelf:
         self._catalog = catalog
         #: One order about files at a time.
         self._orders = asyncio.Lock()
+
+    def remove_leftovers(self) -> None:
+        """Remove uploads that a killed server left; blocks. Recent ones may be those of another server."""
+        with contextlib.suppress(OSError):
+            for path in self._path.glob(f".*{_UPLOAD_SUFFIX}*"):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_S:
+                    path.unlink(missing_ok=True)
 
     @contextlib.asynccontextmanager
     async def receive(self, chunks: AsyncIterator[bytes], signature: str | None) -> AsyncIterator[Path]:
@@ -51,7 +64,7 @@ class Shelf:
         envelope = decode_signature(signature)
         with contextlib.ExitStack() as leftovers:
             try:
-                descriptor, name = await asyncio.to_thread(tempfile.mkstemp, ".upload", ".", self._path)
+                descriptor, name = await asyncio.to_thread(tempfile.mkstemp, _UPLOAD_SUFFIX, ".", self._path)
                 path = Path(name)
                 leftovers.callback(path.unlink, missing_ok=True)
                 with open(descriptor, "wb") as file:

@@ -190,6 +190,7 @@ async def _serve(
             # A hosting standard builds the stack early; starlette builds it again on the first request.
             app.middleware_stack = None
             admin = Admin(catalog, operator, Shelf(options.patches, folder, catalog), control.desk)
+            await asyncio.to_thread(admin.shelf.remove_leftovers)
             admin_here = admin if control.listener is None else None
             install(app, catalog=catalog, gate=gate, metrics=metrics, admin=admin_here)
             await _init_state(app, engine, args, gate)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,14 @@ async def test_one_version_is_described_by_its_own_address(stand: Any, admin: An
     patch = await stand.load("pirate", "1.0.0")
     assert (await admin.get("pirate/1.0.0"))["digest"] == patch.digest
     assert stand.code(await admin.client.get("/v1/patches/pirate/2.0.0")) == (404, "patch_not_found")
+
+
+async def test_uploads_that_a_killed_server_left_are_removed_and_recent_ones_are_not(
+    stand: Any, admin: Any
+) -> None:
+    for name, age_s in ((".old.upload", 7200), (".old.upload.sig", 7200), (".new.upload", 10)):
+        (stand.folder / name).write_bytes(b"half")
+        os.utime(stand.folder / name, (time.time() - age_s,) * 2)
+    await stand.load()
+    admin.parts.shelf.remove_leftovers()
+    assert names(stand.folder) == {".new.upload", "pirate-1.0.0.safetensors"}

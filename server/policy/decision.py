@@ -5,7 +5,7 @@ or there is no answer. Whether a name exists is told only to callers who may cho
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.catalog_view import CatalogView, ServedPatch, component_digests
 from server.composition import SelectedPatch
@@ -94,6 +94,8 @@ class _Case:
 def decide(caller: Caller, asked: Asked, view: CatalogView, policy: Policy) -> Decision:
     """Decide what answers a request. Never raises what a request can cause."""
     wish, source = (asked.header, "header") if asked.header is not None else (asked.alias, "alias")
+    if policy.prepared_only and view.may_compose:
+        view = replace(view, may_compose=False)
     case = _Case(view, policy, (), source if wish is not None else "default")  # type: ignore[arg-type]
     try:
         case.rules = caller.rules(policy)

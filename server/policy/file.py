@@ -6,6 +6,7 @@
     fallbacks: forbidden            # the only value: a selection that can't be had is an error
     required: [safety]              # always in front; no request takes it away
     default: tone@1.2.0             # what a request gets that names nothing
+    prepared_only: false            # whether `a, b` needs a prepared composition
     share_cache: false              # whether keys and tenants share the prefix cache of their prompts
     alias: all                      # what `model: "<served name>:<patch>"` may name: all, or a list
     others: RULE                    # callers that neither key nor tenant tells apart; left out: refused
@@ -41,7 +42,10 @@ from server.selection import OptOut, Wish
 
 FORMAT_VERSION = "1"
 
-_FIELDS = ("version", "fallbacks", "required", "default", "share_cache", "alias", "others", "keys", "tenants")
+_FIELDS = (
+    *("version", "fallbacks", "required", "default", "prepared_only", "share_cache", "alias", "others"),
+    *("keys", "tenants"),
+)
 _RULE_FIELDS = ("allow", "default", "allow_none")
 _TENANT_FIELDS = ("header", "trusted", "required", "rules", "others")
 
@@ -115,6 +119,7 @@ def _policy(reader: Reader, root: Node) -> Policy | None:
         key_ring=ring,
         key_rules=MappingProxyType(key_rules),
         tenants=tenants,
+        prepared_only=reader.boolean(fields.get("prepared_only"), "prepared_only", default=False),
         share_cache=reader.boolean(fields.get("share_cache"), "share_cache", default=False),
     )
 

@@ -97,6 +97,8 @@ class Policy:
     key_ring: KeyRing = field(default_factory=KeyRing)
     key_rules: Mapping[str, Rule] = field(default_factory=lambda: MappingProxyType({}))
     tenants: Tenants | None = None
+    #: Whether several patches need a prepared composition, even where the server could join them.
+    prepared_only: bool = False
     #: Whether callers that it tells apart may find each other's prompts in the prefix cache.
     share_cache: bool = False
     #: What an operator calls its default: the flag, or the field of the file.

@@ -1,5 +1,6 @@
 """The decision as tables: caller, wish, view and policy in; a patch or an error, and the rule, out."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -344,3 +345,26 @@ def test_no_wish_gets_an_answer_that_lacks_what_is_required(
 
 def test_nothing_named_under_an_open_policy_is_the_base() -> None:
     assert decide(ANYONE, Asked(), VIEW, OPEN_POLICY).selection is BASE
+
+
+@pytest.mark.parametrize(
+    ("document", "asked", "parts"),
+    [
+        ("others: {allow: all}", "toxicity, safety", [TOXICITY_2, SAFETY]),
+        ("required: [safety]\nothers: {allow: all}", "toxicity", [SAFETY, TOXICITY_2]),
+        ("prepared_only: true\nothers: {allow: all}", "toxicity, safety", None),
+        ("prepared_only: true\nrequired: [safety]\nothers: {allow: all}", "toxicity", None),
+        ("prepared_only: true\nothers: {allow: all}", "toxicity, bias", [BOTH]),
+    ],
+)
+def test_a_policy_can_forbid_what_nobody_prepared(document: str, asked: str, parts: Any) -> None:
+    """On a server that was started with ``--composition any``."""
+    policy = parse_policy(f"version: 1\n{document}".encode())
+    view = replace(VIEW, may_compose=True)
+    outcome = decide(ANYONE, Asked(parse_wish(asked, "header")), view, policy).outcome
+    if parts is None:
+        assert isinstance(outcome, CompositionNotPrepared)
+    else:
+        assert not isinstance(outcome, PolicyPatchError)
+        assert outcome.patch is not None
+        assert list(outcome.patch.parts) == parts

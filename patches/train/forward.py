@@ -1,8 +1,8 @@
 """Running the frozen model behind a prefix, over a batch of prompts and answers.
 
 The prefix is given as K/V, computed once for the whole batch, as a server does it: its positions are no
-part of the batch, have no logits, and so can't reach a loss. Rows are padded on the right, so that every
-token has the position that it has in a request.
+part of the batch, have no logits, and so can't reach a loss. What all rows begin with joins it. Rows are
+padded on the right, so that every token has the position that it has in a request.
 """
 
 from collections.abc import Sequence
@@ -65,6 +65,7 @@ def answer_logits(network: Any, kv: PrefixKv | None, batch: Batch) -> AnswerLogi
         kv: The prefix; gradients flow into it where it has them. ``None`` runs the model as it is.
         batch: What to read. Each prompt has at least one token.
     """
+    kv, batch = _with_shared_head(network, kv, batch)
     num_rows = batch.input_ids.shape[0]
     # The logits at one position are about the token at the next.
     positions = batch.answer_mask.any(0).nonzero()[:, 0] - 1
@@ -95,6 +96,25 @@ def prefix_kv(network: Any, embeddings: torch.Tensor) -> PrefixKv:
         use_cache=True,
     )
     return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _with_shared_head(network: Any, kv: PrefixKv | None, batch: Batch) -> tuple[PrefixKv | None, Batch]:
+    """Move what all rows begin with, such as a system message, into the K/V: read once, not B times."""
+    differs = (batch.input_ids != batch.input_ids[:1]).any(0) | batch.answer_mask.any(0)
+    # At least one token of a prompt stays: its logits predict the answer's first one.
+    num_shared = int(differs.int().argmax()) - 1
+    if batch.input_ids.shape[0] == 1 or num_shared < 1:
+        return kv, batch
+    from transformers import DynamicCache
+
+    cache = DynamicCache() if kv is None else _cache_of(kv, 1)
+    network.get_decoder()(input_ids=batch.input_ids[:1, :num_shared], past_key_values=cache, use_cache=True)
+    rest = Batch(
+        batch.input_ids[:, num_shared:],
+        batch.attention_mask[:, num_shared:],
+        batch.answer_mask[:, num_shared:],
+    )
+    return [(layer.keys, layer.values) for layer in cache.layers], rest
 
 
 def _cache_of(kv: PrefixKv, num_rows: int) -> Any:

@@ -40,6 +40,30 @@ def test_answers_have_the_logprobs_of_one_sequence_with_the_prefix_in_front(
     assert torch.allclose(sums, torch.stack(expected), atol=1e-4)
 
 
+@pytest.mark.parametrize("has_prefix", [True, False])
+def test_what_all_rows_begin_with_is_read_once(
+    tiny_model: LoadedModel, embeddings: torch.Tensor, has_prefix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, widths = (9, 8, 7, 6), []
+    batch = [Sample((*head, 5, 3), (8, 9, 1)), Sample((*head, 4), (13, 1)), Sample((*head, 5), (8, 1))]
+    forward = type(tiny_model.network).forward
+
+    def count(network: object, *args: object, **inputs: torch.Tensor) -> object:
+        widths.append(inputs["input_ids"].shape[1])
+        return forward(network, *args, **inputs)
+
+    monkeypatch.setattr(type(tiny_model.network), "forward", count)
+    with torch.no_grad():
+        kv = prefix_kv(tiny_model.network, embeddings) if has_prefix else None
+        output = answer_logits(tiny_model.network, kv, collate(batch, "cpu"))
+    monkeypatch.undo()
+    assert widths == [9 - 3], "one token of the shared ones stays, for rows that end there"
+    sums = answer_logprobs(output.logits, output.labels, output.mask)
+    rows = embeddings if has_prefix else torch.zeros(0, 32)
+    expected = [logprobs_of_one_sequence(tiny_model, rows, sample).sum() for sample in batch]
+    assert torch.allclose(sums, torch.stack(expected), atol=1e-4)
+
+
 def test_without_a_prefix_the_model_is_itself(tiny_model: LoadedModel, samples: list[PairSample]) -> None:
     sample = samples[0].chosen
     with torch.no_grad():

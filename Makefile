@@ -111,6 +111,11 @@ lint: $(INSTALLED_DEV) ## ruff, mypy, hadolint
 docs: $(INSTALLED_DEV) ## write docs/cli.md from the commands' own help
 	$(BIN)/python tools/cli_reference.py docs/cli.md
 
+.PHONY: patches
+patches: $(INSTALLED_DEV) ## train the ready patches again, into build/patches: hours on a CPU
+	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
+	$(BIN)/python tools/make_patches.py --model "$(DEMO_MODEL)" examples/recipes/*.yaml
+
 .PHONY: bench
 bench: $(INSTALLED_DEV) ## measure the overhead on this machine, into bench/out
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"

@@ -1,0 +1,64 @@
+"""The recipes of the ready patches: the commands take them, and the committed patches come from them."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from patches.format import read_patch
+from patches.train.config import TrainConfig
+from server.commands import pairs, train
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+PATCHES = sorted((EXAMPLES / "patches").glob("*.safetensors"))
+TRAINED = [path for path in PATCHES if read_patch(path).manifest.origin["method"] == "trained"]
+
+
+def stem_of(path: Path) -> str:
+    return path.stem
+
+
+def recipe_of(path: Path) -> dict[str, Any]:
+    recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return recipe
+
+
+def destinations(command: Any) -> dict[str, str]:
+    """Give each flag of a command with the name that its value has."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return {flag: action.dest for action in parser._actions for flag in action.option_strings}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=stem_of)
+def test_the_commands_know_every_flag_of_a_recipe(path: Path) -> None:
+    recipe = recipe_of(path)
+    assert {f"--{name}" for name in recipe["pairs"]} <= set(destinations(pairs))
+    assert {f"--{name}" for name in recipe["train"]} <= set(destinations(train))
+    assert recipe["name"] == path.stem
+    assert (EXAMPLES / "recipes" / recipe["policy"]).read_text(encoding="utf-8").strip()
+
+
+def test_there_are_ready_patches_and_each_has_a_recipe() -> None:
+    names = {read_patch(path).manifest.name for path in TRAINED}
+    assert names
+    assert names <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=stem_of)
+def test_a_ready_patch_says_what_its_recipe_says(path: Path) -> None:
+    manifest = read_patch(path).manifest
+    recipe = recipe_of(EXAMPLES / "recipes" / f"{manifest.name}.yaml")
+    names = destinations(train)
+    asked = {names[f"--{flag}"]: value for flag, value in recipe["train"].items()}
+    asked["stages"] = tuple(asked["stages"].split(","))
+    config = TrainConfig(**asked, seed=manifest.origin["seed"]).as_json()
+    text = (EXAMPLES / "recipes" / recipe["policy"]).read_bytes()
+    assert manifest.version == recipe["version"]
+    assert json.loads(json.dumps(manifest.origin["config"])) == config
+    assert manifest.origin["init_text_digest"] == "sha256:" + hashlib.sha256(text).hexdigest()

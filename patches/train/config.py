@@ -53,6 +53,8 @@ class TrainConfig:
     patience: int = 3
     compute_dtype: str = "float32"
     seed: int = 0
+    #: Learn a LoRA adapter of this rank instead of a patch, to compare patches with.
+    lora_rank: int | None = None
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -78,6 +80,7 @@ class TrainConfig:
             self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
         self._require("benign_tokens", self.benign_tokens >= 1, "at least 1")
         self._require("benign_weight", 0 <= self.benign_weight < float("inf"), "at least 0")
+        self._require("lora_rank", self.lora_rank is None or self.lora_rank >= 1, "at least 1")
         self._require("warmup", 0 <= self.warmup < 1, "at least 0 and less than 1")
         self._require("patience", self.patience >= 0, "at least 0")
         self._require("validate_every", self.validate_every is None or self.validate_every >= 1, "at least 1")

@@ -29,6 +29,7 @@ from patches.train.data import Encoder, encode_pairs
 from patches.train.export import best_validations, curves_for_manifest, make_trained_patch
 from patches.train.initial import initial_values
 from patches.train.loop import Loop, StageWork, out_of_memory_explained
+from patches.train.lora import LoraFactors, LoraPrefix
 from patches.train.ranks import OneRank, Ranks
 from patches.train.reference import reference_logprobs
 from patches.train.soft_prefix import SoftPrefix
@@ -74,6 +75,8 @@ class TrainResult:
     patch: Patch | None
     state: RunState
     counts: Mapping[str, JsonValue] = field(default_factory=dict)
+    #: With ``lora_rank``, in place of a patch: the adapter's factors under PEFT's names.
+    lora: Mapping[str, torch.Tensor] | None = None
 
 
 def train_patch(
@@ -105,6 +108,8 @@ def train_patch(
         state = run.stage(state)
         if state.stage_idx == stage_idx:
             return TrainResult(None, state, run.counts())
+    if config.lora_rank is not None:
+        return TrainResult(None, state, run.counts(), run.lora(state))
     return TrainResult(run.patch(state), state, run.counts())
 
 
@@ -123,6 +128,7 @@ class _Run:
         self._others = [_composable(path, self._model) for path in inputs.compose_with]
         self._pairs = encode_pairs(self._encoder, rows, config.max_length, inputs.teacher_text)
         self._benign = self._load_benign()
+        self._factors = self._lora_factors()
 
     def counts(self) -> dict[str, JsonValue]:
         """Count what was learned from, and what was left out and why."""
@@ -139,10 +145,7 @@ class _Run:
         """Read the checkpoint, or make the first state."""
         path, identity = self._inputs.folder / CHECKPOINT, self._identity()
         if not is_resumed:
-            start = initial_values(
-                self._model.network, self._model.tokenizer, self._config, self._inputs.init_text
-            )
-            return RunState(identity=identity, values=start)
+            return RunState(identity=identity, values=self._start())
         state = read_checkpoint(path)
         if state.identity != identity:
             raise TrainingError(
@@ -179,6 +182,24 @@ class _Run:
         label = replace(self._inputs.label, evaluation={"training": best_validations(state.curves)})
         with out_of_memory_explained():
             return make_trained_patch(served, self._config.kind, state.values, label, self._origin(state))
+
+    def lora(self, state: RunState) -> dict[str, torch.Tensor]:
+        """Give the adapter of a finished run."""
+        assert self._factors is not None
+        return self._factors.state_dict(state.values)
+
+    def _start(self) -> torch.Tensor:
+        if self._factors is not None:
+            return self._factors.initial_values(self._config.seed)
+        network, tokenizer = self._model.network, self._model.tokenizer
+        return initial_values(network, tokenizer, self._config, self._inputs.init_text)
+
+    def _lora_factors(self) -> LoraFactors | None:
+        if self._config.lora_rank is None:
+            return None
+        if self._others:
+            raise TrainingError("lora_rank: an adapter can't stand beside patches; leave out compose_with")
+        return LoraFactors(self._model.network, self._config.lora_rank)
 
     def _work(self, name: str, state: RunState) -> StageWork:
         network, pairs, benign = self._model.network, self._pairs, self._benign
@@ -227,6 +248,8 @@ class _Run:
         return replace(state, reference=train, validation_reference=validation)
 
     def _prefix(self, values: torch.Tensor) -> SoftPrefix:
+        if self._factors is not None:
+            return LoraPrefix(self._factors, self._model.network, values)
         rows = [patch.embeddings for patch in self._others if patch.embeddings is not None]
         return SoftPrefix(self._model.network, self._config.kind, values, rows)
 

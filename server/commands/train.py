@@ -4,7 +4,7 @@ import argparse
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from server.commands.patch_arguments import (
 from server.commands.text_file import read_text_file
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from patches.train.ranks import Ranks
     from patches.train.run import TrainInputs, TrainResult
 
@@ -126,6 +128,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add("validate_every", "steps between validations (default: an epoch)", type=int, metavar="S")
     add("patience", "validations without improvement that end a stage, 0 for never", type=int, metavar="P")
     add("compute_dtype", "the dtype to train in", choices=("float32", "bfloat16", "float16"))
+    add("lora_rank", "learn a LoRA adapter of this rank instead, to compare with", type=int, metavar="R")
     add("seed", "for the order of rows, contexts and a random start", type=int, metavar="S")
 
 
@@ -144,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         except TrainingStopped as error:
             note(str(error))
             return 1
-        if result.patch is None:
+        if not result.state.is_finished:
             note(f"stopped at step {result.state.step}; the same command with --resume goes on from there")
             return 130
         if ranks.index == 0:
@@ -179,6 +182,9 @@ def _train(inputs: "TrainInputs", config: TrainConfig, is_resumed: bool, ranks: 
 def _finish(args: argparse.Namespace, inputs: "TrainInputs", result: "TrainResult") -> None:
     from patches.train.log import write_report
 
+    if result.lora is not None:
+        _save_lora(args, result.lora)
+        return
     assert result.patch is not None
     save(result.patch, args)
     report = write_report(inputs.folder, result.patch, result.state.curves, result.counts)
@@ -186,6 +192,14 @@ def _finish(args: argparse.Namespace, inputs: "TrainInputs", result: "TrainResul
     if left_out:
         note("left out of the pairs: " + ", ".join(f"{n} {reason}" for reason, n in left_out.items()))
     print(f"{report}: what it learned from, and how far it came")
+
+
+def _save_lora(args: argparse.Namespace, tensors: "Mapping[str, Tensor]") -> None:
+    from patches.train.lora import save_adapter
+
+    folder = args.output / f"{args.name}-{args.version}.lora"
+    save_adapter(tensors, args.lora_rank, folder)
+    print(f"{folder}: a LoRA adapter, for `policypatch eval --lora`; servers take patches")
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:

@@ -13,6 +13,7 @@ with and without the client's own check. Prints one JSON line.
 import asyncio
 import json
 import sys
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +91,9 @@ class OpenGate:
     async def ready(self) -> None:
         return None
 
+    async def take(self, outputs: AsyncGenerator[Any, None]) -> Any:
+        return await anext(outputs, None)
+
     def tokens(self, num_tokens: int) -> None:
         return None
 
@@ -153,6 +157,7 @@ async def main(model: str, guards: str, patch_file: str) -> None:
     gate.patch = SimpleNamespace(
         digest=patch.digest, num_tokens=patch.manifest.num_virtual_tokens, reference="random@1.0.0"
     )
+    gate.patch.parts = (gate.patch,)
     outcome = {
         "expected": await generate(engine, insists=False),
         "hostile": await generate(engine, insists=True),

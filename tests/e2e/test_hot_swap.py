@@ -358,7 +358,7 @@ def test_a_half_written_file_changes_nothing_until_it_is_whole(
     old = tiny_patches.of_random_embeddings("slow", 40, seed=1)
     new = tiny_patches.of_random_embeddings("slow", 40, seed=2)
     path = server.install(old)
-    # In use, so in memory from here on: an unused version is nowhere but in the file that is now written over.
+    # In use, so in memory from here on: see "overwritten in place" in docs/operations.md.
     assert server.ask(PROMPTS[0], patch="slow").digest == old.digest
     data = bytes_of(new)
     with path.open("wb") as file:

@@ -34,7 +34,7 @@ def server(start_module_server: Any, tiny_model: Path) -> Any:
     """A server whose workers can be asked what they hold."""
     started = start_module_server(
         tiny_model,
-        *("--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN)),
+        *("--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN), "--keep-previous", "0"),
         env={"VLLM_SERVER_DEV_MODE": "1"},
     )
     started.wait_ready()

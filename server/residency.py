@@ -95,6 +95,10 @@ class Residency(Protocol):
         """Tell whether ``ready`` would return at once."""
         ...
 
+    def idle(self, digest: str) -> None:
+        """Take note that the last request that used ``digest`` is over, for now."""
+        ...
+
     async def unload(self, digest: str) -> None:
         """Forget ``digest``; the catalog calls it when the last request that used it is done.
 
@@ -128,6 +132,9 @@ class NullResidency:
     def is_ready(self, digest: str) -> bool:
         """See ``Residency.is_ready``."""
         return digest in self.resident
+
+    def idle(self, digest: str) -> None:
+        """See ``Residency.idle``."""
 
     async def unload(self, digest: str) -> None:
         """See ``Residency.unload``."""

@@ -98,7 +98,11 @@ class Residents:
             resident = self._residents[part.digest]
             assert resident.num_in_flight > 0, f"{part.reference} released more often than acquired"
             resident.num_in_flight -= 1
-            if resident.num_in_flight == 0 and not self._is_kept(resident):
+            if resident.num_in_flight:
+                continue
+            if self._is_kept(resident):
+                self._residency.idle(part.digest)
+            else:
                 self._drain_soon(resident)
 
     def is_ready(self, patch: ServedPatch) -> bool:

@@ -6,7 +6,8 @@ request needs one thing before it may start: its prefix in every worker's host m
 
 Invariants: what requests in flight use is never taken out of host memory, nor what no file holds any more;
 of one digest there is at most one load or unload at a time, however many requests wait for it; a load that
-goes beyond the bound of host memory first takes out what is not in use.
+goes beyond the bound of host memory first takes out what is not in use, and what had to stay beyond it goes
+as soon as its last request is over.
 
 Only the event loop's thread calls in here.
 """
@@ -15,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +66,8 @@ class TieredResidency:
         self._num_warm: Counter[str] = Counter()
         self._host_bytes = 0
         self._must_stay: Callable[[str], bool] = lambda digest: False
+        #: The loop itself holds tasks weakly.
+        self._trims: set[asyncio.Task[None]] = set()
 
     def bind(self, must_stay: Callable[[str], bool]) -> None:
         """See ``Residency.bind``."""
@@ -136,21 +139,43 @@ class TieredResidency:
         async with prefix.order:
             # Before anything waits: others who need room at the same time count with it.
             self._host_bytes += prefix.nbytes
-            victims = list(self._victims())
-            for victim in victims:
-                self._cool(victim)
-                self._metrics.evicted("host")
             try:
-                await asyncio.gather(*(self._drop(victim) for victim in victims))
+                await self._drop_all(self._give_up_surplus())
                 await self._clear(prefix)
                 await self._workers.load(prefix.digest, kv, is_pinned=prefix.is_pinned)
             except BaseException:
                 self._host_bytes -= prefix.nbytes
+                self._note()
                 raise
             prefix.is_warm = True
             self._num_warm[prefix.name] += 1
             self._metrics.loaded("host")
             self._note()
+
+    def idle(self, digest: str) -> None:
+        """See ``Residency.idle``."""
+        if self._host_bytes <= self._options.host_bytes:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # The loop is gone, so the process is going, and the workers with it.
+            return
+        trim = loop.create_task(self._drop_all(self._give_up_surplus()))
+        self._trims.add(trim)
+        trim.add_done_callback(self._trims.discard)
+
+    def _give_up_surplus(self) -> list[_Prefix]:
+        """Give up what is not in use, as far as host memory is beyond its bound."""
+        victims = list(self._victims())
+        for victim in victims:
+            self._cool(victim)
+            self._metrics.evicted("host")
+        return victims
+
+    async def _drop_all(self, victims: Sequence[_Prefix]) -> None:
+        await asyncio.gather(*(self._drop(victim) for victim in victims))
+        self._note()
 
     def _victims(self) -> Iterator[_Prefix]:
         surplus = self._host_bytes - self._options.host_bytes

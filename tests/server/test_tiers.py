@@ -86,7 +86,12 @@ class Tiers:
         """Run one request."""
         self.in_use.add(digest)
         await self.residency.ready(digest)
+        self.end(digest)
+
+    def end(self, digest: str) -> None:
+        """End the last request."""
         self.in_use.discard(digest)
+        self.residency.idle(digest)
 
     def value(self, series: str) -> float:
         lines = generate_latest(self.registry).decode().splitlines()
@@ -188,6 +193,21 @@ async def test_what_is_in_use_is_never_taken_away(tiers: Any) -> None:
     t.in_use.clear()
     await t.use(third)
     assert set(t.workers.held) == {third}
+
+
+async def test_what_had_to_stay_beyond_the_bound_goes_when_its_last_request_is_over(tiers: Any) -> None:
+    t = tiers(host_bytes=NBYTES)
+    digests = [await t.serve(f"p{i}", float(i)) for i in range(3)]
+    for digest in digests:
+        t.in_use.add(digest)
+        await t.residency.ready(digest)
+    assert t.value('policy_patch_tier_bytes{tier="host"}') == 3 * NBYTES
+    for digest in digests:
+        t.end(digest)
+    await t.stand.until(lambda: len(t.workers.held) == 1)
+    assert set(t.workers.held) == {digests[2]}
+    assert t.value('policy_patch_tier_bytes{tier="host"}') == NBYTES
+    assert t.value('policy_patch_tier_evictions_total{tier="host"}') == 2
 
 
 async def test_a_pinned_name_is_loaded_at_once_and_stays(tiers: Any) -> None:

@@ -22,6 +22,7 @@ from bench.client import call_json, open_session
 from bench.environment import without_places
 from bench.errors import BenchError, GateFailed
 from bench.patch_set import PatchFile, make_patch_set
+from bench.question import finish, question_parser
 from bench.servers import ServerSpec, free_port, running_server
 from bench.sweep import (
     Cell,
@@ -30,7 +31,6 @@ from bench.sweep import (
     at_least_one,
     cells_along,
     counts,
-    finish,
     model_name,
     new_folder,
 )
@@ -166,12 +166,7 @@ def run_catalog(args: argparse.Namespace, command: Sequence[str]) -> Path:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="policypatch bench catalog",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     parser.add_argument("--model", required=True, help="model folder; only its shape and tokenizer are read")
     parser.add_argument(
         "--patches",

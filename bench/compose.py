@@ -12,7 +12,6 @@ No server: the model runs here, in transformers. That a server's compositions on
 
 import argparse
 import itertools
-import json
 import shlex
 import sys
 import uuid
@@ -25,11 +24,12 @@ import torch
 
 from bench.environment import describe_environment, without_places
 from bench.fidelity import PROMPTS
+from bench.question import finish, markdown_into, question_parser
 from bench.record import Record, append_record
 from bench.timing import quantile
 from patches.compile import compile_patch
 from patches.compose import compose_patches
-from patches.errors import ComposeError, PatchError
+from patches.errors import ComposeError
 from patches.format import Patch, read_patch
 from patches.label import Label
 from patches.manifest import DTYPES
@@ -210,8 +210,8 @@ def compare_order(
     return {way: compare_distributions(exact, reader.logits(kvs[way], whole, num_tokens)) for way in WAYS}
 
 
-def run_compose(options: ComposeOptions, command: Sequence[str]) -> tuple[Path, list[Record]]:
-    """Measure every order of two patches, and return the records and where they are.
+def run_compose(options: ComposeOptions, command: Sequence[str]) -> Path:
+    """Measure every order of two patches, and return the path of the records.
 
     Raises:
         PatchError: the model, or a patch, cannot be used.
@@ -222,8 +222,8 @@ def run_compose(options: ComposeOptions, command: Sequence[str]) -> tuple[Path, 
     rotary = rotary_of_parameters(model.network.config.rope_parameters, model.base_model.head_size)
     reader = Reader(model)
     batch = reader.batch(PROMPTS[:: len(PROMPTS) // options.num_prompts][: options.num_prompts])
-    folder = options.out / f"{QUESTION}-{run_id}"
-    folder.mkdir(parents=True)
+    path = options.out / f"{QUESTION}-{run_id}" / "records.jsonl"
+    path.parent.mkdir(parents=True)
     setup = {
         "command": shlex.join(map(without_places, command)),
         "model": without_places(options.model),
@@ -236,7 +236,6 @@ def run_compose(options: ComposeOptions, command: Sequence[str]) -> tuple[Path, 
         for a, b in itertools.permutations(patches, 2)
         if options.first is None or options.first in (a.manifest.name, b.manifest.name)
     }
-    records = []
     for a, b in itertools.permutations(patches, 2):
         names = [a.manifest.name, b.manifest.name]
         if options.first not in (None, names[0]):
@@ -251,11 +250,9 @@ def run_compose(options: ComposeOptions, command: Sequence[str]) -> tuple[Path, 
             "base": None,
         }
         for way, result in compare_order(reader, kvs, batch, options.num_output_tokens).items():
-            records.append(
-                Record(QUESTION, run_id, setup | {"order": names, "way": way}, result, environment)
-            )
-            append_record(folder / "records.jsonl", records[-1])
-    return folder / "records.jsonl", records
+            place = setup | {"order": names, "way": way}
+            append_record(path, Record(QUESTION, run_id, place, result, environment))
+    return path
 
 
 def markdown_report(records: Sequence[Record]) -> str:
@@ -296,12 +293,7 @@ def markdown_report(records: Sequence[Record]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line; defaults are those of ``ComposeOptions``."""
     d = ComposeOptions
-    parser = argparse.ArgumentParser(
-        prog=f"policypatch bench {QUESTION}",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     parser.add_argument("patches", type=Path, nargs="+", metavar="PATCH", help="patch files, at least two")
     parser.add_argument("--model", required=True, help="model folder, or the id of a cached model")
     parser.add_argument("--first", metavar="NAME", help="only orders that begin with this patch")
@@ -335,18 +327,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = ComposeOptions(**vars(parser.parse_args(arguments)))
     except ValueError as error:
         parser.error(str(error))
-    try:
-        path, records = run_compose(options, ["python", "-m", f"bench.{QUESTION}", *arguments])
-    except (PatchError, OSError, ValueError) as error:
-        print(f"bench {QUESTION}: {error}", file=sys.stderr)
-        print(json.dumps({"question": QUESTION, "ok": False, "error": str(error).splitlines()[0]}))
-        return 1
-    report = markdown_report(records)
-    (path.parent / "report.md").write_text(report, encoding="utf-8")
-    print(report)
-    kl = {f"{', '.join(r.setup['order'])}: {r.setup['way']}": r.result["kl_mean"] for r in records}
-    print(json.dumps({"question": QUESTION, "ok": True, "records": str(path), "kl_mean": kl}))
-    return 0
+    return finish(
+        QUESTION,
+        lambda: run_compose(options, ["python", "-m", f"bench.{QUESTION}", *arguments]),
+        report=markdown_into(markdown_report),
+        summary=lambda records: {
+            "kl_mean": {
+                f"{', '.join(r.setup['order'])}: {r.setup['way']}": r.result["kl_mean"] for r in records
+            }
+        },
+    )
 
 
 if __name__ == "__main__":

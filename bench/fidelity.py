@@ -9,16 +9,13 @@ alone and in a batch: what no implementation can be below. ``docs/fidelity.md`` 
 import argparse
 import asyncio
 import itertools
-import json
 import shlex
-import signal
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import aiohttp
@@ -36,7 +33,8 @@ from bench.launch import (
     ours_server,
     prepare_patch,
 )
-from bench.record import Record, append_record, read_records
+from bench.question import finish, markdown_into, question_parser
+from bench.record import Record, append_record
 from bench.servers import require_running, running_server
 from bench.tokens import served_model, tokenize_policy
 from bench.workloads import UserTurn
@@ -313,12 +311,7 @@ def progress(message: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line; defaults are those of the options' dataclasses."""
-    parser = argparse.ArgumentParser(
-        prog=f"policypatch bench {QUESTION}",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     d = FidelityOptions
     parser.add_argument("--model", required=True, help="model folder, or the id of a cached model")
     parser.add_argument("--policy-text", required=True, type=Path, metavar="FILE", help="the policy as text")
@@ -371,27 +364,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         engine.environment(is_gpu=False)
     except ValueError as error:
         parser.error(str(error))
-    previous = signal.signal(signal.SIGTERM, _exit_on_signal)
-    try:
-        path = run_fidelity(engine, options, ["python", "-m", f"bench.{QUESTION}", *arguments])
-        records = read_records([path])
-        report = markdown_report(records)
-        (path.parent / "report.md").write_text(report, encoding="utf-8")
-        print(report)
-    except (BenchError, OSError, ValueError) as error:
-        print(f"bench {QUESTION}: {error}", file=sys.stderr)
-        print(json.dumps({"question": QUESTION, "ok": False, "error": str(error).splitlines()[0]}))
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    pairs = {f"{r.setup['arm']}/{r.setup['reference']}": dict(r.result) for r in records}
-    print(json.dumps({"question": QUESTION, "ok": True, "records": str(path), "agreement": pairs}))
-    return 0
-
-
-def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
-    """End by exception, so that the server is taken down."""
-    raise SystemExit(128 + signum)
+    return finish(
+        QUESTION,
+        lambda: run_fidelity(engine, options, ["python", "-m", f"bench.{QUESTION}", *arguments]),
+        report=markdown_into(markdown_report),
+        summary=lambda records: {
+            "agreement": {f"{r.setup['arm']}/{r.setup['reference']}": dict(r.result) for r in records}
+        },
+    )
 
 
 if __name__ == "__main__":

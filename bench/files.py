@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.environment import describe_environment
 from bench.file_reader import Outcome, show_in_processes
+from bench.question import question_parser
 
 MIB = 1 << 20
 
@@ -69,13 +70,7 @@ def markdown_table(summary: dict[str, Any]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this question."""
-    parser = argparse.ArgumentParser(
-        prog="policypatch bench files",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = question_parser("files", DESCRIPTION, EPILOG)
     parser.add_argument(
         "--count", type=int, default=10_000, metavar="N", help="how many files (default: 10000)"
     )

@@ -10,7 +10,6 @@ ahead, and `host` is what the call holds up the thread that launches. On a CPU t
 """
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from bench.environment import describe_environment, without_places
+from bench.question import finish, markdown_into, question_parser
 from bench.record import Record, append_record
 from bench.timing import quantile
 from prefix_kernels import (
@@ -159,14 +159,14 @@ def measure(run: Callable[[], None], device: torch.device, flush: torch.Tensor) 
     return {"device_s": events[0].elapsed_time(events[1]) / 1000, "host_s": host_s}
 
 
-def run_inject(options: InjectOptions, command: Sequence[str]) -> tuple[Path, list[Record]]:
-    """Measure, and return the records and where they are."""
+def run_inject(options: InjectOptions, command: Sequence[str]) -> Path:
+    """Measure, and return the path of the records."""
     environment = describe_environment()
     device = options.resolved_device
     flush = torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device=device)
-    arms, records, run_id = arms_of(device), [], uuid.uuid4().hex[:12]
-    folder = options.out / f"{QUESTION}-{run_id}"
-    folder.mkdir(parents=True)
+    arms, run_id = arms_of(device), uuid.uuid4().hex[:12]
+    path = options.out / f"{QUESTION}-{run_id}" / "records.jsonl"
+    path.parent.mkdir(parents=True)
     shape = {k: v for k, v in asdict(options).items() if k not in ("out", "num_patches", "device")}
     for num_patches in options.num_patches:
         workload = Workload(options, num_patches)
@@ -183,9 +183,8 @@ def run_inject(options: InjectOptions, command: Sequence[str]) -> tuple[Path, li
             result = _result(samples[arm.name], workload.num_bytes, floor_s)
             setup = shape | {"command": shlex.join(map(without_places, command)), "device": device.type}
             setup |= {"arm": arm.name, "num_patches": num_patches}
-            records.append(Record(QUESTION, run_id, setup, result, environment))
-            append_record(folder / "records.jsonl", records[-1])
-    return folder / "records.jsonl", records
+            append_record(path, Record(QUESTION, run_id, setup, result, environment))
+    return path
 
 
 def _result(samples: Sequence[dict[str, float]], num_bytes: int, floor_s: float) -> dict[str, Any]:
@@ -237,12 +236,7 @@ def markdown_report(records: Sequence[Record]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line; defaults are those of ``InjectOptions``."""
     d = InjectOptions
-    parser = argparse.ArgumentParser(
-        prog=f"policypatch bench {QUESTION}",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     parser.add_argument(
         "--patches",
         dest="num_patches",
@@ -277,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; the last line of stdout is one JSON object.
 
     Returns:
-        0 where every figure could be measured.
+        0 where every figure could be measured, 1 where not.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
@@ -285,15 +279,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = InjectOptions(**vars(parser.parse_args(arguments)))
     except ValueError as error:
         parser.error(str(error))
-    path, records = run_inject(options, ["python", "-m", f"bench.{QUESTION}", *arguments])
-    report = markdown_report(records)
-    (path.parent / "report.md").write_text(report, encoding="utf-8")
-    print(report)
-    shares = {
-        f"{r.setup['arm']} x{r.setup['num_patches']}": round(r.result["floor_share"], 3) for r in records
-    }
-    print(json.dumps({"question": QUESTION, "ok": True, "records": str(path), "floor_shares": shares}))
-    return 0
+    return finish(
+        QUESTION,
+        lambda: run_inject(options, ["python", "-m", f"bench.{QUESTION}", *arguments]),
+        report=markdown_into(markdown_report),
+        summary=lambda records: {
+            "floor_shares": {
+                f"{r.setup['arm']} x{r.setup['num_patches']}": round(r.result["floor_share"], 3)
+                for r in records
+            }
+        },
+    )
 
 
 if __name__ == "__main__":

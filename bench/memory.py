@@ -16,8 +16,9 @@ from typing import Any
 from bench.client import Request, send_closed_loop
 from bench.errors import GateFailed
 from bench.exposition import label_of, metric, read_metrics
-from bench.patched import Stage, add_patched_arguments, check_answers, run_patched
-from bench.sweep import Cell, cells_along, counts, finish
+from bench.patched import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.question import question_parser
+from bench.sweep import Cell, cells_along, counts
 
 QUESTION = "memory"
 SERIES = ("base", "one", "own", "text")
@@ -81,12 +82,7 @@ _TEXT = tuple(100 + (i * 37) % 400 for i in range(4096))
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="policypatch bench memory",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     parser.add_argument(
         "--in-flight", type=counts, default=(1, 8), metavar="N,N", help="requests at once (1,8)"
     )
@@ -94,27 +90,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the last line of stdout is one JSON object.
+def plan(args: argparse.Namespace) -> Plan:
+    """Say what is measured."""
+    return Plan(cells_along(args.in_flight, SERIES), max(args.in_flight), measure)
 
-    Returns:
-        0 where everything could be measured, 1 where not.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(arguments)
-    return finish(
-        QUESTION,
-        lambda: run_patched(
-            QUESTION,
-            args,
-            arguments,
-            cells=cells_along(args.in_flight, SERIES),
-            num_patches=max(args.in_flight),
-            variants=lambda nbytes: {"ours": []},
-            measure=measure,
-            setup={},
-        ),
-    )
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; see ``bench.question.finish``."""
+    return ask(QUESTION, build_parser(), argv, plan)
 
 
 if __name__ == "__main__":

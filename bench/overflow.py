@@ -15,8 +15,9 @@ from typing import Any
 
 from bench.client import send_open_loop
 from bench.exposition import metric, read_metrics
-from bench.patched import Stage, add_patched_arguments, check_answers, run_patched
-from bench.sweep import Cell, at_least_one, cells_along, finish
+from bench.patched import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.question import question_parser
+from bench.sweep import Cell, at_least_one, cells_along
 from bench.timing import measure_cell
 from bench.workloads import patch_names
 
@@ -70,12 +71,7 @@ def variants(num_slots: int, patch_bytes: int) -> dict[str, list[str]]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="policypatch bench overflow",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     parser.add_argument(
         "--patches", type=at_least_one, default=16, metavar="K", help="different patches (16)"
     )
@@ -86,27 +82,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the last line of stdout is one JSON object.
-
-    Returns:
-        0 where everything could be measured, 1 where not.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(arguments)
-    return finish(
-        QUESTION,
-        lambda: run_patched(
-            QUESTION,
-            args,
-            arguments,
-            cells=cells_along(("resident", "slots", "disk")),
-            num_patches=args.patches,
-            variants=lambda nbytes: variants(max(1, args.patches // args.share), nbytes),
-            measure=measure,
-            setup={"rate_per_s": args.rate, "num_patches": args.patches, "share": args.share},
-        ),
+def plan(args: argparse.Namespace) -> Plan:
+    """Say what is measured."""
+    return Plan(
+        cells_along(("resident", "slots", "disk")),
+        args.patches,
+        measure,
+        variants=lambda nbytes: variants(max(1, args.patches // args.share), nbytes),
+        setup={"rate_per_s": args.rate, "num_patches": args.patches, "share": args.share},
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; see ``bench.question.finish``."""
+    return ask(QUESTION, build_parser(), argv, plan)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import aiohttp
@@ -39,8 +37,7 @@ from bench.launch import (
     prepare_patch,
     require_same_environment,
 )
-from bench.record import read_records
-from bench.report import summary_line, write_report
+from bench.question import finish, question_parser
 from bench.rounds import Plan, Run, add_plan_arguments, measure_rounds, plan_of, progress
 from bench.servers import require_running, running_server, speed_variables
 from bench.tokens import served_model, tokenize_policy
@@ -246,12 +243,7 @@ def _describe_setup(
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line; defaults are those of the options' dataclasses."""
-    parser = argparse.ArgumentParser(
-        prog="policypatch bench overhead",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     defaults = OverheadOptions
     parser.add_argument("--model", required=True, help="model folder, or the id of a cached model")
     parser.add_argument("--policy-text", required=True, type=Path, metavar="FILE", help="the policy as text")
@@ -334,24 +326,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--policy-text: expected a file, got {options.policy_text}")
     except ValueError as error:
         parser.error(str(error))
-    previous = signal.signal(signal.SIGTERM, _exit_on_signal)
-    try:
-        records_path = run_overhead(engine, options, ["python", "-m", "bench.overhead", *arguments])
-        records = read_records([records_path])
-        print(write_report(records, records_path.parent))
-    except (BenchError, OSError, ValueError) as error:
-        print(f"bench overhead: {error}", file=sys.stderr)
-        print(json.dumps({"question": QUESTION, "ok": False, "error": str(error).splitlines()[0]}))
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    print(json.dumps(summary_line(records, records_path)))
-    return 0
-
-
-def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
-    """End by exception, so that the servers are taken down."""
-    raise SystemExit(128 + signum)
+    command = ["python", "-m", "bench.overhead", *arguments]
+    return finish(QUESTION, lambda: run_overhead(engine, options, command))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import argparse
 import asyncio
 import contextlib
 import shlex
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bench.environment import describe_environment, has_gpu, without_places
 from bench.errors import GateFailed
 from bench.launch import EngineOptions, add_engine_arguments, engine_options, ours_server
 from bench.patch_set import PatchFile, make_patch_set
+from bench.question import finish
 from bench.rounds import progress
 from bench.servers import running_server
 from bench.sweep import Cell, SweepRun, add_sweep_arguments, at_least_one, model_name, new_folder
@@ -181,30 +183,54 @@ class Stage:
 MeasureOn = Callable[[Stage, Cell, int], Awaitable[Mapping[str, Any]]]
 
 
-def run_patched(
+@dataclass(frozen=True)
+class Plan:
+    """What a question about many patches measures.
+
+    Attributes:
+        cells: what is measured.
+        num_patches: how many patches the servers have, `p-0` and so on.
+        measure: measures one cell in one round.
+        variants: bytes of one patch -> the servers, each with the flags that only it gets.
+        setup: goes into each record.
+        make_patches: makes others than those, and puts into the folder what the servers are to have.
+    """
+
+    cells: Sequence[Cell]
+    num_patches: int
+    measure: MeasureOn
+    variants: Callable[[int], Mapping[str, Sequence[str]]] = lambda nbytes: {"ours": []}
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    make_patches: Callable[[Path, argparse.Namespace], Sequence[PatchFile]] | None = None
+
+
+def ask(
     question: str,
-    args: argparse.Namespace,
-    arguments: Sequence[str],
-    *,
-    cells: Sequence[Cell],
-    num_patches: int,
-    variants: Callable[[int], Mapping[str, Sequence[str]]],
-    measure: MeasureOn,
-    setup: Mapping[str, Any],
-    make_patches: Callable[[Path, argparse.Namespace], Sequence[PatchFile]] | None = None,
-) -> Path:
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    plan: Callable[[argparse.Namespace], Plan],
+) -> int:
+    """Run a question from its command line; see ``bench.question.finish``.
+
+    Args:
+        question: what is asked.
+        parser: has the flags of ``add_patched_arguments``, and the question's own.
+        argv: the command line, without the program; the process's own where ``None``.
+        plan: parsed arguments -> what to measure.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(arguments)
+    return finish(question, lambda: run_patched(question, args, arguments, plan(args)))
+
+
+def run_patched(question: str, args: argparse.Namespace, arguments: Sequence[str], plan: Plan) -> Path:
     """Make patches, start servers, measure every cell once a round; return the path of the records.
 
     Args:
         question: what is asked.
         args: parsed arguments, with those of ``add_patched_arguments``.
         arguments: the command line, for the records.
-        cells: what is measured.
-        num_patches: how many patches the servers have, `p-0` and so on.
-        variants: bytes of one patch -> the servers, each with the flags that only it gets.
-        measure: measures one cell in one round.
-        setup: goes into each record.
-        make_patches: makes others than those, and puts into the folder what the servers are to have.
+        plan: what is measured.
 
     Raises:
         BenchError: no number can be given.
@@ -216,11 +242,11 @@ def run_patched(
     folder = new_folder(question, args.out)
     served = folder / "patches"
     served.mkdir()
-    patches = (make_patches or _numbered(num_patches))(served, args)
-    own_flags = variants(patches[0].nbytes)
-    facts = {"patch_bytes": patches[0].nbytes, "variants": own_flags, **setup}
+    patches = (plan.make_patches or _numbered(plan.num_patches))(served, args)
+    own_flags = plan.variants(patches[0].nbytes)
+    facts = {"patch_bytes": patches[0].nbytes, "variants": own_flags, **plan.setup}
     described = _describe(question, args, arguments) | facts
-    run = SweepRun(question, tuple(cells), args.rounds, args.seed, described, folder, environment)
+    run = SweepRun(question, tuple(plan.cells), args.rounds, args.seed, described, folder, environment)
 
     async def measure_all(urls: Mapping[str, str]) -> None:
         async with open_session() as session:
@@ -230,7 +256,7 @@ def run_patched(
             async def measure_one(cell: Cell, round_idx: int) -> Mapping[str, Any]:
                 # The server of the cell before spins on its queues for a second, on the same cores.
                 await asyncio.sleep(args.settle_s)
-                return await measure(stage, cell, round_idx)
+                return await plan.measure(stage, cell, round_idx)
 
             await run.measure(measure_one)
 

@@ -30,19 +30,11 @@ from bench.sweep_report import draw_sweep, summarise_sweep, sweep_markdown
 from bench.sweeps import SWEEPS
 
 
-def summary_line(records: Sequence[Record], path: Path) -> dict[str, Any]:
-    """Return what the last line of stdout says."""
-    question = records[0].question
-    if question in SWEEPS:
-        cells = summarise_sweep(records)
-        return {"question": question, "ok": True, "records": str(path), "cells": cells}
-    return {
-        "question": records[0].question,
-        "ok": True,
-        "records": str(path),
-        "goals": judge_goals(records),
-        "ratios": summarise_ratios(records),
-    }
+def figures_of(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the figures that the last line of stdout gives."""
+    if records[0].question in SWEEPS:
+        return {"cells": summarise_sweep(records)}
+    return {"goals": judge_goals(records), "ratios": summarise_ratios(records)}
 
 
 def markdown_report(records: Sequence[Record]) -> str:
@@ -195,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BenchError, OSError) as error:
         print(f"bench report: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(summary_line(records, args.records[0])))
+    question, path = records[0].question, str(args.records[0])
+    print(json.dumps({"question": question, "ok": True, "records": path, **figures_of(records)}))
     return 0
 
 

@@ -12,8 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.client import send_closed_loop
-from bench.patched import Stage, add_patched_arguments, check_answers, run_patched
-from bench.sweep import Cell, at_least_one, cells_along, counts, finish
+from bench.patched import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.question import question_parser
+from bench.sweep import Cell, at_least_one, cells_along, counts
 from bench.timing import measure_cell
 from bench.workloads import patch_names
 
@@ -53,12 +54,7 @@ async def measure(stage: Stage, cell: Cell, round_idx: int) -> Mapping[str, Any]
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="policypatch bench scale",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     parser.add_argument(
         "--patches", type=counts, default=(1, 4, 16, 64), metavar="K,K", help="different patches (1,4,16,64)"
     )
@@ -75,27 +71,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the last line of stdout is one JSON object.
-
-    Returns:
-        0 where everything could be measured, 1 where not.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(arguments)
-    return finish(
-        QUESTION,
-        lambda: run_patched(
-            QUESTION,
-            args,
-            arguments,
-            cells=cells_along(args.patches, POPULARITIES),
-            num_patches=max(args.patches),
-            variants=lambda nbytes: {"ours": ["--preload"]},
-            measure=measure,
-            setup={"concurrency": args.concurrency, "is_cached": not args.is_uncached},
-        ),
+def plan(args: argparse.Namespace) -> Plan:
+    """Say what is measured."""
+    return Plan(
+        cells_along(args.patches, POPULARITIES),
+        max(args.patches),
+        measure,
+        variants=lambda nbytes: {"ours": ["--preload"]},
+        setup={"concurrency": args.concurrency, "is_cached": not args.is_uncached},
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; see ``bench.question.finish``."""
+    return ask(QUESTION, build_parser(), argv, plan)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from bench.arms import DIGEST_HEADER
 from bench.client import Reply, send_closed_loop
 from bench.errors import GateFailed
 from bench.patch_set import PatchFile, make_patch_set
-from bench.patched import Stage, add_patched_arguments, check_answers, run_patched
-from bench.sweep import Cell, at_least_one, cells_along, finish
+from bench.patched import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.question import question_parser
+from bench.sweep import Cell, at_least_one, cells_along
 from bench.timing import measure_cell
 
 QUESTION = "swap"
@@ -122,12 +123,7 @@ async def _settled(stage: Stage, url: str, digest: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="policypatch bench swap",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     parser.add_argument("--concurrency", type=at_least_one, default=8, metavar="N", help="in flight (8)")
     parser.add_argument("--requests", type=at_least_one, default=64, metavar="N", help="per cell (64)")
     parser.add_argument(
@@ -141,28 +137,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the last line of stdout is one JSON object.
-
-    Returns:
-        0 where everything could be measured, 1 where not.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(arguments)
-    return finish(
-        QUESTION,
-        lambda: run_patched(
-            QUESTION,
-            args,
-            arguments,
-            cells=cells_along(("steady", "swap")),
-            num_patches=2,
-            variants=lambda nbytes: {"ours": ["--keep-previous", "0"]},
-            measure=measure,
-            make_patches=make_contents,
-            setup={"concurrency": args.concurrency, "swap_after_s": args.swap_after_s},
-        ),
+def plan(args: argparse.Namespace) -> Plan:
+    """Say what is measured."""
+    return Plan(
+        cells_along(("steady", "swap")),
+        2,
+        measure,
+        variants=lambda nbytes: {"ours": ["--keep-previous", "0"]},
+        setup={"concurrency": args.concurrency, "swap_after_s": args.swap_after_s},
+        make_patches=make_contents,
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; see ``bench.question.finish``."""
+    return ask(QUESTION, build_parser(), argv, plan)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,20 @@
 """Sweeps: cells along an axis, every cell once a round, in an order that favours none.
 
 The frame of every question but ``overhead``: a question says what its cells are and how one is measured; this
-module takes turns, writes a record as soon as a cell is measured, and makes the report.
+module takes turns, and writes a record as soon as a cell is measured.
 """
 
 import argparse
-import json
 import os
-import signal
-import sys
 import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from bench.environment import describe_environment
-from bench.errors import BenchError
-from bench.record import Record, append_record, read_records
-from bench.report import summary_line, write_report
+from bench.record import Record, append_record
 from bench.rounds import NUM_WARMUP_ROUNDS, progress
 from bench.workloads import arm_orders
 
@@ -143,29 +137,3 @@ def counts(text: str) -> tuple[int, ...]:
 def model_name(model: str) -> str:
     """Name a model in records: of a folder only the last part, for records are published."""
     return f"…/{Path(os.path.abspath(model)).name}" if Path(model).is_dir() else model
-
-
-def finish(question: str, run: Callable[[], Path]) -> int:
-    """Run, report, and end stdout with one JSON line.
-
-    Returns:
-        0 where everything could be measured, 1 where not.
-    """
-    # By exception, so that servers are taken down.
-    previous = signal.signal(signal.SIGTERM, _end)
-    try:
-        records_path = run()
-        records = read_records([records_path])
-        print(write_report(records, records_path.parent))
-    except (BenchError, OSError, ValueError) as error:
-        print(f"bench {question}: {error}", file=sys.stderr)
-        print(json.dumps({"question": question, "ok": False, "error": str(error).splitlines()[0]}))
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    print(json.dumps(summary_line(records, records_path)))
-    return 0
-
-
-def _end(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)

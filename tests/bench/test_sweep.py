@@ -10,10 +10,11 @@ import pytest
 
 from bench.errors import BenchError
 from bench.figures import Metric
+from bench.question import finish
 from bench.record import Record, read_records
 from bench.report import main as report
 from bench.report import write_report
-from bench.sweep import Cell, SweepRun, cells_along, counts, finish
+from bench.sweep import Cell, SweepRun, cells_along, counts
 from bench.sweep_report import measured, ratios_to_first, summarise_sweep, sweep_markdown
 from bench.sweeps import SWEEPS
 

@@ -97,7 +97,7 @@ def test_one_after_the_other_every_patch_is_brought_in_and_makes_room(
     assert tier(server, "evictions_total", "host") >= NUM_PATCHES
     assert tier(server, "limit_bytes", "device") == NUM_DEVICE_SLOTS * PATCH_BYTES
     assert 0 < tier(server, "bytes", "device") <= NUM_DEVICE_SLOTS * PATCH_BYTES
-    # What many requests at once held beyond the bound goes once they are over, a moment after the last answer.
+    # What many requests at once held beyond the bound goes a moment after the last answer.
     within_s = time.monotonic() + 30
     while tier(server, "bytes", "host") > NUM_HOSTED * PATCH_BYTES and time.monotonic() < within_s:
         time.sleep(0.05)

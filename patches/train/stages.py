@@ -117,11 +117,15 @@ class Benign:
 
     def shares(self, rows: Sequence[int], prefix: SoftPrefix, context: Context, total: int) -> Shares:
         """Compute the mean divergence at a token, from the context without the learned prefix."""
-        batch = collate([self._samples[row] for row in rows], prefix.values.device)
-        with torch.no_grad():
-            base = answer_logits(self._network, prefix.unpatched(context), batch)
-        output = answer_logits(self._network, prefix.patched(context), batch)
-        return benign_kl(base.logits, output.logits, output.mask) / total, {}
+        kv, unpatched = prefix.patched(context), prefix.unpatched(context)
+        loss = prefix.values.new_zeros(())
+        for samples in _chats_and_documents([self._samples[row] for row in rows]):
+            batch = collate(samples, prefix.values.device)
+            with torch.no_grad():
+                base = answer_logits(self._network, unpatched, batch)
+            output = answer_logits(self._network, kv, batch)
+            loss = loss + benign_kl(base.logits, output.logits, output.mask)
+        return loss / total, {}
 
 
 class Reference:
@@ -156,6 +160,13 @@ class Reference:
             is_patched = self._kind == "sft"
             kv = self._prefix.patched(context) if is_patched else self._prefix.unpatched(context)
             return pair_logprobs(self._network, kv, pairs)
+
+
+def _chats_and_documents(samples: Sequence[Sample]) -> list[list[Sample]]:
+    # Chats begin alike, and what they begin with is read once for all of them: one document among them
+    # would end that.
+    parts = [[s for s in samples if (len(s.prompt_ids) == 1) == is_document] for is_document in (False, True)]
+    return [part for part in parts if part]
 
 
 def pair_logprobs(

@@ -150,6 +150,18 @@ def test_a_benign_loss_is_nothing_where_the_prefix_changes_nothing(
     assert again.item() == pytest.approx(0, abs=1e-6)
 
 
+def test_a_document_among_chats_costs_what_each_costs_alone(
+    tiny_model: LoadedModel, samples: list[PairSample], embeddings: torch.Tensor
+) -> None:
+    document = Sample((5,), (7, 3, 9, 2))
+    benign = Benign(tiny_model.network, [samples[0].chosen, document, samples[1].chosen])
+    prefix = SoftPrefix(tiny_model.network, "prompt", embeddings)
+    together, _ = benign.shares([0, 1, 2], prefix, ALONE, 10)
+    alone = [benign.shares([row], prefix, ALONE, 10)[0].item() for row in range(3)]
+    assert min(alone) > 0
+    assert together.item() == pytest.approx(sum(alone), rel=1e-5)
+
+
 class _Silent(SoftPrefix):
     """A prefix that is not there."""
 

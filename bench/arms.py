@@ -6,7 +6,7 @@ the policy. With ids the user's tokens are the same in every arm, and the policy
 the same as those the patch was compiled from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,15 +25,19 @@ class Arm:
         server: which server answers.
         meaning: one line for tables.
         has_policy_text: the policy's tokens stand in front of the user's.
+        is_embedded: embeddings are sent, of the policy's tokens and the user's, and no tokens.
+        adapter: the LoRA adapter that the request names as its model.
         is_patched: the request names the patch.
         salt: ``"none"``: prompts share the server's prefix cache; ``"arm"``: only with this arm;
             ``"request"``: with nobody, so that nothing is ever found in it.
     """
 
     name: str
-    server: Literal["plain", "ours"]
+    server: Literal["plain", "ours", "embeds", "lora"]
     meaning: str
     has_policy_text: bool = False
+    is_embedded: bool = False
+    adapter: str | None = None
     is_patched: bool = False
     salt: Literal["none", "arm", "request"] = "none"
 
@@ -54,8 +58,21 @@ ARMS = {
             has_policy_text=True,
             salt="request",
         ),
+        Arm(
+            "embeds",
+            "embeds",
+            "`vllm serve --enable-prompt-embeds`, the client sends the soft prefix with each prompt",
+            has_policy_text=True,
+            is_embedded=True,
+        ),
+        Arm("lora-idle", "lora", "`vllm serve --enable-lora` with two adapters, none used"),
+        Arm("lora-r1", "lora", "the same, every request names a LoRA of rank 1", adapter="lora-r1"),
+        Arm("lora-r16", "lora", "the same, every request names a LoRA of rank 16", adapter="lora-r16"),
     )
 }
+
+#: What needs no server beside plain vLLM and ours.
+DEFAULT_ARMS = tuple(name for name, arm in ARMS.items() if arm.server in ("plain", "ours"))
 
 #: (arm, reference) of every ratio that is reported.
 PAIRS = (
@@ -67,6 +84,12 @@ PAIRS = (
     ("patched", "text-cold"),
     ("text-warm", "plain"),
     ("text-cold", "plain"),
+    ("embeds", "plain"),
+    ("lora-idle", "plain"),
+    ("lora-r1", "plain"),
+    ("lora-r16", "plain"),
+    ("patched", "embeds"),
+    ("patched", "lora-r16"),
 )
 
 
@@ -80,6 +103,7 @@ class Question:
         patch_name: header value of patched arms.
         policy_ids: the policy as token ids.
         num_output_tokens: exact length of every answer.
+        embed: turns token ids into what the field ``prompt_embeds`` takes.
     """
 
     urls: dict[str, str]
@@ -87,6 +111,7 @@ class Question:
     patch_name: str
     policy_ids: tuple[int, ...]
     num_output_tokens: int
+    embed: Callable[[Sequence[int]], str] | None = None
 
     def num_prompt_tokens(self, arm: Arm, user_ids: Sequence[int]) -> int:
         """Return the prompt length that an arm's answer has to report."""
@@ -94,9 +119,9 @@ class Question:
 
     def request(self, arm: Arm, user_ids: Sequence[int], *, salt: str) -> Request:
         """Build one request; ``salt`` is unique to it."""
+        ids = [*(self.policy_ids if arm.has_policy_text else ()), *user_ids]
         body: dict[str, Any] = {
-            "model": self.models[arm.server],
-            "prompt": [*(self.policy_ids if arm.has_policy_text else ()), *user_ids],
+            "model": arm.adapter or self.models[arm.server],
             "max_tokens": self.num_output_tokens,
             "min_tokens": self.num_output_tokens,
             "ignore_eos": True,
@@ -104,6 +129,11 @@ class Question:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if arm.is_embedded:
+            assert self.embed is not None, "an arm that sends embeddings needs what makes them"
+            body["prompt_embeds"] = self.embed(ids)
+        else:
+            body["prompt"] = ids
         if arm.salt != "none":
             body["cache_salt"] = salt if arm.salt == "request" else arm.name
         headers = {PATCH_HEADER: self.patch_name} if arm.is_patched else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.arms import DIGEST_HEADER, PATCH_HEADER, Arm, Question
+from bench.arms import ARMS, DIGEST_HEADER, PATCH_HEADER, Arm, Question
 from bench.client import Reply, send_one
 from bench.errors import GateFailed
 
@@ -114,14 +114,15 @@ def _check_headers(
 
 
 def _check_cache(replies: Mapping[str, Sequence[Reply]], num_warm_tokens: int | None) -> list[str]:
-    """User prompts are all new, so only the policy text of the warm arm may be found in the cache."""
+    """User prompts are all new, so only a policy that stands in front of them may be found in the cache."""
     findings = []
     for name, got in replies.items():
         cached = [reply.num_cached_tokens for reply in got]
-        if name != "text-warm" and any(cached):
+        is_warm = ARMS[name].has_policy_text and ARMS[name].salt == "none"
+        if not is_warm and any(cached):
             findings.append(f"{name}: expected no cached prompt tokens, got {cached}")
         # The first request of the arm is the one that warms the cache.
-        if name == "text-warm" and num_warm_tokens is not None and set(cached[1:]) - {num_warm_tokens}:
+        if is_warm and num_warm_tokens is not None and set(cached[1:]) - {num_warm_tokens}:
             findings.append(f"{name}: expected {num_warm_tokens} cached prompt tokens, got {cached}")
     return findings
 
@@ -134,7 +135,7 @@ def _check_agreement(replies: Mapping[str, Sequence[Reply]]) -> list[str]:
     findings = []
     if {"patched", "idle"} <= replies.keys() and _agreement(replies, "patched", "idle") == 1:
         findings.append("patched: expected the patch to change an answer, got the unpatched answers")
-    for name, reference in (("idle", "plain"), ("patched", "text-cold")):
+    for name, reference in (("idle", "plain"), ("patched", "text-cold"), ("embeds", "text-cold")):
         if not {name, reference} <= replies.keys():
             continue
         alike = [

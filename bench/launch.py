@@ -1,6 +1,6 @@
 """How the servers under test are started: the same model, flags and environment, with and without patches.
 
-vLLM is only ever started as a command. Every flag that decides speed is given explicitly to both servers, so
+vLLM is only ever started as a command. Every flag that decides speed is given explicitly to all servers, so
 that no default of either can differ.
 """
 
@@ -34,7 +34,7 @@ class PatchFacts:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What both servers are told. ``None`` means: by device."""
+    """What all servers are told. ``None`` means: by device."""
 
     model: str
     dtype: str = "bfloat16"
@@ -74,7 +74,7 @@ class EngineOptions:
         return [*arguments, *self.extra_arguments]
 
     def environment(self, is_gpu: bool) -> dict[str, str]:
-        """Return the variables that both servers get on top of this process's.
+        """Return the variables that all servers get on top of this process's.
 
         Raises:
             ValueError: an extra variable is not ``NAME=VALUE``.
@@ -100,7 +100,7 @@ class EngineOptions:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``EngineOptions``."""
     defaults = EngineOptions
-    group = parser.add_argument_group("both servers")
+    group = parser.add_argument_group("all servers")
     group.add_argument("--dtype", default=defaults.dtype, help="weights and K/V (default: %(default)s)")
     group.add_argument(
         "--load-format",
@@ -129,7 +129,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpu-memory-utilization",
         type=float,
         default=defaults.gpu_memory_utilization,
-        help="share of the GPU for each of the two servers (default: %(default)s)",
+        help="share of the GPU for each server (default: %(default)s)",
     )
     group.add_argument(
         "--extra-arg",
@@ -137,7 +137,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ARG",
-        help="one more argument for both servers, as --extra-arg=--flag; repeatable",
+        help="one more argument for all servers, as --extra-arg=--flag; repeatable",
     )
     group.add_argument(
         "--env",
@@ -145,7 +145,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="one more environment variable for both servers; repeatable",
+        help="one more environment variable for all servers; repeatable",
     )
 
 
@@ -166,8 +166,10 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     )
 
 
-def plain_server(options: EngineOptions, log_folder: Path) -> ServerSpec:
-    """Describe `vllm serve` as it is.
+def plain_server(
+    options: EngineOptions, log_folder: Path, *, name: str = "plain", flags: Sequence[str] = ()
+) -> ServerSpec:
+    """Describe `vllm serve` as it is, or with some more ``flags`` under another ``name``.
 
     The CPU build's `vllm` command asks for the version of a distribution that has another name, and ends
     there. Where that is so, the module that `vllm serve` runs is started instead: it is the same server.
@@ -176,7 +178,7 @@ def plain_server(options: EngineOptions, log_folder: Path) -> ServerSpec:
         command = ["-m", "vllm.entrypoints.cli.main", "serve", options.model]
     else:
         command = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", options.model]
-    return _spec("plain", command, options, log_folder)
+    return _spec(name, [*command, *flags], options, log_folder)
 
 
 def ours_server(options: EngineOptions, patches: Path, log_folder: Path) -> ServerSpec:

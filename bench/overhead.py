@@ -1,8 +1,9 @@
 """What does a policy patch cost? Throughput, time to first token and inter-token latency, arm against arm.
 
 Arms are plain `vllm serve`, policypatch idle, policypatch patched, and the same policy as text with a warm
-and with a cold prefix cache. Both servers stay up; one arm runs at a time; within a round every arm sends the
-same user prompts, and only cells of one round are compared. ``bench/README.md`` says what each number means.
+and with a cold prefix cache; where asked, also LoRA adapters and embeddings that the client sends. All
+servers stay up; one arm runs at a time; within a round every arm sends the same user prompts, and only cells
+of one round are compared. ``bench/README.md`` says what each number means.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.arms import ARMS, Question, require_arms
+from bench.arms import ARMS, DEFAULT_ARMS, Question, require_arms
 from bench.client import open_session
 from bench.environment import describe_environment, has_gpu, without_places
 from bench.errors import BenchError, GateFailed
@@ -37,9 +38,10 @@ from bench.launch import (
     prepare_patch,
     require_same_environment,
 )
+from bench.peers import LORA_RANKS, embedder, lora_flags, make_adapters
 from bench.question import finish, question_parser
 from bench.rounds import Plan, Run, add_plan_arguments, measure_rounds, plan_of, progress
-from bench.servers import require_running, running_server, speed_variables
+from bench.servers import ServerSpec, require_running, running_server, speed_variables
 from bench.tokens import served_model, tokenize_policy
 
 QUESTION = "overhead"
@@ -51,6 +53,7 @@ EPILOG = """\
 examples:
   policypatch bench overhead --model ./smollm2 --policy-text policy.txt
   policypatch bench overhead --model ./smollm2 --policy-text policy.txt --concurrency 1,8,64 --rounds 9
+  policypatch bench overhead --model ./smollm2 --policy-text policy.txt --arms all
   policypatch bench overhead --model ./llama --patch p.safetensors --policy-text p.txt --load-format dummy
   policypatch bench overhead --model ./smollm2 --policy-text policy.txt --patch-name pirate \\
     --plain-url http://127.0.0.1:8000 --ours-url http://127.0.0.1:8001
@@ -82,7 +85,7 @@ class OverheadOptions:
     patch: Path | None = None
     patch_name: str | None = None
     is_raw: bool = False
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = DEFAULT_ARMS
     given_urls: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 600.0
     time_limit_s: float = 7200.0
@@ -159,6 +162,7 @@ def servers_up(
     needed = {arm.server for arm in require_arms(options.arms)}
     specs = [plain_server(engine, log_folder)] if "plain" in needed else []
     specs += [ours_server(engine, patches, log_folder)] if "ours" in needed else []
+    specs += [peer_server(name, engine, log_folder) for name in ("embeds", "lora") if name in needed]
     processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def check() -> None:
@@ -177,6 +181,19 @@ def servers_up(
         speed = {name: without_places(value) for name, value in next(iter(variables.values())).items()}
         facts = {"server_commands": commands, "speed_variables": speed}
         yield Servers({spec.name: spec.url for spec in specs}, True, check, facts)
+
+
+def peer_server(name: str, engine: EngineOptions, folder: Path) -> ServerSpec:
+    """Describe plain vLLM with a peer's feature switched on.
+
+    Raises:
+        BenchError: no adapters could be made.
+    """
+    flags = ["--enable-prompt-embeds"]
+    if name == "lora":
+        adapters = make_adapters(engine.model, folder / "adapters", dtype=engine.dtype, ranks=LORA_RANKS)
+        flags = lora_flags(adapters, max_rank=max(LORA_RANKS), num_in_batch=len(adapters))
+    return plain_server(engine, folder, name=name, flags=flags)
 
 
 async def _measure(job: Job, servers: Servers) -> None:
@@ -198,14 +215,14 @@ async def _measure(job: Job, servers: Servers) -> None:
 
 async def _prepare_run(session: aiohttp.ClientSession, job: Job, servers: Servers) -> Run:
     """Ask the servers for model names and token ids, and put together what all cells share."""
-    options, patch = job.options, job.patch
+    engine, options, patch = job.engine, job.options, job.patch
     models = {name: await served_model(session, url) for name, url in servers.urls.items()}
     name, url = next(iter(servers.urls.items()))
     text = options.policy_text.read_text(encoding="utf-8-sig")
     policy_ids, turn = await tokenize_policy(session, url, models[name], text, is_raw=options.is_raw)
     if patch is not None and patch.num_tokens != len(policy_ids):
         raise GateFailed([f"patch: expected {len(policy_ids)} tokens as in the text, got {patch.num_tokens}"])
-    block_size = job.engine.resolved_block_size(has_gpu())
+    block_size = engine.resolved_block_size(has_gpu())
     facts = {"num_policy_tokens": len(policy_ids), "block_size": block_size}
     patch_name = options.patch_name or (patch.name if patch else "")
     return Run(
@@ -213,7 +230,16 @@ async def _prepare_run(session: aiohttp.ClientSession, job: Job, servers: Server
         question_name=QUESTION,
         plan=options.plan,
         arms=tuple(require_arms(options.arms)),
-        question=Question(servers.urls, models, patch_name, policy_ids, options.plan.num_output_tokens),
+        question=Question(
+            servers.urls,
+            models,
+            patch_name,
+            policy_ids,
+            options.plan.num_output_tokens,
+            embedder(engine.model, engine.dtype, is_model_real=engine.load_format != "dummy")
+            if "embeds" in servers.urls
+            else None,
+        ),
         turn=turn,
         block_size=block_size,
         patch_digest=patch.digest if patch else None,
@@ -254,7 +280,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--raw", dest="is_raw", action="store_true", help="no chat template around the policy"
     )
     parser.add_argument(
-        "--arms", type=_names, default=tuple(ARMS), help=f"some of {','.join(ARMS)} (default: all)"
+        "--arms",
+        type=_names,
+        default=DEFAULT_ARMS,
+        help=f"some of {','.join(ARMS)}, or `all` (default: {','.join(DEFAULT_ARMS)})",
     )
     parser.add_argument(
         "--start-timeout-s",
@@ -285,7 +314,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _names(value: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",") if name.strip())
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(ARMS) if names == ("all",) else names
 
 
 def overhead_options(args: argparse.Namespace) -> OverheadOptions:

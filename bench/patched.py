@@ -24,7 +24,7 @@ from bench.launch import EngineOptions, add_engine_arguments, engine_options, ou
 from bench.patch_set import PatchFile, make_patch_set
 from bench.question import finish
 from bench.rounds import progress
-from bench.servers import running_server
+from bench.servers import ServerSpec, running_server
 from bench.sweep import Cell, SweepRun, add_sweep_arguments, at_least_one, model_name, new_folder
 from bench.tokens import served_model, tokenize_policy
 from bench.workloads import UserTurn, user_prompts
@@ -77,6 +77,8 @@ class Target:
     turn: UserTurn
     lengths: Lengths
     seed: int
+    #: Names are those of LoRA adapters, which a request names as its model.
+    has_adapters: bool = False
 
     def requests(self, names: Sequence[str | None], label: str, *, is_cached: bool) -> list[Request]:
         """Build a request for each patch named, ``None`` for none; each has a prompt of its own.
@@ -97,16 +99,16 @@ class Target:
         return [
             Request(
                 f"{self.url}/v1/completions",
-                self._body(ids) | ({} if is_cached else {"cache_salt": f"{label}-{i}"}),
-                {} if name is None else {PATCH_HEADER: name},
+                self._body(ids, name) | ({} if is_cached else {"cache_salt": f"{label}-{i}"}),
+                {} if name is None or self.has_adapters else {PATCH_HEADER: name},
             )
             for i, (name, ids) in enumerate(zip(names, prompts, strict=True))
         ]
 
-    def _body(self, ids: Sequence[int]) -> dict[str, Any]:
+    def _body(self, ids: Sequence[int], name: str | None) -> dict[str, Any]:
         num_tokens = self.lengths.num_output_tokens
         return {
-            "model": self.model,
+            "model": name if name is not None and self.has_adapters else self.model,
             "prompt": list(ids),
             "max_tokens": num_tokens,
             "min_tokens": num_tokens,
@@ -140,28 +142,40 @@ def servers_over(
     folder: Path,
     variants: Mapping[str, Sequence[str]],
     timeout_s: float,
+    peers: Sequence[ServerSpec] = (),
 ) -> Iterator[dict[str, str]]:
-    """Run a server of ours for each variant: its name, and the flags that only it gets. Yields their URLs.
+    """Run a server of ours for each variant (its name, and the flags that only it gets), and the peers.
+
+    Yields their URLs.
 
     Raises:
         ServerFailed: one did not start.
     """
     with contextlib.ExitStack() as stack:
-        urls = {}
-        for name, flags in variants.items():
-            own = replace(engine, extra_arguments=(*engine.extra_arguments, *flags))
-            spec = replace(ours_server(own, patches, folder), name=name, log_path=folder / f"{name}.log")
-            progress(f"starting {name} on port {spec.port}, log in {spec.log_path}")
+        specs = [
+            replace(
+                ours_server(
+                    replace(engine, extra_arguments=(*engine.extra_arguments, *flags)), patches, folder
+                ),
+                name=name,
+                log_path=folder / f"{name}.log",
+            )
+            for name, flags in variants.items()
+        ]
+        specs += peers
+        for spec in specs:
+            progress(f"starting {spec.name} on port {spec.port}, log in {spec.log_path}")
             stack.enter_context(running_server(spec, start_timeout_s=timeout_s))
-            urls[name] = spec.url
-        yield urls
+        yield {spec.name: spec.url for spec in specs}
 
 
-async def target_of(session: aiohttp.ClientSession, url: str, lengths: Lengths, seed: int) -> Target:
+async def target_of(
+    session: aiohttp.ClientSession, url: str, lengths: Lengths, seed: int, *, has_adapters: bool = False
+) -> Target:
     """Ask a server for what requests need to know."""
     model = await served_model(session, url)
     _, turn = await tokenize_policy(session, url, model, "policy", is_raw=True)
-    return Target(url, model, turn, lengths, seed)
+    return Target(url, model, turn, lengths, seed, has_adapters)
 
 
 @dataclass(frozen=True)
@@ -194,6 +208,7 @@ class Plan:
         variants: bytes of one patch -> the servers, each with the flags that only it gets.
         setup: goes into each record.
         make_patches: makes others than those, and puts into the folder what the servers are to have.
+        peers: a folder -> servers of adapters of the patches' names, to compare with.
     """
 
     cells: Sequence[Cell]
@@ -202,6 +217,7 @@ class Plan:
     variants: Callable[[int], Mapping[str, Sequence[str]]] = lambda nbytes: {"ours": []}
     setup: Mapping[str, Any] = field(default_factory=dict)
     make_patches: Callable[[Path, argparse.Namespace], Sequence[PatchFile]] | None = None
+    peers: Callable[[Path], Sequence[ServerSpec]] = lambda folder: ()
 
 
 def ask(
@@ -250,7 +266,10 @@ def run_patched(question: str, args: argparse.Namespace, arguments: Sequence[str
 
     async def measure_all(urls: Mapping[str, str]) -> None:
         async with open_session() as session:
-            targets = {name: await target_of(session, url, lengths, args.seed) for name, url in urls.items()}
+            targets = {
+                name: await target_of(session, url, lengths, args.seed, has_adapters=name not in own_flags)
+                for name, url in urls.items()
+            }
             stage = Stage(session, targets, patches, served, args)
 
             async def measure_one(cell: Cell, round_idx: int) -> Mapping[str, Any]:
@@ -260,7 +279,8 @@ def run_patched(question: str, args: argparse.Namespace, arguments: Sequence[str
 
             await run.measure(measure_one)
 
-    with servers_over(engine, served, folder, own_flags, args.start_timeout_s) as urls:
+    peers = plan.peers(folder)
+    with servers_over(engine, served, folder, own_flags, args.start_timeout_s, peers) as urls:
         asyncio.run(measure_all(urls))
     return run.records_path
 

@@ -2,28 +2,35 @@
 
 Requests of a cell name K different patches, drawn evenly or by Zipf's law; K = 1 is what the others are held
 against, within the same round. Prefixes are found in the KV cache wherever it has them, as in service; with
-`--uncached` every request has its prefix written. ``bench/README.md`` says what each number means.
+`--uncached` every request has its prefix written. `--lora-rank` asks the same of as many LoRA adapters, drawn
+evenly, all of which vLLM may have in one batch. ``bench/README.md`` says what each number means.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bench.client import send_closed_loop
+from bench.launch import engine_options, plain_server
 from bench.patched import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.peers import lora_flags, make_adapters
 from bench.question import question_parser
+from bench.servers import ServerSpec
 from bench.sweep import Cell, at_least_one, cells_along, counts
 from bench.timing import measure_cell
 from bench.workloads import patch_names
 
 QUESTION = "scale"
 POPULARITIES = ("uniform", "zipf")
+LORA = "lora"
 
 EPILOG = """\
 examples:
   policypatch bench scale --model ./smollm2 --patches 1,4,16 --concurrency 8
+  policypatch bench scale --model ./smollm2 --patches 1,4,16 --concurrency 16 --lora-rank 16
   policypatch bench scale --model ./llama-8b --load-format dummy --patches 1,4,16,64,256 --concurrency 256
 """
 
@@ -35,21 +42,39 @@ async def measure(stage: Stage, cell: Cell, round_idx: int) -> Mapping[str, Any]
         BenchError: an answer is missing, or not as expected.
     """
     args = stage.args
-    (target,) = stage.targets.values()
+    is_lora = cell.series == LORA
+    target = stage.targets[LORA if is_lora else "ours"]
     label = f"{round_idx}-{cell.series}-{cell.x}"
     drawn = patch_names(
         [patch.name for patch in stage.patches[: int(cell.x)]],
         count=max(args.min_requests, args.waves * args.concurrency),
-        popularity=cell.series,
+        popularity="uniform" if is_lora else cell.series,
         seed=args.seed,
         label=label,
     )
     requests = target.requests(drawn, label, is_cached=not args.is_uncached)
     replies = await send_closed_loop(stage.session, requests, concurrency=args.concurrency)
-    digests = stage.digests
-    check_answers(replies, [digests[name] for name in drawn], target.lengths)
+    digests = [None if is_lora else stage.digests[name] for name in drawn]
+    check_answers(replies, digests, target.lengths)
     result = asdict(measure_cell([reply.trace for reply in replies]))
     return {**result, "num_distinct": len(set(drawn))}
+
+
+def lora_servers(args: argparse.Namespace, folder: Path) -> list[ServerSpec]:
+    """Describe the server that has an adapter for each patch, of its name.
+
+    Raises:
+        BenchError: the adapters could not be made.
+    """
+    if not args.lora_rank:
+        return []
+    count = max(args.patches)
+    ranks, engine = [args.lora_rank], engine_options(args)
+    adapters = make_adapters(
+        args.model, folder / "adapters", dtype=args.dtype, ranks=ranks, count=count, name="p"
+    )
+    flags = lora_flags(adapters, max_rank=args.lora_rank, num_in_batch=count)
+    return [plain_server(engine, folder, name=LORA, flags=flags)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="no request finds its prefix in the KV cache",
     )
+    parser.add_argument(
+        "--lora-rank", type=at_least_one, metavar="R", help="compare with as many LoRA adapters of this rank"
+    )
     add_patched_arguments(parser)
     return parser
 
@@ -74,11 +102,16 @@ def build_parser() -> argparse.ArgumentParser:
 def plan(args: argparse.Namespace) -> Plan:
     """Say what is measured."""
     return Plan(
-        cells_along(args.patches, POPULARITIES),
+        cells_along(args.patches, (*POPULARITIES, *([LORA] if args.lora_rank else ()))),
         max(args.patches),
         measure,
         variants=lambda nbytes: {"ours": ["--preload"]},
-        setup={"concurrency": args.concurrency, "is_cached": not args.is_uncached},
+        setup={
+            "concurrency": args.concurrency,
+            "is_cached": not args.is_uncached,
+            "lora_rank": args.lora_rank,
+        },
+        peers=lambda folder: lora_servers(args, folder),
     )
 
 

@@ -2,7 +2,10 @@
 
 from bench.arms import ARMS, PAIRS, Question
 
-QUESTION = Question({"plain": "http://p", "ours": "http://o"}, {"plain": "m", "ours": "m"}, "kind", (7, 8), 4)
+SERVERS = ("plain", "ours", "embeds", "lora")
+QUESTION = Question(
+    {name: f"http://{name}" for name in SERVERS}, dict.fromkeys(SERVERS, "m"), "kind", (7, 8), 4, str
+)
 
 
 def salts(name: str) -> list[str | None]:
@@ -11,9 +14,20 @@ def salts(name: str) -> list[str | None]:
 
 
 def test_arms_share_the_users_tokens_and_differ_in_the_policy() -> None:
-    prompts = {name: QUESTION.request(arm, [1, 2, 3], salt="s").body["prompt"] for name, arm in ARMS.items()}
+    bodies = {name: QUESTION.request(arm, [1, 2, 3], salt="s").body for name, arm in ARMS.items()}
+    prompts = {name: body.get("prompt") for name, body in bodies.items()}
     assert prompts["plain"] == prompts["idle"] == prompts["patched"] == [1, 2, 3]
     assert prompts["text-warm"] == prompts["text-cold"] == [7, 8, 1, 2, 3]
+    assert prompts["embeds"] is None
+    assert bodies["embeds"]["prompt_embeds"] == "[7, 8, 1, 2, 3]"
+
+
+def test_adapters_are_named_as_models() -> None:
+    models = {name: QUESTION.request(arm, [1], salt="s").body["model"] for name, arm in ARMS.items()}
+    assert {name: model for name, model in models.items() if model != "m"} == {
+        "lora-r1": "lora-r1",
+        "lora-r16": "lora-r16",
+    }
 
 
 def test_only_the_patched_arm_names_the_patch() -> None:

@@ -2,14 +2,14 @@
 
 import pytest
 
-from bench.arms import ARMS, Question, require_arms
+from bench.arms import ARMS, DEFAULT_ARMS, Question, require_arms
 from bench.client import send_closed_loop
 from bench.errors import GateFailed
 from bench.fake import FakeServer, policy_ids
 from bench.gate import Expectation, check_replies, run_gate
 
 POLICY = " ".join(f"rule{i}" for i in range(60))
-ALL = require_arms(list(ARMS))
+ALL = require_arms(DEFAULT_ARMS)
 PROMPTS = [[2, *range(100 + 50 * i, 140 + 50 * i), 4, 3] for i in range(4)]
 
 

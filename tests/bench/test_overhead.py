@@ -58,7 +58,9 @@ def test_run_leaves_records_report_and_one_json_line(
     records = read_records([Path(last["records"])])
     # Six arms, two concurrencies, one round to warm up and two that count.
     assert len(records) == 6 * 2 * 3
-    assert {record.setup["arm"] for record in records if not record.setup["is_warmup"]} == set(overhead.ARMS)
+    assert {record.setup["arm"] for record in records if not record.setup["is_warmup"]} == set(
+        overhead.DEFAULT_ARMS
+    )
     assert last["ratios"]["3"]["patched/idle"]["throughput"]["count"] == 2
     assert Path(last["records"]).with_name("report.svg").is_file()
     assert str(tmp_path) not in Path(last["records"]).read_text()

@@ -9,6 +9,8 @@ Stages, in this order:
 * ``inject``: `bench.inject`, what one write costs beside a copy of as many bytes.
 * ``fidelity``: `bench.fidelity` on a model with weights, in bfloat16 and in float32.
 * ``overhead``: `bench.overhead` on a model shape with random weights and a random patch.
+* ``peers``: the same for LoRA adapters and embeddings that the client sends; wants PEFT.
+* ``scale``, ``overflow``, ``swap``, ``memory``: those questions, on the same shape.
 
 The last line of output is one JSON object; the same lines are in OUT/summary.jsonl.
 """
@@ -27,7 +29,14 @@ from typing import Any
 from bench.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("host-path", "kernels", "inject", "fidelity", "overhead")
+#: Questions about many patches, with the flags that fill a batch of a large GPU.
+SWEEPS = {
+    "scale": "--patches 1,16,64,256 --concurrency 256 --waves 1 --rounds 5 --gpu-memory-utilization 0.4",
+    "overflow": "--patches 64 --share 8 --requests 256 --rate 40 --rounds 5 --gpu-memory-utilization 0.28",
+    "swap": "--concurrency 64 --requests 512 --rounds 5 --gpu-memory-utilization 0.4",
+    "memory": "--in-flight 1,64 --rounds 1 --gpu-memory-utilization 0.4",
+}
+STAGES = ("host-path", "kernels", "inject", "fidelity", "overhead", "peers", *SWEEPS)
 SCENARIOS = ("default", "plain", "full-decode", "hybrid", "uncached", "fp8", "fp32", "triton", "eager")
 #: Cache layouts that the scenario "full-decode" is repeated with.
 LAYOUTS = ("LBHNC", "BLNHC")
@@ -75,7 +84,8 @@ def steps_of(args: argparse.Namespace, policy: Path) -> Iterator[Step]:
         command += ["--out", str(args.out / f"fidelity-{dtype}"), *args.fidelity_arguments]
         yield Step(f"fidelity-{dtype}", "fidelity", command, 420)
     command = _module("bench.random_patch", "--model", shape, "--policy-text", policy)
-    yield Step("random-patch", "overhead", [*command, "--name", PATCH_NAME, "-o", str(patches)], 120)
+    stage = "overhead" if "overhead" in args.stages else "peers"
+    yield Step("random-patch", stage, [*command, "--name", PATCH_NAME, "-o", str(patches)], 120)
     command = _module("bench.overhead", "--model", shape, "--policy-text", policy, "--load-format", "dummy")
     command += [
         "--patch",
@@ -84,6 +94,11 @@ def steps_of(args: argparse.Namespace, policy: Path) -> Iterator[Step]:
         str(args.out / "overhead"),
     ]
     yield Step("overhead", "overhead", [*command, *args.overhead_arguments], args.overhead_limit_s)
+    yield Step("peers", "peers", [*command, *args.peers_arguments], args.overhead_limit_s)
+    for question in SWEEPS:
+        command = _module(f"bench.{question}", "--model", shape, "--load-format", "dummy")
+        command += ["--out", str(args.out / question), *getattr(args, f"{question}_arguments")]
+        yield Step(question, question, command, args.overhead_limit_s)
 
 
 def _module(name: str, *arguments: object) -> list[str]:
@@ -178,6 +193,12 @@ def build_parser() -> argparse.ArgumentParser:
     for name, default in (
         ("fidelity", "--gpu-memory-utilization 0.2"),
         ("overhead", "--concurrency 1,8,64 --rounds 5 --output-tokens 64 --max-num-seqs 64"),
+        (
+            "peers",
+            "--arms plain,patched,embeds,lora-idle,lora-r1,lora-r16 --concurrency 1,64 --rounds 5 "
+            "--output-tokens 64 --max-num-seqs 64 --gpu-memory-utilization 0.2",
+        ),
+        *SWEEPS.items(),
     ):
         parser.add_argument(
             f"--{name}-arguments",
@@ -187,7 +208,11 @@ def build_parser() -> argparse.ArgumentParser:
             help=f"more flags for bench.{name} (default: {default})",
         )
     parser.add_argument(
-        "--overhead-limit-s", type=float, default=540.0, metavar="S", help="(default: %(default)s)"
+        "--overhead-limit-s",
+        type=float,
+        default=540.0,
+        metavar="S",
+        help="for overhead and each stage after it (default: %(default)s)",
     )
     parser.add_argument(
         "--rehearsal", dest="is_rehearsal", action="store_true", help="a stand-in driver: kernels do nothing"

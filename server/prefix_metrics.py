@@ -28,6 +28,16 @@ class PrefixMetrics:
         self._writer = Gauge(
             "policy_patch_writer_info", "1 for what writes prefixes.", ("writer",), registry=registry
         )
+        self._pinned = Gauge(
+            "policy_patch_pinned_blocks",
+            "Blocks of the KV cache that prefixes keep from being evicted, over all engines.",
+            registry=registry,
+        )
+        self._pinned_limit = Gauge(
+            "policy_patch_pinned_blocks_limit",
+            "How many blocks --pin-blocks-share lets them keep, over all engines.",
+            registry=registry,
+        )
         for form in FORMS:
             self._compositions.labels(form)
 
@@ -38,6 +48,11 @@ class PrefixMetrics:
     def observe_injection(self, seconds: float) -> None:
         """Observe what one worker's write of prefixes took in one step."""
         self._injection.observe(seconds)
+
+    def pins_changed(self, *, blocks: int, limit: int) -> None:
+        """Add what is pinned, and may be, more than before."""
+        self._pinned.inc(blocks)
+        self._pinned_limit.inc(limit)
 
     def set_writers(self, writers: Iterable[str]) -> None:
         """Say what writes prefixes on the workers."""

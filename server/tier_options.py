@@ -15,3 +15,7 @@ class TierOptions:
     pinned: frozenset[str] = frozenset()
     #: Fill host memory at start, instead of with the first request of each patch.
     is_preloaded: bool = False
+    #: Names of patches whose blocks stay in the KV cache while they are used.
+    pinned_blocks: frozenset[str] = frozenset()
+    #: The share of the KV cache that such blocks may take.
+    pinned_blocks_share: float = 0.1

@@ -37,6 +37,23 @@ def add_tier_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep this patch in memory, and its device copy longest; may be given several times",
     )
     parser.add_argument(
+        "--pin-blocks",
+        type=patch_name,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="keep this patch's blocks in the KV cache while it is used at least every ten minutes; may be "
+        "given several times",
+    )
+    parser.add_argument(
+        "--pin-blocks-share",
+        type=share,
+        default=default.pinned_blocks_share,
+        metavar="SHARE",
+        help="share of the KV cache that blocks kept so may take at most; patches used last come first "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--preload",
         action="store_true",
         help="fill host memory at start, instead of with the first request of each patch",
@@ -46,7 +63,12 @@ def add_tier_arguments(parser: argparse.ArgumentParser) -> None:
 def tier_options(args: argparse.Namespace) -> TierOptions:
     """Read the flags."""
     return TierOptions(
-        args.patch_device_memory, args.patch_host_memory, frozenset(args.pin_patch), args.preload
+        args.patch_device_memory,
+        args.patch_host_memory,
+        frozenset(args.pin_patch),
+        args.preload,
+        frozenset(args.pin_blocks),
+        args.pin_blocks_share,
     )
 
 
@@ -63,6 +85,21 @@ def num_bytes(text: str) -> int:
     if size < 1:
         raise argparse.ArgumentTypeError(f"expected a size such as 512MiB or 2GiB, got {text!r}")
     return size
+
+
+def share(text: str) -> float:
+    """Read a share.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none, all or nothing.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, such as 0.1, got {text!r}")
+    return number
 
 
 def patch_name(text: str) -> str:

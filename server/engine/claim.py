@@ -29,6 +29,8 @@ class PrefixClaim:
     digest: str
     num_tokens: int
     parts: tuple[PrefixPart, ...] = ()
+    #: Its blocks are to stay in the KV cache, as far as there is room for such.
+    is_pinned: bool = False
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -36,15 +38,17 @@ class PrefixClaim:
 
     def to_params(self) -> dict[str, Any]:
         """Return the ``kv_transfer_params`` of the request; ``from_params`` is its inverse."""
-        return {CLAIM_KEY: [self.digest, self.num_tokens, [list(part) for part in self.parts]]}
+        parts = [list(part) for part in self.parts]
+        return {CLAIM_KEY: [self.digest, self.num_tokens, parts, self.is_pinned]}
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any] | None) -> "PrefixClaim | None":
         """Read the claim out of ``Request.kv_transfer_params``; None for a request without a patch."""
         if not params or CLAIM_KEY not in params:
             return None
-        digest, num_tokens, parts = params[CLAIM_KEY]
-        return cls(str(digest), int(num_tokens), tuple(PrefixPart(str(d), int(n)) for d, n in parts))
+        digest, num_tokens, parts, is_pinned = params[CLAIM_KEY]
+        of_parts = tuple(PrefixPart(str(d), int(n)) for d, n in parts)
+        return cls(str(digest), int(num_tokens), of_parts, bool(is_pinned))
 
 
 def scoped_cache_salt(

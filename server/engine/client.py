@@ -16,6 +16,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from server.engine.block_pins import PINNED_NAMES_KEY
 from server.engine.claim import PrefixClaim, PrefixPart, scoped_cache_salt
 from server.engine.placeholder import placeholder_token_id
 from server.errors import PatchNotApplied, UnsupportedWithPatch
@@ -32,6 +33,11 @@ class PatchedAsyncLLM(AsyncLLM):
         super().__init__(*args, **kwargs)
         self._gate: PatchGate | None = None
         self._placeholder_id = placeholder_token_id(self.model_config, self.tokenizer)
+        transfer = self.vllm_config.kv_transfer_config
+        #: Patches whose blocks are to stay in the KV cache.
+        self._pinned_names = frozenset(
+            transfer.get_from_extra_config(PINNED_NAMES_KEY, ()) if transfer else ()
+        )
         self._send_to_core = self.engine_core.add_request_async
         self.engine_core.add_request_async = self._send_prefixed
 
@@ -57,7 +63,7 @@ class PatchedAsyncLLM(AsyncLLM):
         if patch is None:
             return super().generate(prompt, sampling_params, request_id, **kwargs)
         try:
-            refuse_unsupported(prompt, sampling_params, kwargs)
+            refuse_unsupported(prompt, sampling_params)
             params = self._patched_params(prompt, sampling_params, patch)
         except UnsupportedWithPatch as error:
             raise self._gate.reject(error) from None
@@ -107,7 +113,9 @@ class PatchedAsyncLLM(AsyncLLM):
         # Without the prefix cache's consent the scheduler never asks the connector.
         params.skip_reading_prefix_cache = False
         parts = tuple(PrefixPart(part.digest, part.num_tokens) for part in patch.parts)
-        claim = PrefixClaim(patch.digest, patch.num_tokens, parts)
+        # What a caller's own salt keeps apart is of no use to others.
+        is_pinned = patch.name in self._pinned_names and prompt.get("cache_salt") is None
+        claim = PrefixClaim(patch.digest, patch.num_tokens, parts, is_pinned)
         params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": claim.to_params()}
         return params
 
@@ -122,6 +130,27 @@ class PatchedAsyncLLM(AsyncLLM):
             # A new list: the output processor keeps the visible one.
             request.prompt_token_ids = [self._placeholder_id] * claim.num_tokens + request.prompt_token_ids
         await self._send_to_core(request)
+
+    async def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Reset the prefix cache, which would refuse while blocks are pinned."""
+        await self._let_go_of_blocks()
+        return await super().reset_prefix_cache(*args, **kwargs)
+
+    async def pause_generation(self, *args: Any, **kwargs: Any) -> None:
+        """Pause, which by default resets the prefix cache."""
+        await self._let_go_of_blocks()
+        await super().pause_generation(*args, **kwargs)
+
+    async def sleep(self, *args: Any, **kwargs: Any) -> None:
+        """Go to sleep, which resets the prefix cache."""
+        await self._let_go_of_blocks()
+        await super().sleep(*args, **kwargs)
+
+    async def _let_go_of_blocks(self) -> None:
+        if self._pinned_names:
+            # The only call that reaches the connector there. That the cache itself may not be reset yet is
+            # what comes next.
+            await super().reset_prefix_cache(False, True)
 
     async def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Run a pooling request, which no patch can reach.
@@ -149,19 +178,15 @@ def refuse_reserved_parameters(sampling_params: SamplingParams) -> None:
         )
 
 
-def refuse_unsupported(prompt: Any, sampling_params: SamplingParams, kwargs: dict[str, Any]) -> None:
+def refuse_unsupported(prompt: Any, sampling_params: SamplingParams) -> None:
     """Refuse what a patch cannot be combined with, before anything is scheduled.
 
     Raises:
-        UnsupportedWithPatch: realtime input, images or audio, prompt embeddings, LoRA, or prompt logprobs.
+        UnsupportedWithPatch: realtime input, images or audio, prompt embeddings, or prompt logprobs.
     """
     if not isinstance(prompt, dict) or prompt.get("type") != "token":
         kind = prompt.get("type", "untokenized") if isinstance(prompt, dict) else "streaming"
         raise UnsupportedWithPatch(f"a policy patch works with text prompts, not with {kind} input")
-    if kwargs.get("lora_request") is not None:
-        raise UnsupportedWithPatch(
-            "a policy patch cannot be combined with a LoRA adapter: its prefix belongs to the base weights"
-        )
     if sampling_params.prompt_logprobs is not None or sampling_params.prompt_logprob_token_ids is not None:
         raise UnsupportedWithPatch(
             "prompt_logprobs (and echo with logprobs) cannot be combined with a policy patch; leave it out "

@@ -14,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
+from server.engine.block_pins import PINNED_SHARE_KEY
 from server.engine.plan import StepPlan
 from server.engine.scheduler_side import SchedulerSide
 from server.engine.stats import InjectionStats
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
     from vllm.forward_context import ForwardContext
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -85,6 +87,16 @@ class PolicyPatchConnector(KVConnectorBase_V1, SupportsHMA):
         """Nothing is ever saved."""
 
     # Scheduler side.
+
+    def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:  # noqa: D102
+        share = float(self._kv_transfer_config.get_from_extra_config(PINNED_SHARE_KEY, 0.0))
+        if share:
+            max_model_len = self._vllm_config.model_config.max_model_len
+            self.scheduler.bind_pool(gpu_block_pool, share, max_model_len)
+
+    def reset_cache(self) -> bool:  # noqa: D102
+        self.scheduler.reset()
+        return True
 
     def on_new_request(self, request: "Request") -> None:  # noqa: D102
         self.scheduler.on_new_request(request)

@@ -33,6 +33,7 @@ from server.audit import open_audit
 from server.canary_watch import CanaryWatch
 from server.catalog import Catalog
 from server.control import Control, ControlOptions, open_control
+from server.engine.block_pins import PINNED_NAMES_KEY, PINNED_SHARE_KEY
 from server.engine.client import PatchedAsyncLLM
 from server.engine.cpu_defaults import cpu_arguments, cpu_environment, is_cpu_build, offline_environment
 from server.engine.model_registry import PatchModelRegistry
@@ -239,7 +240,13 @@ def _fingerprint(model_config: ModelConfig) -> BaseModel:
 
 
 def _kv_transfer_config(tiers: TierOptions) -> KVTransferConfig:
-    return KVTransferConfig(**_CONNECTOR, kv_connector_extra_config={DEVICE_BYTES_KEY: tiers.device_bytes})
+    extra: dict[str, Any] = {DEVICE_BYTES_KEY: tiers.device_bytes}
+    if tiers.pinned_blocks:
+        extra |= {
+            PINNED_SHARE_KEY: tiers.pinned_blocks_share,
+            PINNED_NAMES_KEY: sorted(tiers.pinned_blocks),
+        }
+    return KVTransferConfig(**_CONNECTOR, kv_connector_extra_config=extra)
 
 
 def _residency(

@@ -7,18 +7,24 @@ request and does constant work per request and step.
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
+from vllm.v1.request import RequestStatus
 
+from server.engine.block_pins import BlockPins
 from server.engine.claim import PrefixClaim
 from server.engine.plan import BlockSpan, PrefixLoad, StepPlan
 from server.engine.stats import InjectionStats
 
 if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
 
 logger = init_logger(__name__)
+
+#: How requests end that had their prefix in place.
+_GOOD_ENDS = frozenset({RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED})
 
 
 class SchedulerSide:
@@ -34,6 +40,18 @@ class SchedulerSide:
         self._loads: dict[str, PrefixLoad] = {}
         self._unbacked: dict[str, set[int]] = {}
         self._stats = InjectionStats()
+        self._pins: BlockPins | None = None
+        self._num_pinned = 0
+
+    def bind_pool(self, pool: "BlockPool", share: float, max_model_len: int) -> None:
+        """Take the KV cache's blocks, of which prefixes may keep ``share``, once they exist."""
+        self._pins = BlockPins(pool, self._block_sizes, share=share, max_model_len=max_model_len)
+        self._stats.record_pins(limit=self._pins.limit)
+
+    def reset(self) -> None:
+        """Hold no block any longer, so that the prefix cache can be reset."""
+        if self._pins is not None:
+            self._pins.release_all()
 
     def on_new_request(self, request: "Request") -> None:
         """Note the request's claim, before the scheduler looks at it for the first time."""
@@ -88,6 +106,8 @@ class SchedulerSide:
         self._loads.clear()
         if self._claims:
             self._find_unbacked(scheduler_output)
+        if self._pins is not None:
+            self._pins.expire()
         for block_ids in self._unbacked.values():
             plan.unbacked_block_ids |= block_ids
         return plan
@@ -124,11 +144,16 @@ class SchedulerSide:
 
     def forget(self, request: "Request") -> None:
         """Drop what is kept of a finished request."""
-        self._claims.pop(request.request_id, None)
+        claim = self._claims.pop(request.request_id, None)
+        if claim is not None and claim.is_pinned and self._pins and request.status in _GOOD_ENDS:
+            self._pins.keep(request, claim.num_tokens)
         self._loads.pop(request.request_id, None)
         self._unbacked.pop(request.request_id, None)
 
     def take_stats(self) -> InjectionStats:
         """Return the counts since the last call."""
+        if self._pins is not None and self._pins.num_blocks != self._num_pinned:
+            self._stats.record_pins(blocks=self._pins.num_blocks - self._num_pinned)
+            self._num_pinned = self._pins.num_blocks
         taken, self._stats = self._stats, InjectionStats()
         return taken

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 
 def _empty() -> dict[str, Any]:
-    return {"injected": {}, "shared": {}, "seconds": [], "slots": {}}
+    return {"injected": {}, "shared": {}, "seconds": [], "slots": {}, "pins": {}}
 
 
 class InjectionStats(KVConnectorStats):
     """Prefix tokens by digest, the seconds of each write, and what happened to device slots.
 
     ``data`` holds ``injected`` and ``shared`` (digest -> tokens), ``seconds`` (one value per step and
-    worker that wrote something) and ``slots`` (``loads``, ``evictions``, and ``bytes`` more than before).
+    worker that wrote something), ``slots`` (``loads``, ``evictions``, and ``bytes`` more than before) and
+    ``pins`` (``blocks`` that are pinned, and the ``limit`` for them, more than before).
     """
 
     def __init__(self, data: dict[str, Any] | None = None) -> None:
@@ -52,11 +53,15 @@ class InjectionStats(KVConnectorStats):
     def record_slots(self, counts: SlotCounts) -> None:
         """Count what happened to one worker's device slots."""
         changes = {"loads": counts.num_loads, "evictions": counts.num_evictions, "bytes": counts.num_bytes}
-        self._add_slots({key: number for key, number in changes.items() if number})
+        self._add("slots", {key: number for key, number in changes.items() if number})
 
-    def _add_slots(self, changes: dict[str, int]) -> None:
+    def record_pins(self, **changes: int) -> None:
+        """Say how many blocks more are pinned, or may be, than before."""
+        self._add("pins", changes)
+
+    def _add(self, what: str, changes: dict[str, int]) -> None:
         for key, number in changes.items():
-            self.data["slots"][key] = self.data["slots"].get(key, 0) + number
+            self.data[what][key] = self.data[what].get(key, 0) + number
 
     def aggregate(self, other: KVConnectorStats) -> "InjectionStats":
         """Add the counts of ``other`` to these."""
@@ -64,7 +69,8 @@ class InjectionStats(KVConnectorStats):
             for digest, num_tokens in other.data[key].items():
                 self.data[key][digest] = self.data[key].get(digest, 0) + num_tokens
         self.data["seconds"].extend(other.data["seconds"])
-        self._add_slots(other.data["slots"])
+        self._add("slots", other.data["slots"])
+        self._add("pins", other.data["pins"])
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -103,6 +109,8 @@ class InjectionLogger(StatLoggerBase):
         self._metrics.tiers.loaded("device", slots.get("loads", 0))
         self._metrics.tiers.evicted("device", slots.get("evictions", 0))
         self._metrics.tiers.device_changed(slots.get("bytes", 0))
+        pins = data["pins"]
+        self._metrics.prefixes.pins_changed(blocks=pins.get("blocks", 0), limit=pins.get("limit", 0))
 
     def log_engine_initialized(self) -> None:
         """Nothing to say at start."""

@@ -20,6 +20,8 @@ PATCH_BYTES = 2 * 2 * NUM_VIRTUAL_TOKENS * 2 * 32 * 4
 NUM_DEVICE_SLOTS = 2
 NUM_HOSTED = 3
 NUM_TOKENS = 16
+#: Of 32 tokens, so a patch has one whole block; few enough to be flooded.
+NUM_BLOCKS = 64
 PROMPTS = [[100 + 7 * i, 200 + i, 300, 17 + i] for i in range(4)]
 
 
@@ -38,6 +40,8 @@ def server(start_module_server: Any, tiny_model: Any, patches: list[Patch]) -> I
         *("--patch-device-memory", str(NUM_DEVICE_SLOTS * PATCH_BYTES)),
         *("--patch-host-memory", str(NUM_HOSTED * PATCH_BYTES)),
         *("--pin-patch", "tier-0"),
+        *("--pin-blocks", "tier-0", "--num-gpu-blocks-override", str(NUM_BLOCKS)),
+        env={"VLLM_SERVER_DEV_MODE": "1"},
     )
     started.wait_ready()
     for patch in patches:
@@ -72,6 +76,7 @@ def test_only_the_pinned_patch_is_loaded_before_a_request(server: Any) -> None:
     assert tier(server, "bytes", "host") == PATCH_BYTES
 
 
+@pytest.mark.feature("more patches than memory holds")
 @pytest.mark.parametrize("salt", ["own", None])
 def test_more_patches_than_memory_holds_are_answered_rightly(
     server: Any, expected: dict[tuple[int, int], list[int]], salt: str | None
@@ -107,3 +112,33 @@ def test_one_after_the_other_every_patch_is_brought_in_and_makes_room(
     # The pinned one never had to be read again.
     card = server.client.get("/v1/patches/tier-0").json()
     assert card["versions"][0]["tier"] == "memory"
+
+
+def num_written(server: Any, name: str) -> float:
+    """Ask under a patch, and return how many of its tokens had to be written for it."""
+    before = server.metric("policy_patch_injected_tokens_total", patch=name)
+    server.ask(PROMPTS[0], patch=name, max_tokens=1)
+    return float(server.metric("policy_patch_injected_tokens_total", patch=name) - before)
+
+
+@pytest.mark.feature("blocks pinned in the KV cache")
+def test_pinned_blocks_survive_what_evicts_those_of_others(server: Any) -> None:
+    tail = NUM_VIRTUAL_TOKENS - 32
+    for name in ("tier-0", "tier-1"):
+        server.ask(PROMPTS[0], patch=name, max_tokens=1)
+        assert num_written(server, name) == tail
+    assert server.metric("policy_patch_pinned_blocks") == 1
+    assert server.metric("policy_patch_pinned_blocks_limit") == (NUM_BLOCKS - 1) // 10
+    flood = [{"prompt": [5000 + i] + [7] * 200, "max_tokens": 1} for i in range(NUM_BLOCKS // 2)]
+    server.ask_together(flood, num_threads=16)
+    assert num_written(server, "tier-1") == NUM_VIRTUAL_TOKENS
+    assert num_written(server, "tier-0") == tail
+
+
+@pytest.mark.feature("blocks pinned in the KV cache")
+def test_pinned_blocks_do_not_keep_the_prefix_cache_from_being_reset(server: Any) -> None:
+    answer = server.client.post("/reset_prefix_cache")
+    assert answer.json() == {"success": True}
+    # With the next step's figures.
+    assert num_written(server, "tier-0") == NUM_VIRTUAL_TOKENS
+    assert server.metric("policy_patch_pinned_blocks") == 0

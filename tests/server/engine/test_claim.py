@@ -1,6 +1,7 @@
 """Claims and the salts that keep patches, and callers, apart in the prefix cache."""
 
 import itertools
+from dataclasses import replace
 
 from server.engine.claim import PrefixClaim, PrefixPart, scoped_cache_salt
 
@@ -12,6 +13,8 @@ SALTS = [None, "", "mine", "patch:sha256:" + "a" * 64, f"patch:sha256:{'a' * 64}
 def test_a_claim_survives_its_journey() -> None:
     claim = PrefixClaim("sha256:" + "a" * 64, 48)
     assert PrefixClaim.from_params(claim.to_params()) == claim
+    pinned = replace(claim, is_pinned=True)
+    assert PrefixClaim.from_params(pinned.to_params()) == pinned
     assert claim.parts == (PrefixPart(claim.digest, 48),)
 
 

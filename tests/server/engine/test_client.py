@@ -55,25 +55,24 @@ async def _stream() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "params", "kwargs", "message"),
+    ("prompt", "params", "message"),
     [
-        ({"type": "embeds", "prompt_embeds": None}, {}, {}, "embeds input"),
-        ({"type": "multimodal", "prompt_token_ids": [1]}, {}, {}, "multimodal input"),
-        (_stream(), {}, {}, "streaming input"),
-        (TOKENS, {}, {"lora_request": object()}, "LoRA"),
-        (TOKENS, {"prompt_logprobs": 0}, {}, "prompt_logprobs"),
+        ({"type": "embeds", "prompt_embeds": None}, {}, "embeds input"),
+        ({"type": "multimodal", "prompt_token_ids": [1]}, {}, "multimodal input"),
+        (_stream(), {}, "streaming input"),
+        (TOKENS, {"prompt_logprobs": 0}, "prompt_logprobs"),
     ],
-    ids=["embeds", "multimodal", "realtime", "lora", "prompt-logprobs"],
+    ids=["embeds", "multimodal", "realtime", "prompt-logprobs"],
 )
 def test_what_a_patch_cannot_be_combined_with_is_refused(
-    prompt: Any, params: dict[str, Any], kwargs: dict[str, Any], message: str
+    prompt: Any, params: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UnsupportedWithPatch, match=message):
-        refuse_unsupported(prompt, SamplingParams(**params), kwargs)
+        refuse_unsupported(prompt, SamplingParams(**params))
 
 
 def test_text_prompts_pass() -> None:
-    refuse_unsupported(TOKENS, SamplingParams(logprobs=5, n=3), {"lora_request": None})
+    refuse_unsupported(TOKENS, SamplingParams(logprobs=5, n=3))
 
 
 class _Tokenizer:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from vllm.sampling_params import SamplingParams
-from vllm.v1.request import Request
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.request import Request, RequestStatus
 
 from server.engine.claim import PrefixClaim, PrefixPart
 from server.engine.scheduler_side import SchedulerSide
@@ -149,3 +150,31 @@ def test_tokens_of_several_parts_are_counted_for_each(
     assert (load.digest, load.parts) == (DIGEST, parts)
     stats = side.take_stats().data
     assert (stats["injected"], stats["shared"]) == (injected, shared)
+
+
+@pytest.mark.parametrize(
+    ("is_pinned", "status", "num_pinned"),
+    [
+        (True, RequestStatus.FINISHED_STOPPED, 2),
+        (True, RequestStatus.FINISHED_LENGTH_CAPPED, 2),
+        (True, RequestStatus.FINISHED_ABORTED, 0),
+        (True, RequestStatus.FINISHED_ERROR, 0),
+        (False, RequestStatus.FINISHED_STOPPED, 0),
+    ],
+)
+def test_whole_blocks_of_a_pinned_prefix_are_kept_when_a_request_ends_well(
+    is_pinned: bool, status: RequestStatus, num_pinned: int
+) -> None:
+    side, pool = _side(), BlockPool(33, enable_caching=True, hash_block_size=BLOCK)
+    side.bind_pool(pool, 0.5, max_model_len=64)
+    claim = PrefixClaim(DIGEST, 40, is_pinned=is_pinned)
+    params = SamplingParams(max_tokens=4, extra_args={"kv_transfer_params": claim.to_params()})
+    request = Request("r", [0] * 45, params, None, block_hasher=lambda _: [b"1", b"2"])
+    side.on_new_request(request)
+    pool.cache_full_blocks(request, pool.get_new_blocks(2), 0, 2, BLOCK, 0)
+    assert side.take_stats().data["pins"] == {"limit": 16}
+    request.status = status
+    side.forget(request)
+    assert side.take_stats().data["pins"] == ({"blocks": num_pinned} if num_pinned else {})
+    side.reset()
+    assert side.take_stats().data["pins"] == ({"blocks": -num_pinned} if num_pinned else {})

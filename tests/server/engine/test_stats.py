@@ -28,3 +28,15 @@ def test_slots_that_did_nothing_are_nothing_to_report() -> None:
     stats = InjectionStats()
     stats.record_slots(SlotCounts())
     assert stats.is_empty()
+
+
+def test_what_is_pinned_in_several_engines_adds_up() -> None:
+    registry = CollectorRegistry()
+    logger = InjectionLogger(PatchMetrics(registry))
+    for changes in ({"limit": 16}, {"blocks": 5, "limit": 16}, {"blocks": -2}):
+        stats = InjectionStats()
+        stats.record_pins(**changes)
+        logger.record(SimpleNamespace(kv_connector_stats=InjectionStats().aggregate(stats).data), None)
+    lines = generate_latest(registry).decode().splitlines()
+    assert "policy_patch_pinned_blocks 3.0" in lines
+    assert "policy_patch_pinned_blocks_limit 32.0" in lines

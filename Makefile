@@ -113,6 +113,12 @@ lint: $(INSTALLED_DEV) ## ruff, mypy, hadolint
 docs: $(INSTALLED_DEV) ## write docs/cli.md from the commands' own help
 	$(BIN)/python tools/cli_reference.py docs/cli.md
 
+.PHONY: compatibility
+compatibility: $(INSTALLED_DEV) ## run the tests that stand for a feature, and write docs/compatibility.md
+	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
+	@POLICYPATCH_DEMO_MODEL="$(DEMO_MODEL)" $(BIN)/python -m pytest -p tools.compatibility -m feature \
+		--compatibility docs/compatibility.md $(PYTEST_ARGS)
+
 .PHONY: patches
 patches: $(INSTALLED_DEV) ## train the ready patches again, into build/patches: hours on a CPU
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"

@@ -27,7 +27,7 @@ ALLOWED = {
     "server": {"server", "patches", "prefix_kernels"},
     "bench": {"bench", "server", "patches", "prefix_kernels"},
     "tools": {"tools", "bench", "server", "patches", "prefix_kernels"},
-    "tests": {"bench", "server", "patches", "prefix_kernels"},
+    "tests": {"tools", "bench", "server", "patches", "prefix_kernels"},
 }
 #: Never imported as a side effect of importing a module of ours.
 HEAVY = ("vllm", "triton", "transformers", "peft")

@@ -41,9 +41,18 @@ def cpu_environment(given: Mapping[str, str], world_size: int) -> dict[str, str]
     connectors with a transfer thread. Ours has none, so the second core goes back to the model.
     """
     wanted = {"VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB, "VLLM_CPU_NUM_OF_RESERVED_CPU": str(world_size)}
+    if world_size > max(1, num_memory_nodes()):
+        # vLLM binds each rank to a memory node of its own, and gives up where there are fewer.
+        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        wanted["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // world_size))
     if libraries := preloadable_libraries():
         wanted["LD_PRELOAD"] = ":".join(libraries)
     return {name: value for name, value in wanted.items() if name not in given}
+
+
+def num_memory_nodes(folder: Path = Path("/sys/devices/system/node")) -> int:
+    """Return how many NUMA nodes the machine has; 0 where it does not say."""
+    return len(list(folder.glob("node[0-9]*")))
 
 
 def preloadable_libraries() -> list[str]:

@@ -26,7 +26,7 @@ from patches.format import Patch, encode_patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model
 
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 600.0
 SERVED_NAME = "base"
 
 

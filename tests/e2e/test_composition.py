@@ -17,7 +17,7 @@ from patches.compose import compose_patches
 from patches.format import Patch
 from patches.label import Label
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.feature("composition on the fly")]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 16

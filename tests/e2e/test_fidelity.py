@@ -13,7 +13,10 @@ import torch
 
 from patches.format import Patch
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.feature("grouped-query attention (Llama): completions, chat, responses, streams"),
+]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 20

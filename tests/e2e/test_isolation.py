@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from patches.format import Patch
 from server.engine.placeholder import placeholder_token_id
@@ -22,11 +23,19 @@ MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 24
 
 #: flags of each kind of server; the last one cuts every prompt into chunks.
-SERVERS = {
-    "prefix-caching": [],
-    "no-prefix-caching": ["--no-enable-prefix-caching"],
-    "tiny-token-budget": ["--max-num-batched-tokens", "32", "--max-num-seqs", "16"],
-}
+SERVERS = [
+    pytest.param(
+        [], id="prefix-caching", marks=pytest.mark.feature("prefix caching, asynchronous scheduling")
+    ),
+    pytest.param(
+        ["--no-enable-prefix-caching"], id="no-prefix-caching", marks=pytest.mark.feature("no prefix caching")
+    ),
+    pytest.param(
+        ["--max-num-batched-tokens", "32", "--max-num-seqs", "16"],
+        id="tiny-token-budget",
+        marks=pytest.mark.feature("chunked prefill"),
+    ),
+]
 
 #: Less than, exactly, and more than one and two blocks of 32.
 LENGTHS = [48, 64, 33, 32, 48, 5, 64, 48]
@@ -55,9 +64,7 @@ def selections(patches: list[Patch]) -> list[str | None]:
 def server(
     request: pytest.FixtureRequest, start_module_server: Any, tiny_model: Any, patches: list[Patch]
 ) -> Iterator[Any]:
-    started = start_module_server(
-        tiny_model, "--dtype", "float32", "--max-model-len", "512", *SERVERS[request.param]
-    )
+    started = start_module_server(tiny_model, "--dtype", "float32", "--max-model-len", "512", *request.param)
     started.wait_ready()
     for patch in patches:
         started.install(patch, wait=patch is patches[-1])
@@ -103,6 +110,20 @@ def test_answers_in_a_mixed_batch_equal_answers_alone(
     for _ in ("cold", "warm"):
         for answer, expected in zip(server.ask_together(requests), alone.values(), strict=True):
             assert_same(answer, expected)
+
+
+def test_learned_embeddings_answer_as_in_transformers(
+    server: Any, alone: dict[Key, Any], patches: list[Patch], tiny_patches: Any, generate: Any
+) -> None:
+    network = tiny_patches.model.network
+    for patch, i in itertools.product(patches[1:5], range(len(PROMPTS))):
+        assert patch.embeddings is not None
+        user = network.get_input_embeddings()(torch.tensor([PROMPTS[i]]))
+        inputs = torch.cat([patch.embeddings[None], user], dim=1)
+        (expected,) = generate(network, [PROMPTS[i]], NUM_TOKENS, inputs_embeds=inputs)
+        answer = alone[f"{patch.manifest.name}@{patch.manifest.version}", i]
+        assert answer.token_ids == expected.token_ids
+        assert answer.logprob_gap(expected) < MAX_LOGPROB_GAP
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -45,6 +47,14 @@ def _multi_head_with_bias() -> Any:
     return Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=2, num_key_value_heads=4, **SIZES))
 
 
+def _sliding_window() -> Any:
+    # Shorter than the prefix of 75, whose beginning no token of the prompt sees.
+    config = MistralConfig(
+        num_hidden_layers=2, num_key_value_heads=2, sliding_window=32, head_dim=32, **SIZES
+    )
+    return MistralForCausalLM(config)
+
+
 def _hybrid_sliding_window() -> Any:
     # A window of 32 is shorter than the prefix of 75: the sliding layers keep only its end.
     config = Gemma3TextConfig(
@@ -64,15 +74,31 @@ def _steps(response: Any) -> list[tuple[str, float]]:
     return list(zip(logprobs["tokens"], logprobs["token_logprobs"], strict=True))
 
 
-@pytest.mark.parametrize("make", [_multi_query, _multi_head_with_bias, _hybrid_sliding_window])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(_multi_query, marks=pytest.mark.feature("multi-query attention (Llama)")),
+        pytest.param(_multi_head_with_bias, marks=pytest.mark.feature("multi-head attention, bias (Qwen2)")),
+        pytest.param(_sliding_window, marks=pytest.mark.feature("sliding window (Mistral)")),
+        pytest.param(
+            _hybrid_sliding_window,
+            marks=pytest.mark.feature("full attention beside sliding windows (Gemma 3)"),
+        ),
+    ],
+)
 def test_a_prefix_answers_as_its_tokens_do(
     make: Callable[[], Any], start_server: Any, demo_model: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    make().float().save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(demo_model).save_pretrained(tmp_path)
-    patch = compile_token_ids(load_model(tmp_path, dtype="float32"), PREFIX, Label("prefix", "1.0.0"))
-    server = start_server(tmp_path, "--dtype", "float32", "--max-model-len", "512")
+    assert_faithful(make(), start_server, demo_model, tmp_path)
+
+
+def assert_faithful(network: Any, start_server: Any, demo_model: Path, folder: Path, *flags: str) -> None:
+    """Serve a model; a patch has to answer as the tokens that it was made from do on the same server."""
+    network.float().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo_model).save_pretrained(folder)
+    patch = compile_token_ids(load_model(folder, dtype="float32"), PREFIX, Label("prefix", "1.0.0"))
+    server = start_server(folder, "--dtype", "float32", "--max-model-len", "512", *flags)
     server.wait_ready()
     server.install(patch)
     options = {"max_tokens": 24, "ignore_eos": True, "logprobs": 0}
@@ -84,3 +110,16 @@ def test_a_prefix_answers_as_its_tokens_do(
             for (_, left), (_, right) in zip(as_patch, as_text, strict=True):
                 assert left == pytest.approx(right, abs=1e-4)
     server.terminate()
+
+
+@pytest.mark.feature("FP8 KV cache")
+@pytest.mark.skipif(
+    not {"avx512f", "amx_tile"} & set(Path("/proc/cpuinfo").read_text().split())
+    and not torch.cuda.is_available(),
+    reason="vLLM has it on CPUs with AVX-512 or AMX and on GPUs, this machine has none of them",
+)
+def test_a_prefix_is_quantized_as_its_tokens_are(start_server: Any, demo_model: Path, tmp_path: Path) -> None:
+    """Of one layer: its K/V depends on no other layer's attention, so nothing but the write can differ."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, num_key_value_heads=2, **SIZES))
+    assert_faithful(model, start_server, demo_model, tmp_path, "--kv-cache-dtype", "fp8")

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.feature("sampling, stop, penalties, beam search, structured output"),
+]
 
 PATCH = "options"
 POLICY = "You are the cook of a ship. You love soup, and you answer every question in a few plain words.\n\n"

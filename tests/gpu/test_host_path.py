@@ -41,7 +41,17 @@ def run_scenario(scenario: str, environment: dict[str, str]) -> list[dict[str, A
 
 
 @pytest.mark.parametrize(
-    "scenario", ["full-decode", "hybrid", "uncached", "fp8", "fp32", "triton", "eager", *LAYOUTS]
+    "scenario",
+    [
+        pytest.param("full-decode", marks=pytest.mark.feature("CUDA: full graphs")),
+        pytest.param("hybrid", marks=pytest.mark.feature("CUDA: full attention beside sliding windows")),
+        pytest.param("uncached", marks=pytest.mark.feature("CUDA: no prefix caching")),
+        pytest.param("fp8", marks=pytest.mark.feature("CUDA: FP8 KV cache")),
+        pytest.param("fp32", marks=pytest.mark.feature("CUDA: float32")),
+        pytest.param("triton", marks=pytest.mark.feature("CUDA: Triton attention")),
+        pytest.param("eager", marks=pytest.mark.feature("CUDA: eager mode")),
+        *(pytest.param(layout, marks=pytest.mark.feature("CUDA: cache layouts")) for layout in LAYOUTS),
+    ],
 )
 def test_prefixes_reach_the_blocks_that_requests_read(scenario: str) -> None:
     if scenario in LAYOUTS:
@@ -51,6 +61,7 @@ def test_prefixes_reach_the_blocks_that_requests_read(scenario: str) -> None:
     assert [check for check in checks if not check["ok"]] == []
 
 
+@pytest.mark.feature("CUDA: the same graphs as without patches")
 def test_the_connector_changes_no_cuda_graph() -> None:
     ours, plain = run_scenario("default", {}), run_scenario("plain", {})
     assert [check for check in ours if not check["ok"]] == []

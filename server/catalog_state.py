@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from patches.durable import sync_folder, write_bytes_atomically, write_json_atomically
+from patches.durable import sync_folder, write_bytes_atomically
 from patches.errors import InvalidName, PatchError
 from patches.format import SUFFIX, decode_patch, read_patch_bytes
 from patches.names import NAME_PATTERN, is_digest, validate_version
@@ -91,8 +91,8 @@ class CatalogState:
         Raises:
             OSError: It can't be written; the record before it stays.
         """
-        document = _DOCUMENTS.dump_python(_Document(STATE_FORMAT, record), mode="json")
-        write_json_atomically(self._names / f"{name}.json", document, mode=0o600)
+        data = _DOCUMENTS.dump_json(_Document(STATE_FORMAT, record), indent=2)
+        write_bytes_atomically(self._names / f"{name}.json", data + b"\n", mode=0o600)
 
     def forget(self, name: str) -> None:
         """Drop the record of ``name``."""
@@ -113,7 +113,13 @@ class CatalogState:
             OSError: The copy can't be written.
         """
         target = self.path_of(digest)
+        is_kept = target.exists()
         for source in sources:
+            if is_kept:
+                # Its content was checked when it was copied; a signature may have come since.
+                if self._keep_signature(digest, source):
+                    break
+                continue
             try:
                 data = read_patch_bytes(source)
                 if decode_patch(data).digest != digest:
@@ -122,22 +128,23 @@ class CatalogState:
                 # The file was removed or replaced since it was loaded.
                 continue
             self._keep_signature(digest, source)
-            if not target.exists():
-                write_bytes_atomically(target, data, mode=0o600)
+            write_bytes_atomically(target, data, mode=0o600)
             return True
-        return target.exists()
+        return is_kept
 
-    def _keep_signature(self, digest: str, source: Path) -> None:
+    def _keep_signature(self, digest: str, source: Path) -> bool:
+        """Copy the signature beside ``source``; tells whether there was one of this content."""
         try:
             data = read_signature(source)
             if read_claim(data).statement.digest != digest:
-                return
+                return False
         except PatchError:
             # There is none, or none that could ever count. Whether it counts is asked when it is needed.
-            return
+            return False
         target = signature_path(self.path_of(digest))
         if not target.exists() or target.read_bytes() != data:
             write_bytes_atomically(target, data, mode=0o600)
+        return True
 
     def prune(self, needed: Collection[str]) -> None:
         """Remove every content but the ``needed`` digests."""

@@ -43,6 +43,8 @@ class Ledger:
         self._state = state
         self._keep_previous = keep_previous
         self._saved = saved
+        #: What the state folder was last brought down to; ``None`` where it may hold more.
+        self._pruned: frozenset[str] | None = None
         self._records: dict[str, NameRecord] = dict(state.open()) if state is not None else {}
         self._kept: dict[str, tuple[Target, ...]] = {}
         for name, record in self._records.items():
@@ -83,6 +85,7 @@ class Ledger:
             try:
                 await asyncio.to_thread(self._write, name, record, sources)
             except OSError as error:
+                self._pruned = None
                 self._saved(False)
                 message = f"the state could not be saved ({error.strerror or error}); nothing was changed"
                 raise StateNotSaved(message) from error
@@ -107,8 +110,11 @@ class Ledger:
                 if self._state is not None:
                     await asyncio.to_thread(self._state.forget, name)
         if self._state is not None:
-            needed = {target.digest for record in self._records.values() for target in self._copied(record)}
-            await asyncio.to_thread(self._state.prune, needed)
+            needed = frozenset(t.digest for record in self._records.values() for t in self._copied(record))
+            # An order that goes back and forth needs the same copies again and again.
+            if needed != self._pruned:
+                await asyncio.to_thread(self._state.prune, needed)
+                self._pruned = needed
 
     def close(self) -> None:
         """Let another server use the state folder."""

@@ -18,6 +18,7 @@ QUESTIONS = {
     "files": "what becomes of 10,000 damaged and hostile patch files",
     "scale": "whether many different patches in one batch cost anything",
     "overflow": "what it costs when patches outnumber device slots, or exceed host memory",
+    "soak": "whether a real server stays right under load, swaps and faults for long",
     "swap": "what requests notice while the patch that they name is replaced",
     "memory": "what a patch takes of the KV cache and of memory",
     "inject": "what writing prefixes into a KV cache costs, beside a copy of as many bytes; no server",

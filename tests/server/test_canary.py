@@ -54,7 +54,7 @@ def test_two_names_choose_independently() -> None:
     ],
 )
 def test_the_rules_decide(rules: dict[str, float], seen: list[Sample], verdict: str | None) -> None:
-    judged = judge(canary(**rules), seen, now_s=40.0)
+    judged = judge(canary(**rules), seen, age_s=40.0)
     assert (judged[0] if judged else None) == verdict
 
 

@@ -1,5 +1,6 @@
 """A canary over HTTP: who gets it, how it is told apart, how it ends by call, by rule, by restart."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -127,6 +128,34 @@ async def test_a_canary_that_keeps_the_rules_is_promoted(stand: Any, admin: Any,
         await stand.chat("pirate")
     await trial.settled()
     assert (await admin.get("pirate/history"))["history"][0]["action"] == "promote"
+
+
+async def test_a_clock_that_jumps_promotes_nothing(
+    stand: Any, admin: Any, trial: CanaryWatch, monkeypatch: Any
+) -> None:
+    """Seen on a server whose time of day went a day ahead: an hour's canary was promoted within seconds."""
+    monkeypatch.setattr(admin.operator, "_clock", lambda: time.time() - 86_400)
+    await start(admin, share=1.0, promote_after_s=3600, min_requests=3)
+    for _ in range(5):
+        await stand.chat("pirate")
+    await trial.settled()
+    assert stand.catalog.record("pirate").canary is not None
+
+
+async def test_the_time_until_a_promotion_runs_from_the_first_request_that_was_watched(
+    stand: Any, admin: Any
+) -> None:
+    now_s = 5.0
+    audit, metrics = admin.audit, stand.metrics.canary
+    await stand.load("pirate", "1.0.0")
+    await admin.put(stand.bytes(version="1.1.0"), "pirate/1.1.0", hold=True)
+    watch = CanaryWatch(stand.catalog.record, admin.operator, metrics, audit, clock=lambda: now_s)
+    await start(admin, share=1.0, promote_after_s=60, min_requests=1)
+    for at_s, is_running in ((5.0, True), (64.0, True), (65.0, False)):
+        now_s = at_s
+        watch.finished("pirate", "canary", "ok", 0.1)
+        await watch.settled()
+        assert (stand.catalog.record("pirate").canary is not None) is is_running
 
 
 async def test_errors_of_the_stable_arm_abort_nothing(stand: Any, admin: Any, trial: CanaryWatch) -> None:

@@ -114,7 +114,7 @@ async def test_a_state_that_can_not_be_written_refuses_orders_and_lets_files_go_
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("server.catalog_state.write_json_atomically", refuse)
+    monkeypatch.setattr("server.catalog_state.write_bytes_atomically", refuse)
     answer = await admin.post("pirate/rollback")
     assert stand.code(answer) == (500, "state_not_saved")
     assert "No space left" in answer.json()["error"]["message"]
@@ -181,6 +181,45 @@ async def test_copies_that_nothing_needs_are_removed(stand: Any, admin: Any, tmp
     assert names == {patch.digest.removeprefix("sha256:") for patch in patches[-2:]}
 
 
+async def test_going_back_and_forth_reads_and_lists_nothing_again(
+    stand: Any, admin: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What a swap costs must not grow with the size of its patches: dozens a second are ordered."""
+    await stand.load("pirate", "1.0.0")
+    await stand.load("pirate", "1.1.0")
+    for version in ("1.0.0", "1.1.0"):
+        await admin.post("pirate/activate", version=version)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the copies are there already")
+
+    monkeypatch.setattr("server.catalog_state.read_patch_bytes", refuse)
+    monkeypatch.setattr(CatalogState, "prune", refuse)
+    for version in ("1.0.0", "1.1.0"):
+        answer = await admin.post("pirate/activate", version=version)
+        assert answer.json()["active"]["version"] == version
+    assert len(list((tmp_path / "state" / "patches").iterdir())) == 2
+
+
+async def test_a_copy_of_an_order_that_could_not_be_saved_is_removed_later(
+    stand: Any, admin: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        await stand.load("pirate", version)
+    for version in ("1.2.0", "1.1.0"):
+        await admin.post("pirate/activate", version=version)
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(CatalogState, "save", fail)
+        assert (await admin.post("pirate/activate", version="1.0.0")).status_code == 500
+    assert len(list((tmp_path / "state" / "patches").iterdir())) == 3
+    await admin.post("pirate/activate", version="1.2.0")
+    assert len(list((tmp_path / "state" / "patches").iterdir())) == 2
+
+
 async def test_idle_names_are_forgotten_oldest_first_but_never_pins(tmp_path: Path) -> None:
     ledger = Ledger()
     for i in range(MAX_IDLE_NAMES + 3):
@@ -201,7 +240,7 @@ async def test_the_event_loop_turns_while_the_state_is_written(
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
     may_write = threading.Event()
-    monkeypatch.setattr("server.catalog_state.write_json_atomically", lambda *_, **__: may_write.wait(30))
+    monkeypatch.setattr("server.catalog_state.write_bytes_atomically", lambda *_, **__: may_write.wait(30))
     order = asyncio.create_task(admin.post("pirate/rollback"))
     await asyncio.sleep(0.05)
     assert await admin.answers() == "pirate@1.1.0"

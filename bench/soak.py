@@ -7,27 +7,24 @@ many clients for minutes; `storm`, fifty swaps a second; `faults`, what breaks a
 
 import argparse
 import asyncio
-import json
 import shlex
-import signal
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from bench.client import open_session
 from bench.environment import describe_environment, without_places
-from bench.errors import BenchError
 from bench.launch import add_engine_arguments, engine_options
+from bench.question import finish, markdown_into, question_parser
 from bench.rounds import progress
 from bench.soak_clock import ShiftedClock, find_libfaketime
 from bench.soak_contents import Content
 from bench.soak_deaths import run_deaths
 from bench.soak_faults import run_faults
 from bench.soak_references import References
-from bench.soak_report import Findings, soak_table
+from bench.soak_report import Findings, soak_markdown, soak_summary
 from bench.soak_server import SoakServer
 from bench.soak_stage import FILE, HOT, LARGE, Contents, Stage, make_all
 from bench.soak_storm import storm_by_calls, storm_by_files
@@ -113,12 +110,7 @@ def _served(contents: Contents) -> list[Content]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="policypatch bench soak",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = question_parser(QUESTION, __doc__, EPILOG)
     parser.add_argument("--model", required=True, help="model folder, or the id of a cached model")
     parser.add_argument(
         "--parts", type=_parts, default=tuple(PARTS), help=f"some of {','.join(PARTS)} (default: all)"
@@ -219,30 +211,21 @@ def run_soak(args: argparse.Namespace, arguments: Sequence[str]) -> Findings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the soak; the last line of stdout is one JSON object.
+    """Run the soak; see ``bench.question.finish``.
 
     Returns:
         0 where everything held, 1 where not.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
-    # By exception, so that servers are taken down.
-    previous = signal.signal(signal.SIGTERM, _end)
-    try:
-        findings = run_soak(args, arguments)
-    except (BenchError, OSError, ValueError) as error:
-        print(f"bench soak: {error}", file=sys.stderr)
-        print(json.dumps({"question": QUESTION, "ok": False, "error": str(error).splitlines()[0]}))
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    print(soak_table(findings.checks))
-    print(json.dumps(findings.summary()))
-    return 0 if findings.is_ok else 1
+    found: list[Findings] = []
 
+    def run() -> Path:
+        found.append(run_soak(args, arguments))
+        return found[0].records_path
 
-def _end(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
+    exit_code = finish(QUESTION, run, report=markdown_into(soak_markdown), summary=soak_summary)
+    return exit_code or int(not all(findings.is_ok for findings in found))
 
 
 if __name__ == "__main__":

@@ -268,6 +268,18 @@ def removed(
     return _noted(replace(without, active=active, previous=previous), cause)
 
 
+def removals(
+    record: NameRecord, gone: Collection[Target], files: Collection[Target], cause: Cause
+) -> tuple[NameRecord, NameRecord]:
+    """Give the records to write before and after the files of ``gone`` go.
+
+    A process that is killed in between leaves files that were to go; by the first record, none of them ever
+    serves by itself.
+    """
+    after = removed(record, gone, files, cause)
+    return (replace(after, rolled_back=_barred(after, gone)) if gone else after), after
+
+
 def _without_canary(record: NameRecord) -> NameRecord:
     if record.canary is None:
         return record

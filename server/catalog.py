@@ -19,7 +19,7 @@ from pathlib import Path
 
 from patches.format import Patch
 from patches.manifest import BaseModel
-from server.activation import BY_FOLDER, Cause, NameRecord, Target, follow_folder, removed, with_files
+from server.activation import BY_FOLDER, Cause, NameRecord, Target, follow_folder, removals, with_files
 from server.audit import Audit, NullAudit
 from server.catalog_log import folder_event, log_change
 from server.catalog_view import CanaryArm, CatalogView, FileFailure, ServedPatch
@@ -199,7 +199,8 @@ class Catalog:
                 gone = ()
             leaving = [r for r in self.books.of(name) if r.target in gone]
             left = [target for target in situation.files if target not in gone]
-            await self._ledger.commit(name, removed(situation.record, gone, left, cause), self._sources(name))
+            going, record = removals(situation.record, gone, left, cause)
+            await self._ledger.commit(name, going, self._sources(name))
             paths = [*refused, *(path for resident in leaving for path in resident.paths)]
             try:
                 await asyncio.to_thread(remove_files, paths)
@@ -211,8 +212,9 @@ class Catalog:
                 self._refusals.drop(path)
             for resident in leaving:
                 resident.paths.clear()
+            await self._ledger.note(name, record, self._sources(name))
             await self._follow_record(name)
-            return self._ledger.record(name), leaving
+            return record, leaving
 
     def outcome(self, path: Path) -> ServedPatch | FileFailure | None:
         """Tell what became of a file of the folder; ``None`` where there was none."""

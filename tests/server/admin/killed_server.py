@@ -1,7 +1,8 @@
 """Kills a catalog at every step that it takes on its state folder, and tells what the next start makes of it.
 
-A program for ``test_crash.py``: ``python killed_server.py FOLDER``. For each step there is a process that
-gives orders and dies by SIGKILL right before that step, and another that starts anew. One JSON line per step.
+A program for ``test_crash.py``: ``python killed_server.py FOLDER ORDERS``. For each step there is a process
+that gives orders and dies by SIGKILL right before that step, and another that starts anew. One JSON line per
+step.
 """
 
 import asyncio
@@ -55,8 +56,24 @@ def shown(catalog: Catalog) -> list[Any]:
     return [active.version if active else None, active.digest if active else None, record.is_pinned]
 
 
-def die_at(step: int, state: Path) -> None:
-    """Kill this process right before it does the ``step``-th thing to a file below ``state``."""
+#: Which orders are given, one after the other. The folder holds 1.0.0, 1.1.0 and 1.2.0.
+ORDERS: dict[str, list[Callable[[Operator], Awaitable[Any]]]] = {
+    "swaps": [
+        lambda operator: operator.activate("pirate", "1.0.0", "alice"),
+        lambda operator: operator.activate("pirate", "1.1.0", "alice"),
+        lambda operator: operator.rollback("pirate", "alice"),
+        lambda operator: operator.follow("pirate", "alice"),
+    ],
+    # The pin keeps two higher versions from serving: they must not by dying in the middle either.
+    "removal": [
+        lambda operator: operator.activate("pirate", "1.0.0", "alice"),
+        lambda operator: operator.remove("pirate", None, "alice"),
+    ],
+}
+
+
+def die_at(step: int, state: Path, patches: Path) -> None:
+    """Kill this process right before it does the ``step``-th thing to its state, or removes a patch."""
     seen = 0
 
     def count(event: str, *parts: object) -> None:
@@ -67,7 +84,9 @@ def die_at(step: int, state: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, args: tuple[object, ...]) -> None:
-        if any(isinstance(a, str | Path) and str(a).startswith(str(state)) for a in args):
+        touched = [str(a) for a in args if isinstance(a, str | Path)]
+        is_removal = event == "os.remove" and any(path.startswith(str(patches)) for path in touched)
+        if is_removal or any(path.startswith(str(state)) for path in touched):
             count(event)
 
     fsync = os.fsync
@@ -118,27 +137,21 @@ def in_process(work: Callable[[int], None]) -> tuple[int, list[Any]]:
     return os.waitpid(child, 0)[1], lines
 
 
-def run(folder: Path, step: int) -> bool:
+def run(folder: Path, step: int, orders: str) -> bool:
     """Die at ``step``, start anew, and print what both told; tells whether there was such a step."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "patches").mkdir(parents=True)
     for i, version in enumerate(("1.0.0", "1.1.0", "1.2.0")):
         put(folder / "patches", version, float(i))
-    orders = [
-        lambda operator: operator.activate("pirate", "1.0.0", "alice"),
-        lambda operator: operator.activate("pirate", "1.1.0", "alice"),
-        lambda operator: operator.rollback("pirate", "alice"),
-        lambda operator: operator.follow("pirate", "alice"),
-    ]
 
     def live(out: int) -> None:
-        die_at(step, folder / "state")
-        asyncio.run(serve(folder, orders, out))
+        die_at(step, folder / "state", folder / "patches")
+        asyncio.run(serve(folder, ORDERS[orders], out))
 
     status, confirmed = in_process(live)
     # The folder lost what it held, but for one file: pins are kept by the state alone.
     is_pinned = bool(confirmed) and confirmed[-1][2]
-    if is_pinned:
+    if is_pinned and orders == "swaps":
         for version in ("1.0.0", "1.1.0"):
             (folder / "patches" / f"pirate-{version}.safetensors").unlink()
     again, told = in_process(lambda out: asyncio.run(serve(folder, [], out)))
@@ -149,5 +162,5 @@ def run(folder: Path, step: int) -> bool:
 
 if __name__ == "__main__":
     at = 1
-    while run(Path(sys.argv[1]), at):
+    while run(Path(sys.argv[1]), at, sys.argv[2]):
         at += 1

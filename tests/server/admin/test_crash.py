@@ -14,12 +14,10 @@ PROGRAM = Path(__file__).with_name("killed_server.py")
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def deaths(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """One record for each step at which a server was killed, and one for the life without a kill."""
-    folder = tmp_path_factory.mktemp("killed") / "server"
+def kill_at_each_step(folder: Path, orders: str) -> list[dict[str, Any]]:
+    """Give one record for each step at which a server was killed, and one for the life without a kill."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", PROGRAM, folder],
+        [sys.executable, "-W", "ignore", PROGRAM, folder, orders],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -27,6 +25,11 @@ def deaths(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         check=True,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def deaths(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return kill_at_each_step(tmp_path_factory.mktemp("killed") / "server", "swaps")
 
 
 def test_every_process_but_the_last_was_killed(deaths: list[dict[str, Any]]) -> None:
@@ -39,6 +42,18 @@ def test_every_process_but_the_last_was_killed(deaths: list[dict[str, Any]]) -> 
 
 def test_the_next_start_serves_what_was_confirmed_last(deaths: list[dict[str, Any]]) -> None:
     """An order that was not answered yet may have been carried out or not; nothing else is possible."""
+    require_confirmed(deaths)
+
+
+def test_a_removal_that_was_cut_off_lets_nothing_serve_that_the_pin_kept_out(tmp_path: Path) -> None:
+    """The record goes first, then the files: those that were left became active at the next start."""
+    deaths = kill_at_each_step(tmp_path / "server", "removal")
+    assert len(deaths) > 15
+    assert [version for version, _, _ in deaths[-1]["confirmed"]] == ["1.2.0", "1.0.0", None]
+    require_confirmed(deaths)
+
+
+def require_confirmed(deaths: list[dict[str, Any]]) -> None:
     whole = deaths[-1]["confirmed"]
     for death in deaths:
         assert death["again"] == 0, f"step {death['step']}: the next start failed"

@@ -18,6 +18,8 @@ _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_NUM_TENSORS = 16
+#: The length field and the longest header.
+MAX_HEAD_BYTES = 8 + MAX_HEADER_BYTES
 
 #: Bytes per element of the dtypes that a patch may use, by safetensors' names.
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -77,6 +79,24 @@ def read_container(data: bytes | memoryview) -> Container:
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     _check_cover(entries, data_start, len(data))
     return Container(metadata, tuple(entries))
+
+
+def read_metadata(head: bytes) -> Mapping[str, str]:
+    """Read the metadata of a file from its first bytes alone; what its tensors are is not looked at.
+
+    Args:
+        head: At least the length field and the header. ``MAX_HEAD_BYTES`` are always enough.
+
+    Raises:
+        PatchFormatError: They are not there, or hold no metadata.
+    """
+    if len(head) < _LENGTH.size or (end := _LENGTH.unpack_from(head)[0] + _LENGTH.size) > len(head):
+        raise PatchFormatError("truncated", f"header: expected to end within {len(head)} bytes")
+    try:
+        document = parse_json(head[_LENGTH.size : end].decode("utf-8"))
+    except ValueError as error:
+        raise PatchFormatError("bad_header", f"header: not readable as JSON: {str(error)[:200]}") from None
+    return _read_metadata(document.get("__metadata__", {}) if isinstance(document, dict) else {})
 
 
 def write_header(metadata: Mapping[str, str], tensors: Sequence[tuple[str, str, Sequence[int]]]) -> bytes:

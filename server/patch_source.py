@@ -5,14 +5,16 @@ careful writer does. Only a file that is overwritten in place is lost; then ``is
 memory still holds of it must stay there. Invariant: ``read`` gives the tensors of its digest or an error.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import torch
 
+from patches.container import MAX_HEAD_BYTES, read_metadata
 from patches.errors import PatchFormatError
-from patches.format import MAX_FILE_BYTES, decode_patch
+from patches.format import DIGEST_KEY, MAX_FILE_BYTES, decode_patch
 from server.residency import ResidencyError
 
 
@@ -23,11 +25,25 @@ class PatchSource:
         """Open ``path``, which was just read and held ``digest``.
 
         Raises:
-            OSError: It can't be opened any more.
+            OSError: It can't be opened any more, or another file has taken its place since.
         """
         self._digest = digest
         self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._content = self._look()
+        try:
+            self._content = self._look()
+            self._require_named()
+        except BaseException:
+            self.close()
+            raise
+
+    def _require_named(self) -> None:
+        # The header says which digest the rest shall have; whether it has is checked where it is read.
+        try:
+            named = read_metadata(os.pread(self._file, MAX_HEAD_BYTES, 0)).get(DIGEST_KEY)
+        except PatchFormatError:
+            named = None
+        if named != self._digest:
+            raise OSError(errno.ESTALE, "another file has taken its place")
 
     def _look(self) -> tuple[int, int]:
         status = os.fstat(self._file)

@@ -254,6 +254,23 @@ async def test_a_renamed_or_removed_file_can_still_be_read(tiers: Any) -> None:
     assert t.workers.count("load") == 4
 
 
+@pytest.mark.parametrize("rest", ["other", "cut", "gone"])
+async def test_a_file_that_is_replaced_between_reading_and_opening_stays_in_memory(
+    tiers: Any, rest: str
+) -> None:
+    """Seen under fifty renames a second: requests for what had just been read got 503 until the next swap."""
+    t = tiers()
+    path = t.stand.put("a", "1.0.0", fill=1.0)
+    patch = read_patch(path)
+    path.unlink()
+    if rest != "gone":
+        data = t.stand.bytes("a", "1.0.0", fill=5.0)
+        path.write_bytes(data if rest == "other" else data[:20])
+    await t.residency.load(patch.digest, patch.kv, name="a", path=path)
+    await t.use(patch.digest)
+    assert bool((t.workers.held[patch.digest] == 1.0).all())
+
+
 async def test_what_no_file_holds_any_more_stays_in_memory(tiers: Any) -> None:
     t = tiers(host_bytes=NBYTES)
     lost = await t.serve("a", 1.0)

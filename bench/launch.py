@@ -6,21 +6,19 @@ that no default of either can differ.
 
 import argparse
 import importlib.metadata
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.environment import has_gpu
-from bench.errors import BenchError, GateFailed
+from bench.errors import GateFailed
+from bench.makers import run_maker
 from bench.servers import ServerSpec, free_port
 
 SERVED_NAME = "bench"
 PATCH_NAME = "bench-policy"
-_COMPILE_TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)
@@ -199,30 +197,13 @@ def prepare_patch(
     """
     if patch is not None:
         return _facts(Path(shutil.copy(patch, folder)))
-    command = [
-        sys.executable,
-        "-m",
-        "server",
-        "compile",
-        "--model",
-        options.model,
-        "--text",
-        str(policy_text),
-    ]
-    command += ["--name", PATCH_NAME, "--version", "1.0.0", "--dtype", options.dtype, "-o", str(folder)]
-    command += ["--raw"] if is_raw else []
-    environment = {**os.environ, **options.environment(has_gpu())}
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BenchError(f"policypatch compile: not done after {_COMPILE_TIMEOUT_S} s") from error
-    files = sorted(folder.glob("*.safetensors"))
-    if done.returncode != 0 or not files:
-        said = "\n".join(f"    {line}" for line in done.stderr.splitlines()[-20:])
-        raise BenchError(f"policypatch compile: ended with status {done.returncode}\n{said}")
-    return _facts(files[0])
+    arguments = ["server", "compile", "--model", options.model, "--text", str(policy_text)]
+    arguments += ["--name", PATCH_NAME, "--version", "1.0.0", "--dtype", options.dtype, "-o", str(folder)]
+    run_maker(
+        "policypatch compile", [*arguments, *(["--raw"] if is_raw else [])], options.environment(has_gpu())
+    )
+    (made,) = folder.glob("*.safetensors")
+    return _facts(made)
 
 
 def require_same_environment(variables: Mapping[str, Mapping[str, str]]) -> None:

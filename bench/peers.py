@@ -8,19 +8,16 @@ embeddings for a whole prompt, never a mixture.
 import base64
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
+from bench.makers import run_maker
 
 if TYPE_CHECKING:
     import torch
 
-_TIMEOUT_S = 900
 #: Ranks of the adapters: a usual one, and the least there is.
 LORA_RANKS = (16, 1)
 #: Rows that stand in for the embeddings of a model whose weights are random.
@@ -37,21 +34,10 @@ def make_adapters(
     Raises:
         BenchError: they could not be made; the message ends with what was said.
     """
-    command = [sys.executable, "-m", "bench.random_adapter", "--model", model, "--dtype", dtype]
-    command += ["--count", str(count), "-o", str(folder)]
-    command += [argument for rank in ranks for argument in ("--rank", str(rank))]
-    command += ["--name", name] if name else []
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BenchError(f"adapters: not done after {_TIMEOUT_S} s") from error
-    if done.returncode != 0:
-        said = "\n".join(f"    {line}" for line in done.stderr.splitlines()[-20:])
-        raise BenchError(f"adapters: ended with status {done.returncode}\n{said}")
-    made = json.loads(done.stdout.splitlines()[-1])["adapters"]
+    arguments = ["bench.random_adapter", "--model", model, "--dtype", dtype, "--count", str(count)]
+    arguments += ["--name", name] if name else []
+    arguments += [argument for rank in ranks for argument in ("--rank", str(rank))]
+    made = json.loads(run_maker("adapters", [*arguments, "-o", str(folder)]))["adapters"]
     return {name: Path(path) for name, path in made.items()}
 
 

@@ -73,6 +73,13 @@ SWEEPS = {
         "No request failed and none was answered by the old content after the new one had answered: else "
         "there would be no figures. Goal: the new content answers within 1000 ms of its file's landing.",
     ),
+    "cross_check": Sweep(
+        "figures of two load generators",
+        "generator",
+        METRICS,
+        "Ratios: what `vllm bench serve` reports, divided by what this package's client does, for the same "
+        "load on the same server in the same round. A ratio near 1 is agreement.",
+    ),
     "memory": Sweep(
         "what patches take",
         "requests in flight",

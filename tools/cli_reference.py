@@ -41,7 +41,7 @@ def parsers() -> Iterator[tuple[list[str], argparse.ArgumentParser]]:
                     yield ["policypatch", name, word], nested
         if name == "bench":
             for question in QUESTIONS:
-                module = importlib.import_module(f"bench.{question}")
+                module = importlib.import_module(f"bench.{question.replace('-', '_')}")
                 yield ["policypatch", name, question], module.build_parser()
 
 

@@ -21,6 +21,7 @@ QUESTIONS = {
     "soak": "whether a real server stays right under load, swaps and faults for long",
     "swap": "what requests notice while the patch that they name is replaced",
     "memory": "what a patch takes of the KV cache and of memory",
+    "cross-check": "whether `vllm bench serve` finds the figures that this client does",
     "inject": "what writing prefixes into a KV cache costs, beside a copy of as many bytes; no server",
     "compose": "how far compositions on the fly are from prepared ones; no server",
     "report": "tables and a plot again, from records that a question left",
@@ -33,7 +34,7 @@ Each run leaves records (JSON lines), a table and a plot; the last line of its o
 EPILOG = "\n".join(
     [
         "questions:",
-        *(f"  {name:<10} {meaning}" for name, meaning in QUESTIONS.items()),
+        *(f"  {name:<11} {meaning}" for name, meaning in QUESTIONS.items()),
         "",
         "examples:",
         "  policypatch bench overhead --help",
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     saved = sys.argv
     sys.argv = [f"policypatch bench {args.question}", *args.arguments]
     try:
-        runpy.run_module(f"bench.{args.question}", run_name="__main__")
+        runpy.run_module(f"bench.{args.question.replace('-', '_')}", run_name="__main__")
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     finally:

@@ -26,7 +26,8 @@ from patches.format import Patch, encode_patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model
 
-START_TIMEOUT_S = 600.0
+#: More than a quiet machine needs, and a busy one may need more.
+START_TIMEOUT_S = float(os.environ.get("POLICYPATCH_START_TIMEOUT_S", "300"))
 SERVED_NAME = "base"
 
 

@@ -6,12 +6,16 @@ breaks or shortened to N tokens, and ``random`` draws rows as wide as the model'
 ablation.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from patches.compile import compile_embeddings
 from patches.errors import TrainingError
+from patches.fingerprint import require_same_base_model
+from patches.format import Patch
+from patches.model import LoadedModel
 from patches.rendering import RenderedText, filler_token_id, pad, render_raw, render_system
 from patches.train.config import TrainConfig
 
@@ -34,6 +38,25 @@ def initial_values(network: Any, tokenizer: Any, config: TrainConfig, text: str 
     """
     rows = _rows(network, tokenizer, config, text)
     return rows if config.kind == "prompt" else compile_embeddings(network, rows).float()
+
+
+def values_of_patch(patch: Patch, model: LoadedModel, config: TrainConfig) -> torch.Tensor:
+    """Give the start values of a run that goes on from a patch, such as the version before.
+
+    Raises:
+        BaseModelMismatch: It belongs to another model.
+        TrainingError: It holds no values of the kind that is learned, or another number of tokens.
+    """
+    # The dtype it is served in does not matter here.
+    own = replace(patch.manifest.base_model, dtype=model.base_model.dtype)
+    require_same_base_model(own, model.base_model)
+    values = patch.embeddings if config.kind == "prompt" else patch.kv
+    if values is None:
+        raise TrainingError(f"init_patch: holds no values of kind {config.kind}; choose the kind that it has")
+    own_n, n = patch.manifest.num_virtual_tokens, config.num_virtual_tokens
+    if own_n != n:
+        raise TrainingError(f"init_patch: has {own_n} tokens, expected {n}; train with as many as it has")
+    return values.float().clone()
 
 
 def _rows(network: Any, tokenizer: Any, config: TrainConfig, text: str | None) -> torch.Tensor:

@@ -27,7 +27,7 @@ from patches.train.checkpoint import RunState, read_checkpoint, write_checkpoint
 from patches.train.config import TrainConfig
 from patches.train.data import Encoder, encode_pairs
 from patches.train.export import best_validations, curves_for_manifest, make_trained_patch
-from patches.train.initial import initial_values
+from patches.train.initial import initial_values, values_of_patch
 from patches.train.loop import Loop, StageWork, out_of_memory_explained
 from patches.train.lora import LoraFactors, LoraPrefix
 from patches.train.ranks import OneRank, Ranks
@@ -49,6 +49,8 @@ class TrainInputs:
     folder: Path
     benign: Path | None = None
     init_text: str | None = None
+    #: The patch whose values the run begins with, such as the version before; instead of a text.
+    init_patch: Path | None = None
     #: The teacher: the model under this text, or another model of the same tokenizer.
     teacher_text: str | None = None
     teacher: str | None = None
@@ -191,6 +193,8 @@ class _Run:
     def _start(self) -> torch.Tensor:
         if self._factors is not None:
             return self._factors.initial_values(self._config.seed)
+        if self._inputs.init_patch is not None:
+            return values_of_patch(read_patch(self._inputs.init_patch), self._model, self._config)
         network, tokenizer = self._model.network, self._model.tokenizer
         return initial_values(network, tokenizer, self._config, self._inputs.init_text)
 
@@ -298,6 +302,8 @@ class _Run:
         ):
             if text is not None:
                 recipe[key] = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        if inputs.init_patch is not None:
+            recipe["init_patch_digest"] = read_patch(inputs.init_patch).digest
         if inputs.teacher is not None and self._config.dpo_reference == "teacher":
             from patches.fingerprint import fingerprint_model
 

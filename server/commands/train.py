@@ -67,8 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="where the patch shall change nothing: prompts (`completion` for the answer), `document` rows",
     )
-    data.add_argument(
+    start = data.add_mutually_exclusive_group()
+    start.add_argument(
         "--init-text", metavar="FILE", type=Path, help="policy text that the prefix starts from"
+    )
+    start.add_argument(
+        "--init-patch", metavar="FILE", type=Path, help="patch to go on from, such as the version before"
     )
     data.add_argument(
         "--compose-with",
@@ -220,6 +224,7 @@ def _inputs(args: argparse.Namespace, label: Label) -> "TrainInputs":
         folder=args.run_folder or args.output / f"{args.name}-{args.version}.training",
         benign=args.benign,
         init_text=text_of(args.init_text),
+        init_patch=args.init_patch,
         teacher_text=text_of(args.teacher_text),
         teacher=args.teacher,
         compose_with=tuple(args.compose_with),

@@ -224,3 +224,29 @@ def test_a_benign_prompt_without_answer_is_answered_once_by_the_model(
     told.clear()
     train_patch(inputs, small, watch=watch)
     assert [r for r in told if r.get("event") == "benign"] == []
+
+
+def test_a_run_goes_on_from_the_values_of_a_patch(
+    make_inputs: Make, small: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(small, kind="prefix", stages=("sft",))
+    before = trained(make_inputs("before"), config)
+    file = write_patch(before, tmp_path)
+    still = replace(config, sft_epochs=1, sft_learning_rate=1e-12)
+    after = trained(make_inputs("after", init_text=None, init_patch=file), still)
+    assert before.kv is not None
+    assert after.kv is not None
+    assert torch.allclose(after.kv, before.kv, atol=1e-6)
+    assert after.manifest.origin["init_patch_digest"] == before.digest
+
+
+def test_a_patch_of_another_kind_or_length_is_no_start(
+    make_inputs: Make, small: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(small, kind="prefix", stages=("sft",))
+    file = write_patch(trained(make_inputs("before"), config), tmp_path)
+    inputs = make_inputs("after", init_text=None, init_patch=file)
+    with pytest.raises(TrainingError, match="holds no values of kind prompt"):
+        trained(inputs, replace(config, kind="prompt"))
+    with pytest.raises(TrainingError, match="has 8 tokens, expected 4"):
+        trained(inputs, replace(config, num_virtual_tokens=4))

@@ -36,7 +36,7 @@ def offline_arms(
         BaseModelMismatch: A patch belongs to another model.
         EvaluationError: Two patches have one name.
     """
-    patches = [_in_dtype(patch, model.base_model.dtype) for patch in patches]
+    patches = [in_dtype(patch, model.base_model.dtype) for patch in patches]
     arms = [*_plain_arms(system_text), *map(patch_arm, patches)]
     require_distinct(arms)
     names = [patch.manifest.name for patch in patches]
@@ -48,7 +48,7 @@ def offline_arms(
     return arms
 
 
-def _in_dtype(patch: Patch, dtype: str) -> Patch:
+def in_dtype(patch: Patch, dtype: str) -> Patch:
     """Widen a patch to float32, which holds every other dtype's values exactly; its digest stays its name.
 
     A CPU without bfloat16 units computes in float32 several times as fast.

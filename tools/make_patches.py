@@ -12,7 +12,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from patches.evaluate.packages import PackageFiles, default_cache  # noqa: E402
-from patches.pairs.rows import write_lines  # noqa: E402
+from patches.model import load_model  # noqa: E402
+from patches.pairs.local import LocalSampler  # noqa: E402
+from patches.pairs.prompts import prompt_id, read_rows  # noqa: E402
+from patches.pairs.rows import PairRow, encode_row, write_lines  # noqa: E402
+from patches.pairs.sampling import Sampling  # noqa: E402
+from patches.train.data import split_of  # noqa: E402
+from tools.neutral import neutralised  # noqa: E402
 from tools.patch_data import prompts_of, reference_answer  # noqa: E402
 
+#: The reference is the model's own answer without gendered words, in place of one that was written.
+OWN_NEUTRAL = "own-neutral"
 RECIPES = ROOT / "examples" / "recipes"
 
 
@@ -44,7 +52,10 @@ def main() -> None:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
         folder = args.output / recipe["name"]
         write_data(recipe, folder, files)
-        make_pairs(recipe, folder, args.model)
+        if recipe["reference"] == OWN_NEUTRAL:
+            make_neutral_pairs(recipe, folder, args.model)
+        else:
+            make_pairs(recipe, folder, args.model)
         for seed in args.seed:
             train(recipe, folder, args.model, seed)
 
@@ -52,12 +63,11 @@ def main() -> None:
 def write_data(recipe: Mapping[str, Any], folder: Path, files: PackageFiles) -> None:
     """Write the prompts with the answers that were written for them, and the benign rows."""
     rows = [
-        {
-            "prompt": template.replace("{prompt}", prompt),
-            "completion": reference_answer(recipe["reference"], prompt),
-        }
+        {"prompt": template.replace("{prompt}", prompt)}
         for template, prompt in prompts_of(files, recipe["prompts"])
     ]
+    if recipe["reference"] != OWN_NEUTRAL:
+        rows = [row | {"completion": reference_answer(recipe["reference"], row["prompt"])} for row in rows]
     benign = [{"prompt": prompt} for _, prompt in prompts_of(files, recipe["benign"])]
     benign += [{"document": text} for _, text in prompts_of(files, recipe.get("documents", []))]
     write_lines(folder / "prompts.jsonl", map(json.dumps, rows))
@@ -72,6 +82,38 @@ def make_pairs(recipe: Mapping[str, Any], folder: Path, model: str) -> None:
         *("pairs", "--model", model, "--reference-column", "completion", *flags(recipe["pairs"])),
         *("--prompts", str(folder / "prompts.jsonl"), "-o", str(folder / "pairs.jsonl")),
     )
+
+
+def make_neutral_pairs(recipe: Mapping[str, Any], folder: Path, model: str) -> None:
+    """Have the model answer, and pair each answer that has gendered words with itself without them.
+
+    What it answers without such words becomes a benign row: there the patch shall change nothing.
+    """
+    if not (folder / "pairs.jsonl").exists():
+        pairs, silent = _neutral_pairs(read_rows(folder / "prompts.jsonl"), recipe["pairs"], model)
+        write_lines(folder / "silent.jsonl", map(json.dumps, silent))
+        write_lines(folder / "pairs.jsonl", map(encode_row, pairs))
+        print(f"{folder / 'pairs.jsonl'}: {len(pairs)} pairs, {len(silent)} answers had nothing to change")
+    benign = [*read_rows(folder / "benign.jsonl"), *read_rows(folder / "silent.jsonl")]
+    write_lines(folder / "benign.jsonl", map(json.dumps, benign))
+
+
+def _neutral_pairs(
+    rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], model: str
+) -> tuple[list[PairRow], list[dict[str, str]]]:
+    sampling = Sampling(num_samples=1, temperature=0, max_tokens=options["max-tokens"])
+    sampler = LocalSampler(load_model(model, dtype=options["dtype"]), sampling)
+    pairs, silent, size = [], [], options["batch-size"]
+    for start in range(0, len(rows), size):
+        print(f"answers: {start} of {len(rows)}", flush=True)
+        chats = [({"role": "user", "content": str(row["prompt"])},) for row in rows[start : start + size]]
+        for chat, (answer,) in zip(chats, sampler.sample(chats, f"{start}"), strict=True):
+            neutral, key, done = neutralised(answer.text), prompt_id(chat), answer.is_finished
+            if neutral == answer.text:
+                silent.append({"prompt": chat[0]["content"], "completion": answer.text})
+            else:
+                pairs.append(PairRow(key, chat, neutral, answer.text, split_of(key), done, done))
+    return pairs, silent
 
 
 def train(recipe: Mapping[str, Any], folder: Path, model: str, seed: int) -> None:

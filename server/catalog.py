@@ -23,16 +23,11 @@ from server.activation import BY_FOLDER, Cause, NameRecord, Target, follow_folde
 from server.audit import Audit, NullAudit
 from server.catalog_log import folder_event, log_change
 from server.catalog_view import CanaryArm, CatalogView, FileFailure, ServedPatch
-from server.errors import (
-    BelowMinimumVersion,
-    FileRefused,
-    InvalidPatchFile,
-    PatchConflict,
-    PatchNotFound,
-)
+from server.errors import BelowMinimumVersion, FileRefused, InvalidPatchFile, PatchConflict, PatchNotFound
 from server.intake import Intake
 from server.ledger import Ledger
 from server.metrics import PatchMetrics, ResidentRow
+from server.orders import Orders
 from server.refusals import CATALOG_REASONS, Refusals, held_conflict, refusal_of
 from server.residency import Residency
 from server.resident import Resident, Situation
@@ -72,6 +67,7 @@ class Catalog:
         #: What is active is decided once the whole folder was looked at.
         self._is_starting = False
         self._changes = asyncio.Lock()
+        self._orders = Orders(self._changes, self._situation, self._hold)
         #: What the workers hold, and which requests use it.
         self.books = Residents(residency, metrics, self._changes, self._is_kept)
         metrics.bind(lambda: list(self.residents()))
@@ -160,11 +156,7 @@ class Catalog:
         Raises:
             StateNotSaved: The order could not be written down; nothing is changed.
         """
-        async with self._changes:
-            record = decide(self._situation(name))
-            await self._ledger.commit(name, record, self._sources(name))
-            await self._follow_record(name)
-            return record
+        return await self._orders.give(name, decide)
 
     async def remove(
         self,
@@ -228,6 +220,10 @@ class Catalog:
             tuple(r.target for r in residents if r.paths),
             tuple(r.target for r in residents),
         )
+
+    async def _hold(self, name: str, record: NameRecord) -> None:
+        await self._ledger.commit(name, record, self._sources(name))
+        await self._follow_record(name)
 
     async def _follow_record(self, name: str) -> None:
         """Bring everything in line with an order that was written down."""

@@ -1,7 +1,8 @@
 """What happens to requests while the patch that they name is replaced?
 
 So many requests are kept in flight, all under one name. In a cell `swap` a file with new content takes the
-place of the old one, by a rename, when a third of them was sent; in a cell `steady` nothing happens. Every
+place of the old one, by a rename; in a cell `steady` nothing happens; in a cell `operations` files of another
+name appear, are replaced and go all the time, which is none of these requests' business. Every
 answer must be complete and name one of the two contents, and no request that was sent after the new content
 had answered may be answered by the old one. ``bench/README.md`` says what each number means.
 """
@@ -28,6 +29,8 @@ from bench.timing import measure_cell
 
 QUESTION = "swap"
 PATCH = "hot-0"
+#: Beside the folder that is served: contents of a name that nobody asks for.
+OTHERS = "others"
 
 EPILOG = """\
 examples:
@@ -50,7 +53,23 @@ def make_contents(served: Path, args: argparse.Namespace) -> list[PatchFile]:
             seed=args.seed + i,
         )
         contents.append(made)
+    make_others(served, args)
     return contents
+
+
+def make_others(served: Path, args: argparse.Namespace) -> None:
+    """Make two contents of a name that nobody asks for."""
+    for i in range(2):
+        make_patch_set(
+            args.model,
+            served.parent / OTHERS,
+            count=1,
+            num_tokens=args.virtual_tokens,
+            dtype=args.dtype,
+            name="other",
+            seed=args.seed + 100 + i,
+            version=f"1.0.{i}",
+        )
 
 
 def replace_file(source: Path, target: Path) -> float:
@@ -79,10 +98,30 @@ async def measure(stage: Stage, cell: Cell, round_idx: int) -> Mapping[str, Any]
     if cell.x == "swap":
         await asyncio.sleep(args.swap_after_s)
         landed_s = await asyncio.to_thread(replace_file, new.path, served)
+    num_operations = await _operate(stage, sending) if cell.x == "operations" else 0
     replies = await sending
     check_answers(replies, [_one_of(reply, (old.digest, new.digest)) for reply in replies], target.lengths)
     result = asdict(measure_cell([reply.trace for reply in replies]))
+    if num_operations:
+        result |= {"num_operations": num_operations}
     return {**result, **after_swap(replies, new.digest, landed_s)}
+
+
+async def _operate(stage: Stage, sending: "asyncio.Task[list[Reply]]") -> int:
+    """Change files of another name at a steady rate while requests are being sent; returns how often."""
+    others = sorted((stage.folder.parent / OTHERS).glob("*.safetensors"))
+    served = stage.folder / "other.safetensors"
+    num_operations = 0
+    while not sending.done():
+        step = num_operations % 3
+        if step == 2:
+            await asyncio.to_thread(served.unlink)
+        else:
+            await asyncio.to_thread(replace_file, others[step], served)
+        num_operations += 1
+        await asyncio.wait({sending}, timeout=1 / stage.args.operations_per_s)
+    served.unlink(missing_ok=True)
+    return num_operations
 
 
 def _one_of(reply: Reply, digests: Sequence[str]) -> str:
@@ -133,6 +172,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="from the first request to the new file (2)",
     )
+    parser.add_argument(
+        "--operations-per-s",
+        type=float,
+        default=5.0,
+        metavar="N",
+        help="changes of another name's files in a cell `operations` (5)",
+    )
     add_patched_arguments(parser)
     return parser
 
@@ -140,11 +186,15 @@ def build_parser() -> argparse.ArgumentParser:
 def plan(args: argparse.Namespace) -> Plan:
     """Say what is measured."""
     return Plan(
-        cells_along(("steady", "swap")),
+        cells_along(("steady", "swap", "operations")),
         2,
         measure,
         variants=lambda nbytes: {"ours": ["--keep-previous", "0"]},
-        setup={"concurrency": args.concurrency, "swap_after_s": args.swap_after_s},
+        setup={
+            "concurrency": args.concurrency,
+            "swap_after_s": args.swap_after_s,
+            "operations_per_s": args.operations_per_s,
+        },
         make_patches=make_contents,
     )
 

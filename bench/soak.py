@@ -1,8 +1,9 @@
 """Does a real server stay right under load, swaps and faults for long? One row for each thing that must hold.
 
-Starts the server itself, with state, audit log and admin key, and plays its supervisor. Parts: `load`, so
-many clients for minutes; `storm`, fifty swaps a second; `faults`, what breaks around a server that lives;
-`deaths`, processes killed, and the server killed during admin calls. ``bench/README.md`` says more.
+Starts the server itself, with state, audit log and admin key, and plays its supervisor. Parts: `control`,
+plain vLLM under so many clients; `load`, the same with patches, for minutes; `storm`, fifty swaps a second;
+`faults`, what breaks around a server that lives; `deaths`, processes killed, and the server killed during
+admin calls. ``bench/README.md`` says more.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from bench.soak_report import Findings, soak_markdown, soak_summary
 from bench.soak_server import SoakServer
 from bench.soak_stage import FILE, HOT, LARGE, Contents, Stage, make_all
 from bench.soak_storm import storm_by_calls, storm_by_files
-from bench.soak_watch import run_load
+from bench.soak_watch import run_control, run_load
 from bench.sweep import at_least_one, model_name, new_folder
 
 QUESTION = "soak"
@@ -47,6 +48,7 @@ class SoakPlan:
 
     parts: tuple[str, ...]
     duration_s: float
+    control_s: float
     storm_s: float
     rate_per_s: float
     concurrency: int
@@ -55,6 +57,11 @@ class SoakPlan:
     num_output_tokens: int
     is_short: bool
     seed: int
+
+
+async def _control(stage: Stage, plan: SoakPlan) -> None:
+    server = stage.server
+    await run_control(stage, server.engine, server.folder, seconds=plan.control_s)
 
 
 async def _load(stage: Stage, plan: SoakPlan) -> None:
@@ -75,6 +82,7 @@ async def _deaths(stage: Stage, plan: SoakPlan) -> None:
 
 
 PARTS: dict[str, Callable[[Stage, SoakPlan], Awaitable[None]]] = {
+    "control": _control,
     "load": _load,
     "storm": _storm,
     "faults": _faults,
@@ -113,10 +121,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = question_parser(QUESTION, __doc__, EPILOG)
     parser.add_argument("--model", required=True, help="model folder, or the id of a cached model")
     parser.add_argument(
-        "--parts", type=_parts, default=tuple(PARTS), help=f"some of {','.join(PARTS)} (default: all)"
+        "--parts",
+        type=_parts,
+        help=f"some of {','.join(PARTS)}, in this order (default: all; short: all but control)",
     )
     parser.add_argument(
         "--duration", type=float, metavar="S", help="seconds of the part `load` (600; short: 8)"
+    )
+    parser.add_argument(
+        "--control-s", type=float, default=240.0, metavar="S", help="seconds of the part `control` (240)"
     )
     parser.add_argument("--storm-s", type=float, metavar="S", help="seconds of each storm (60; short: 4)")
     parser.add_argument(
@@ -161,8 +174,9 @@ def _parts(text: str) -> tuple[str, ...]:
 def plan_of(args: argparse.Namespace) -> SoakPlan:
     """Read the plan from parsed arguments."""
     return SoakPlan(
-        parts=args.parts,
+        parts=args.parts or tuple(part for part in PARTS if not (args.short and part == "control")),
         duration_s=args.duration or (8.0 if args.short else 600.0),
+        control_s=args.control_s,
         storm_s=args.storm_s or (4.0 if args.short else 60.0),
         rate_per_s=args.rate,
         concurrency=args.concurrency,

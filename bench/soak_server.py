@@ -130,12 +130,7 @@ class SoakServer:
 
     def roles(self) -> dict[str, int]:
         """Return role -> process id of the processes that matter."""
-        roles = {}
-        for pid in group_members(self.pid):
-            role = "API server" if pid == self.pid else _role_of(pid)
-            if role is not None:
-                roles[role] = pid
-        return roles
+        return roles_of(self.pid)
 
     def kill(self, role: str) -> None:
         """Kill a process the hard way.
@@ -164,6 +159,16 @@ class SoakServer:
         shutil.copy(content.path, staged)
         os.replace(staged, target)
         return target
+
+
+def roles_of(leader: int) -> dict[str, int]:
+    """Return role -> process id of the processes of a server that matter."""
+    roles = {}
+    for pid in group_members(leader):
+        role = "API server" if pid == leader else _role_of(pid)
+        if role is not None:
+            roles[role] = pid
+    return roles
 
 
 def _role_of(pid: int) -> str | None:

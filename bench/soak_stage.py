@@ -9,6 +9,7 @@ import aiohttp
 from bench.exposition import metric, read_metrics
 from bench.soak_contents import Content, Wanted, make_contents
 from bench.soak_load import Choice, eventually
+from bench.soak_memory import Slope
 from bench.soak_references import References
 from bench.soak_report import Findings
 from bench.soak_server import SoakServer, call_admin
@@ -70,8 +71,8 @@ class Stage:
     #: Whether a short form is wanted.
     is_short: bool = False
     seed: int = 0
-    #: Names whose answers a load may ask for by their bare name.
-    bare_names: list[str] = field(default_factory=list)
+    #: How the memory of plain vLLM's processes grows, where that was measured.
+    control: dict[str, Slope] = field(default_factory=dict)
 
     @property
     def url(self) -> str:

@@ -1,9 +1,16 @@
-"""The part `load`: clients for minutes, the server's memory watched, and nothing left over at the end."""
+"""The part `load`: clients for minutes, the server's memory watched, and nothing left over at the end.
+
+Before it, the part `control`: the same clients at plain `vllm serve`, whose own growth is the yardstick.
+"""
 
 import asyncio
+from pathlib import Path
 
-from bench.soak_load import Load
+from bench.launch import EngineOptions, plain_server
+from bench.servers import running_server
+from bench.soak_load import Choice, Load
 from bench.soak_memory import MemorySamples, sample_until
+from bench.soak_server import roles_of
 from bench.soak_stage import HOT, Stage
 from bench.soak_storm import kept_bytes
 
@@ -11,8 +18,46 @@ from bench.soak_storm import kept_bytes
 WARMUP_S = 60.0
 #: Swaps that go on at leisure while the load runs, one every so many seconds.
 SWAP_EVERY_S = 5.0
-#: A slope above this is a leak: a server that gains a GiB a day.
+#: A slope above this is a leak, a server that gains a GiB a day; unless plain vLLM does the same.
 MAX_MIB_PER_MINUTE = 0.75
+#: How far a slope may be above that of plain vLLM.
+MAX_TIMES_CONTROL = 1.5
+
+
+async def run_control(stage: Stage, engine: EngineOptions, folder: Path, *, seconds: float) -> None:
+    """Let the same clients ask plain vLLM for so long, and remember how its memory grows."""
+    spec = plain_server(engine, folder)
+    control = running_server(spec, start_timeout_s=stage.server.start_timeout_s)
+    process = await asyncio.to_thread(control.__enter__)
+    try:
+        samples, is_over = MemorySamples(), asyncio.Event()
+        watching = asyncio.create_task(sample_until(is_over, samples, lambda: roles_of(process.pid)))
+        load = Load(
+            stage.session,
+            spec.url,
+            stage.references,
+            [Choice(None)],
+            concurrency=stage.concurrency,
+            seed=stage.seed,
+        )
+        async with load:
+            await asyncio.sleep(seconds)
+            is_over.set()
+        await watching
+    finally:
+        await asyncio.to_thread(control.__exit__, None, None, None)
+    stage.control = samples.slopes(min(WARMUP_S, seconds / 3))
+    grown = ", ".join(f"{role} {slope.per_minute:+.2f}" for role, slope in stage.control.items())
+    tally = load.tally
+    stage.findings.note(
+        "control",
+        f"plain vllm serve, {stage.concurrency} clients, {seconds:g} s",
+        f"{tally.num_ok} answers: {tally.num_failed} failed, {tally.num_wrong} other than ours without a "
+        f"patch; memory, MiB a minute: {grown}",
+        tally.num_ok > 0 and not tally.num_failed and not tally.num_wrong,
+        slopes={role: slope.as_dict() for role, slope in stage.control.items()},
+        load=tally.as_dict(),
+    )
 
 
 async def run_load(stage: Stage, *, seconds: float) -> None:
@@ -69,13 +114,16 @@ async def _swap_now_and_then(stage: Stage, is_over: asyncio.Event) -> None:
 def _note_memory(stage: Stage, samples: MemorySamples, seconds: float) -> None:
     warmup_s = min(WARMUP_S, seconds / 3)
     for role, slope in samples.slopes(warmup_s).items():
+        control = stage.control.get(role)
+        allowed = max(MAX_MIB_PER_MINUTE, MAX_TIMES_CONTROL * control.per_minute if control else 0.0)
         # In a short run the line says nothing yet.
-        is_flat = slope.per_minute <= MAX_MIB_PER_MINUTE or slope.least <= 0 or seconds < 4 * WARMUP_S
+        is_flat = slope.per_minute <= allowed or slope.least <= 0 or seconds < 4 * WARMUP_S
+        beside = f", plain vLLM's {control.per_minute:+.2f}" if control else ""
         stage.findings.note(
             "load",
             f"memory of the {role}, after {warmup_s:.0f} s",
             f"{slope.per_minute:+.2f} MiB a minute (thirds: {slope.least:+.2f} to {slope.greatest:+.2f}), "
-            f"{slope.first_mib:.0f} to {slope.last_mib:.0f} MiB",
+            f"{slope.first_mib:.0f} to {slope.last_mib:.0f} MiB{beside}",
             is_flat,
             slope=slope.as_dict(),
             samples_mib=[

@@ -25,7 +25,7 @@ from bench.timing import quantile
 #: Clients that ask for one token of the swapped name without a pause, beside the load.
 NUM_PROBES = 4
 #: Calls in flight at most.
-NUM_CALLERS = 8
+NUM_CALLERS = 64
 
 
 @dataclass

@@ -146,6 +146,11 @@ class PatchedAsyncLLM(AsyncLLM):
         await self._let_go_of_blocks()
         await super().sleep(*args, **kwargs)
 
+    async def release_kv_cache_memory(self) -> None:
+        """Give the cache's memory back, for which nothing in it may be held."""
+        await self._let_go_of_blocks()
+        await super().release_kv_cache_memory()
+
     async def _let_go_of_blocks(self) -> None:
         if self._pinned_names:
             # The only call that reaches the connector there. That the cache itself may not be reset yet is

@@ -1,5 +1,6 @@
 """Defaults for vLLM on machines without a GPU: each gives way to a flag or variable that is set."""
 
+import argparse
 import ctypes.util
 import importlib.metadata
 import os
@@ -12,6 +13,11 @@ BLOCK_SIZE = 32
 
 #: GiB of KV cache: enough for the demo, small enough for a laptop.
 KV_CACHE_GIB = "1"
+
+
+#: Traces the model once and compiles nothing. In eager mode, later pipeline stages of vLLM on a CPU die with
+#: their first request: only the warm-up that comes with tracing makes room for what the stage before sends.
+TRACED = ["--compilation-config", '{"mode": 2, "backend": "eager"}']
 
 
 def is_cpu_build() -> bool:
@@ -28,10 +34,21 @@ def cpu_arguments(given: Sequence[str]) -> list[str]:
     names = {argument.split("=", 1)[0].replace("_", "-") for argument in given if argument.startswith("--")}
     added: list[str] = []
     if not names & {"--enforce-eager", "--no-enforce-eager", "--compilation-config"}:
-        added.append("--enforce-eager")
+        added += TRACED if num_stages(given) > 1 else ["--enforce-eager"]
     if "--block-size" not in names:
         added += ["--block-size", str(BLOCK_SIZE)]
     return added
+
+
+def num_stages(given: Sequence[str]) -> int:
+    """Return how many pipeline stages the flags ask for."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--pipeline-parallel-size", "--pipeline_parallel_size", "-pp", type=int, default=1)
+    try:
+        return int(parser.parse_known_args(given)[0].pipeline_parallel_size)
+    except argparse.ArgumentError:
+        # vLLM will say what is wrong with it.
+        return 1
 
 
 def cpu_environment(given: Mapping[str, str], world_size: int) -> dict[str, str]:

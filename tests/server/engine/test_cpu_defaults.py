@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from server.engine.cpu_defaults import (
     cpu_arguments,
     cpu_environment,
@@ -17,6 +19,23 @@ def test_flags_are_added_where_none_was_given() -> None:
 def test_given_flags_win() -> None:
     assert cpu_arguments(["--block-size=64", "--no-enforce-eager"]) == []
     assert cpu_arguments(["--block_size", "64"]) == ["--enforce-eager"]
+
+
+@pytest.mark.parametrize(
+    ("given", "is_traced"),
+    [
+        (["--pipeline-parallel-size", "2"], True),
+        (["--pipeline_parallel_size=2", "--port", "1"], True),
+        (["-pp", "2"], True),
+        (["--pipeline-parallel-size", "1"], False),
+        (["--pipeline-parallel-size", "two"], False),
+        (["-tp", "2"], False),
+    ],
+)
+def test_pipeline_stages_are_traced_since_they_need_the_warm_up(given: list[str], is_traced: bool) -> None:
+    added = cpu_arguments(given)
+    assert ("--compilation-config" in added, "--enforce-eager" in added) == (is_traced, not is_traced)
+    assert "--compilation-config" not in cpu_arguments([*given, "--enforce-eager"])
 
 
 def test_given_variables_win() -> None:

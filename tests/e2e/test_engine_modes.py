@@ -27,6 +27,8 @@ POLICY_IDS = [(37 * i) % 40000 + 10 for i in range(75)]
 NUM_VIRTUAL_TOKENS = 48
 #: Within a block, and over the next one.
 PROMPTS = [[(91 * i + 7 * j) % 40000 + 10 for i in range(length)] for j, length in enumerate([1, 9, 40, 130])]
+#: Answers of so few tokens repeat themselves, so that speculation has something to guess.
+FEW_IDS = [100, 101, 102]
 NGRAMS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 
 
@@ -57,7 +59,7 @@ def server(request: pytest.FixtureRequest, start_module_server: Any, tiny_model:
     assert started.terminate() == 0
 
 
-def references(patch: Patch, tiny_patches: Any, generate: Any) -> list[Any]:
+def references(patch: Patch, tiny_patches: Any, generate: Any, **options: Any) -> list[Any]:
     """The answers of transformers to the prompts behind a patch's embeddings."""
     network = tiny_patches.model.network
     assert patch.embeddings is not None
@@ -65,12 +67,12 @@ def references(patch: Patch, tiny_patches: Any, generate: Any) -> list[Any]:
     for prompt in PROMPTS:
         user = network.get_input_embeddings()(torch.tensor([prompt]))
         inputs = torch.cat([patch.embeddings[None], user], dim=1)
-        answers += generate(network, [prompt], NUM_TOKENS, inputs_embeds=inputs)
+        answers += generate(network, [prompt], NUM_TOKENS, inputs_embeds=inputs, **options)
     return answers
 
 
-def requests(patch: str | None, prompts: list[list[int]] = PROMPTS) -> list[dict[str, Any]]:
-    return [{"prompt": prompt, "patch": patch, "max_tokens": NUM_TOKENS} for prompt in prompts]
+def requests(patch: str | None, prompts: list[list[int]] = PROMPTS, **options: Any) -> list[dict[str, Any]]:
+    return [{"prompt": prompt, "patch": patch, "max_tokens": NUM_TOKENS, **options} for prompt in prompts]
 
 
 def assert_same(got: list[Any], expected: list[Any]) -> None:
@@ -88,16 +90,25 @@ def test_a_patch_answers_as_the_tokens_it_was_made_from(server: Any, tiny_patche
     assert all(one.logprobs[0] != other.logprobs[0] for one, other in zip(bare, text, strict=True))
 
 
-def test_learned_embeddings_answer_as_in_transformers(
-    server: Any, tiny_patches: Any, generate: Any, request: pytest.FixtureRequest
-) -> None:
+def test_learned_embeddings_answer_as_in_transformers(server: Any, tiny_patches: Any, generate: Any) -> None:
     patch = tiny_patches.of_random_embeddings("learned", NUM_VIRTUAL_TOKENS, seed=1)
     server.install(patch)
     expected = references(patch, tiny_patches, generate)
     for _ in ("cold", "warm"):
         assert_same(server.ask_together(requests("learned")), expected)
+
+
+def test_answers_that_repeat_themselves_are_those_of_transformers(
+    server: Any, tiny_patches: Any, generate: Any, request: pytest.FixtureRequest
+) -> None:
+    patch = tiny_patches.of_random_embeddings("few", NUM_VIRTUAL_TOKENS, seed=4)
+    server.install(patch)
+    expected = references(patch, tiny_patches, generate, prefix_allowed_tokens_fn=lambda batch, ids: FEW_IDS)
+    for _ in ("cold", "warm"):
+        answers = server.ask_together(requests("few", allowed_token_ids=FEW_IDS, ignore_eos=True))
+        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
     if "ngram" in request.node.name:
-        # Else nothing was speculated, and nothing shown.
+        # Else nothing was guessed rightly, and nothing shown.
         assert server.metric("vllm:spec_decode_num_accepted_tokens_total") > 0
 
 

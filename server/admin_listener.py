@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 UNIX_PREFIX = "unix:"
 
@@ -99,7 +99,7 @@ class _Server(uvicorn.Server):
 class AdminListener:
     """Serves one app on a bound socket; an async context manager, entered once."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -34,6 +34,14 @@ class CanaryOperator(Protocol):
         ...
 
 
+class ArmReports(Protocol):
+    """Is told how each request of a canaried name went."""
+
+    def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
+        """Take one more. Event loop thread only."""
+        ...
+
+
 class CanaryWatch:
     """Told how each request of a canaried name went; event loop thread only."""
 

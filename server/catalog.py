@@ -22,16 +22,18 @@ from patches.manifest import BaseModel
 from server.activation import BY_FOLDER, Cause, NameRecord, Target, follow_folder, removals, with_files
 from server.audit import Audit, NullAudit
 from server.catalog_log import folder_event, log_change
-from server.catalog_view import CanaryArm, CatalogView, FileFailure, ServedPatch
+from server.catalog_view import CatalogView, FileFailure, ServedPatch
 from server.errors import BelowMinimumVersion, FileRefused, InvalidPatchFile, PatchConflict, PatchNotFound
 from server.intake import Intake
 from server.ledger import Ledger
 from server.metrics import PatchMetrics, ResidentRow
 from server.orders import Orders
+from server.peers import NoPeers, Peers
 from server.refusals import CATALOG_REASONS, Refusals, held_conflict, refusal_of
 from server.residency import Residency
 from server.resident import Resident, Situation
 from server.residents import Residents
+from server.served import with_residents
 from server.shelf_files import not_writable, remove_files
 from server.trust import TRUST_REASONS, Trust
 
@@ -52,6 +54,7 @@ class Catalog:
         trust: Trust | None = None,
         audit: Audit | None = None,
         may_compose: bool = False,
+        peers: Peers | None = None,
     ) -> None:
         #: Read it once per decision; it is never mutated.
         self.view = CatalogView(may_compose=may_compose)
@@ -63,14 +66,18 @@ class Catalog:
         self._ledger = ledger or Ledger()
         self._audit: Audit = audit or NullAudit()
         self._refusals = Refusals(metrics)
+        self._peers: Peers = peers or NoPeers()
         self._digests: dict[Path, str] = {}
         #: What is active is decided once the whole folder was looked at.
         self._is_starting = False
         self._changes = asyncio.Lock()
         self._orders = Orders(self._changes, self._situation, self._hold)
         #: What the workers hold, and which requests use it.
-        self.books = Residents(residency, metrics, self._changes, self._is_kept)
+        self.books = Residents(residency, metrics, self._changes, self._is_kept, self._peers)
         metrics.bind(lambda: list(self.residents()))
+
+    def require_in_step(self) -> None:
+        """See ``server.served.Served``: what is decided here is always up to date."""
 
     def residents(self, *names: str) -> Iterator[ResidentRow]:
         """List what is served or draining; with ``names``, only those."""
@@ -181,6 +188,7 @@ class Catalog:
             StateNotSaved: The order could not be written down; nothing is changed.
         """
         async with self._changes:
+            await self._peers.require_all()
             situation = self._situation(name)
             refused = self._refusals.paths(CATALOG_REASONS, name, version)
             try:
@@ -214,21 +222,17 @@ class Catalog:
         return resident.patch if resident is not None else self._refusals.get(path)
 
     def _situation(self, name: str) -> Situation:
-        residents = [r for r in self.books.of(name) if not r.is_unloading and not r.is_barred]
-        return Situation(
-            self._ledger.record(name),
-            tuple(r.target for r in residents if r.paths),
-            tuple(r.target for r in residents),
-        )
+        return Situation.of(self._ledger.record(name), self.books.of(name))
 
     async def _hold(self, name: str, record: NameRecord) -> None:
+        await self._peers.require_all()
         await self._ledger.commit(name, record, self._sources(name))
         await self._follow_record(name)
 
     async def _follow_record(self, name: str) -> None:
         """Bring everything in line with an order that was written down."""
         self._evict_rivals(name)
-        self._show(name)
+        await self._show(name)
         await self._sweep(name)
         await self._retry_conflicts()
 
@@ -284,11 +288,11 @@ class Catalog:
 
     async def _make_resident(self, path: Path, patch: Patch) -> Resident:
         manifest = patch.manifest
-        self.view = replace(self.view, loading=frozenset({(manifest.name, manifest.version)}))
+        self._note_loading((manifest.name, manifest.version))
         try:
             return await self.books.load(path, patch)
         finally:
-            self.view = replace(self.view, loading=frozenset())
+            self._note_loading()
 
     async def _restore(self, target: Target) -> None:
         """Put a content on the workers from its copy in the state folder, where no file of the folder did."""
@@ -328,8 +332,7 @@ class Catalog:
     async def _retry_conflicts(self) -> None:
         """Load files that were refused for a rival's sake, where the rival is gone."""
         for path, failure in self._refusals.conflicts():
-            named = self.view.names.get(failure.name or "")
-            if named is None or failure.version not in named.by_version:
+            if not self.view.has(failure.name or "", failure.version or ""):
                 await self._load(path)
 
     def _evict_rivals(self, name: str) -> None:
@@ -359,23 +362,22 @@ class Catalog:
                     await self._ledger.note(name, changed, self._sources(name))
                 if changed.active != record.active:
                     self._audit.record(folder_event(name, changed.active))
-        self._show(*names)
+        await self._show(*names)
         await self._sweep(*names)
 
-    def _show(self, *names: str) -> None:
+    def _note_loading(self, *versions: tuple[str, str]) -> None:
+        self.view = replace(self.view, loading=frozenset(versions))
+        self._peers.note_loading(self.view.loading)
+
+    async def _show(self, *names: str) -> None:
         """Let requests see what serves now, in one step."""
         before = view = self.view
         for name in sorted(set(names)):
             record = NameRecord() if self._is_starting else self._ledger.record(name)
             wanted = follow_folder(record, self._files(name)) if self._is_starting else record.active
-            usable = [r for r in self.books.of(name) if not r.is_barred]
-            tried = record.canary.target if record.canary is not None else None
-            served = [r.patch for r in usable if r.paths or r.target in (wanted, tried)]
-            active = next((p for p in served if wanted is not None and p.digest == wanted.digest), None)
-            trial = next((p for p in served if tried is not None and p.digest == tried.digest), None)
-            arm = CanaryArm(trial, record.canary) if trial is not None and record.canary is not None else None
-            view = view.with_name(name, served, active, arm)
-        self.view = view
+            view = with_residents(view, name, self.books.of(name), wanted, record.canary)
+        async with self._peers.moved(view, names):
+            self.view = view
         for name in sorted(set(names)):
             log_change(name, before, view)
 

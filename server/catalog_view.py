@@ -107,6 +107,10 @@ class CatalogView:
     #: Whether patches may be joined that nobody composed; see ``server.composition``.
     may_compose: bool = False
 
+    def has(self, name: str, version: str) -> bool:
+        """Tell whether this version is served."""
+        return name in self.names and version in self.names[name].by_version
+
     def with_changes(self, added: ServedPatch | None, removed: ServedPatch | None) -> "CatalogView":
         """Give the view in which ``added`` is served and ``removed`` is not, in one step."""
         view = self

@@ -27,6 +27,7 @@ class ControlMetrics:
         self._policy_current = Gauge(
             "policy_patch_policy_current",
             "1 where the policy file, as it is now, is in force.",
+            multiprocess_mode="min",
             registry=registry,
         )
         self._policy_current.set(1)
@@ -38,12 +39,14 @@ class ControlMetrics:
         self._state_saved = Gauge(
             "policy_patch_state_saved",
             "0 where the last change of the catalog could not be written to the state folder.",
+            multiprocess_mode="min",
             registry=registry,
         )
         self._state_saved.set(1)
         self._trust_readable = Gauge(
             "policy_patch_trust_readable",
             "1 where trusted keys and revocations could be read at the last look, and signed bounds saved.",
+            multiprocess_mode="min",
             registry=registry,
         )
         self._trust_readable.set(1)

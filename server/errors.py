@@ -11,6 +11,7 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     ├── PatchNotFound          (LookupError) 404  patch_not_found
     ├── PatchNotApplied                      500  patch_not_applied
     ├── PatchNotReady                        503  patch_not_ready
+    ├── NotInStep                            503  not_in_step
     ├── PatchWithdrawn                       503  patch_withdrawn
     ├── AdminDisabled                        403  admin_disabled
     ├── AdminKeyInvalid                      401  invalid_admin_key
@@ -148,6 +149,15 @@ class PatchNotReady(PolicyPatchError):
     type = "ServiceUnavailableError"
     code = "patch_not_ready"
     param = HEADER_PARAM
+    retry_after_s = 1
+
+
+class NotInStep(PolicyPatchError):
+    """A process of the server does not know for sure what serves now, so nothing is decided or changed."""
+
+    status = 503
+    type = "ServiceUnavailableError"
+    code = "not_in_step"
     retry_after_s = 1
 
 
@@ -319,6 +329,7 @@ REQUEST_CODES: tuple[str, ...] = (
     PatchNotFound.code,
     PatchNotApplied.code,
     PatchNotReady.code,
+    NotInStep.code,
     PatchWithdrawn.code,
 )
 

@@ -14,8 +14,7 @@ from server.aliases import alias_wish
 from server.audit import Audit, NullAudit
 from server.canary import USER_KEY
 from server.canary_arms import Arms, arm_of
-from server.canary_watch import CanaryWatch
-from server.catalog import Catalog
+from server.canary_watch import ArmReports
 from server.composition import SelectedPatch
 from server.errors import HEADER_PARAM, PolicyPatchError, UnsupportedWithPatch
 from server.lease import Lease
@@ -28,6 +27,7 @@ from server.prompt_routes import RouteKind
 from server.request_scope import RequestScope, current_credentials, current_scope
 from server.resident import Resident
 from server.selection import BASE, OptOut, Selection, parse_policy_header
+from server.served import Served
 
 AnyPolicyPatchError = TypeVar("AnyPolicyPatchError", bound=PolicyPatchError)
 
@@ -37,7 +37,7 @@ class PatchGate:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Served,
         policy: Policy,
         metrics: PatchMetrics,
         *,
@@ -52,7 +52,7 @@ class PatchGate:
         self._metrics = metrics
         self._served_names = tuple(served_names)
         #: Told how requests of names with a canary went.
-        self.canaries: CanaryWatch | None = None
+        self.canaries: ArmReports | None = None
         self._arms = Arms()
 
     def selection(self) -> Selection:
@@ -139,6 +139,7 @@ class PatchGate:
         """
         scope = _require_scope()
         if scope.selection is None:
+            self._catalog.require_in_step()
             wish = scope.header if scope.header is not None else scope.alias
             try:
                 self._require_base(scope, feature)
@@ -154,10 +155,12 @@ class PatchGate:
         """Begin a request; what its header names is decided at once. For the middleware.
 
         Raises:
-            PolicyPatchError: The header can't be honoured on this route, or the caller may have nothing.
+            PolicyPatchError: The header can't be honoured on this route, the caller may have nothing, or this
+                process is not in step.
         """
         kind = scope.kind
         if kind is not RouteKind.OTHER:
+            self._catalog.require_in_step()
             # Before anything is read of the request: who may have nothing learns nothing.
             self._identify(scope, self.policy).rules(self.policy)
         scope.header = parse_policy_header(header_values)
@@ -190,8 +193,9 @@ class PatchGate:
             raise scope.error
         # One policy for the whole decision, and the one that holds now: a key that was taken out of the file
         # while the request's body was on its way is taken out.
-        policy = self.policy
         try:
+            self._catalog.require_in_step()
+            policy = self.policy
             caller = self._identify(scope, policy)
             now = self._catalog.view
             view = self._arms.view_for(now, scope.sticky_value)
@@ -223,7 +227,12 @@ class PatchGate:
             self.canaries.finished(*scope.arm, outcome, scope.first_token_s)
 
     def terms(self, credentials: Credentials) -> Terms:
-        """Tell what the policy lets who shows ``credentials`` know."""
+        """Tell what the policy lets who shows ``credentials`` know.
+
+        Raises:
+            NotInStep: It can't be told which policy is in force.
+        """
+        self._catalog.require_in_step()
         return terms_of(credentials, self.policy)
 
     def aliases(self, served_name: str) -> list[str]:

@@ -18,7 +18,7 @@ from server.routes.patches import patches_router
 def install(
     app: FastAPI,
     *,
-    catalog: Catalog,
+    catalog: Catalog | None,
     gate: PatchGate,
     metrics: PatchMetrics,
     admin: Admin | None = None,
@@ -27,14 +27,15 @@ def install(
 
     The middleware goes to the inside of those that are there: a request that authentication refuses learns
     nothing about patches. To be called once, before the app serves its first request. Without
-    ``admin`` the app only describes the catalog.
+    ``admin`` the app only describes the catalog, and without ``catalog`` another process does.
     """
     if app.middleware_stack is not None:
         raise RuntimeError("app: expected one that serves no request yet")
     app.user_middleware.append(Middleware(PolicyPatchMiddleware, gate=gate, metrics=metrics))
     if admin is not None:
         admin.add_routes(app)
-    app.include_router(patches_router(catalog, lambda: gate.terms(current_credentials.get())))
+    if catalog is not None:
+        app.include_router(patches_router(catalog, lambda: gate.terms(current_credentials.get())))
 
     async def answer_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, PolicyPatchError)

@@ -6,8 +6,9 @@ reads numbers, so a bisection and two additions are enough.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 #: Upper bounds in seconds, those of ``vllm:time_to_first_token_seconds`` up to 160 s so that the two overlay.
 FIRST_TOKEN_BOUNDS_S = (
@@ -37,6 +38,15 @@ class LatencyHistogram:
         self._counts[bisect_left(self._bounds_s, value_s)] += num_observations
         self.sum_s += value_s * num_observations
 
+    def state(self) -> dict[str, Any]:
+        """Give what another process can add to its own."""
+        return {"counts": list(self._counts), "sum_s": self.sum_s}
+
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Add what a histogram of the same bounds counted."""
+        self._counts = [mine + theirs for mine, theirs in zip(self._counts, state["counts"], strict=True)]
+        self.sum_s += state["sum_s"]
+
     def buckets(self) -> list[tuple[str, float]]:
         """Give ``(le, cumulative count)``, as the exposition format wants them."""
         bounds = [*map(str, self._bounds_s), "+Inf"]
@@ -51,3 +61,12 @@ class PatchLatency:
     def __init__(self) -> None:
         self.first_token = LatencyHistogram(FIRST_TOKEN_BOUNDS_S)
         self.inter_token = LatencyHistogram(INTER_TOKEN_BOUNDS_S)
+
+    def state(self) -> dict[str, Any]:
+        """Give what another process can add to its own."""
+        return {"first_token": self.first_token.state(), "inter_token": self.inter_token.state()}
+
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Add what another process counted."""
+        self.first_token.add(state["first_token"])
+        self.inter_token.add(state["inter_token"])

@@ -6,9 +6,10 @@ removed patch counted goes with it. Gauges are read from the catalog when scrape
 it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
@@ -54,10 +55,15 @@ class ResidentRow:
 class PatchMetrics:
     """Counts and measures everything that happens to patches."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, is_shared: bool = False) -> None:
+        """Define every metric.
+
+        Args:
+            registry: Where they go.
+            is_shared: Several processes count together, by Prometheus' multiprocess mode: it has no way to
+                drop a series, and what is read from the catalog is collected apart (``catalog_collector``).
+        """
         counter = partial(Counter, registry=registry)
-        gauge = partial(Gauge, registry=registry)
-        histogram = partial(Histogram, registry=registry)
         self.num_base_running = 0
         self._rows: Callable[[], Iterable[ResidentRow]] = tuple
         self._latency: dict[str, PatchLatency] = {}
@@ -83,31 +89,45 @@ class PatchMetrics:
             "Prefix tokens that the prefix cache already held.",
             ("patch",),
         )
-        self._load = histogram(
-            "policy_patch_load_seconds",
-            "From reading a patch file to its being served.",
-            buckets=LOAD_BOUNDS_S,
-        )
-        self._load_failures = counter(
-            "policy_patch_load_failures",
-            "Refused patch files, failed scans of the folder, and prefixes that could not be dropped.",
-            ("reason",),
-        )
-        self._refused_files = gauge(
-            "policy_patch_refused_files",
-            "Files in the patch folder that are refused now.",
-        )
-        self._folder_readable = gauge(
-            "policy_patch_folder_readable",
-            "1 where the last scan of the patch folder worked.",
-        )
+        self._define_files(registry)
         self.control = ControlMetrics(registry)
         self.canary = CanaryMetrics(registry)
         self.tiers = TierMetrics(registry)
         self.prefixes = PrefixMetrics(registry)
         for code in REQUEST_CODES:
             self._rejected.labels(code)
-        registry.register(_CatalogCollector(self))
+        self._is_shared = is_shared
+        #: What other processes counted, as ``figures`` gives it; refreshed before a scrape.
+        self.others: Sequence[Mapping[str, Any]] = ()
+        self.catalog_collector = _CatalogCollector(self)
+        if not is_shared:
+            registry.register(self.catalog_collector)
+
+    def _define_files(self, registry: CollectorRegistry) -> None:
+        self._load = Histogram(
+            "policy_patch_load_seconds",
+            "From reading a patch file to its being served.",
+            buckets=LOAD_BOUNDS_S,
+            registry=registry,
+        )
+        self._load_failures = Counter(
+            "policy_patch_load_failures",
+            "Refused patch files, failed scans of the folder, and prefixes that could not be dropped.",
+            ("reason",),
+            registry=registry,
+        )
+        self._refused_files = Gauge(
+            "policy_patch_refused_files",
+            "Files in the patch folder that are refused now.",
+            multiprocess_mode="max",
+            registry=registry,
+        )
+        self._folder_readable = Gauge(
+            "policy_patch_folder_readable",
+            "1 where the last scan of the patch folder worked.",
+            multiprocess_mode="max",
+            registry=registry,
+        )
 
     def bind(self, rows: Callable[[], Iterable[ResidentRow]]) -> None:
         """Read gauges from ``rows`` from now on. For the catalog."""
@@ -119,7 +139,22 @@ class PatchMetrics:
 
     def latencies(self) -> list[tuple[str, PatchLatency]]:
         """Give the latencies of each patch that was used."""
-        return list(self._latency.items())
+        if not self.others:
+            return list(self._latency.items())
+        merged: dict[str, PatchLatency] = {}
+        for figures in (self.figures(), *self.others):
+            for name, state in figures["latency"].items():
+                merged.setdefault(name, PatchLatency()).add(state)
+        return list(merged.items())
+
+    def num_base(self) -> int:
+        """Give how many requests the base model answers now."""
+        return self.num_base_running + sum(int(figures["num_base_running"]) for figures in self.others)
+
+    def figures(self) -> dict[str, Any]:
+        """Give what this process alone knows, and no counter holds."""
+        latency = {name: latency.state() for name, latency in self._latency.items()}
+        return {"num_base_running": self.num_base_running, "latency": latency}
 
     def patch_added(self, digest: str, name: str) -> None:
         """Let ``name`` be a label value, and map ``digest`` to it."""
@@ -131,6 +166,8 @@ class PatchMetrics:
         if name is None or name in self._names.values():
             return
         self._latency.pop(name, None)
+        if self._is_shared:
+            return
         for outcome in OUTCOMES:
             self._requests.remove(name, outcome)
         for metric in (self._injected, self._shared):
@@ -213,7 +250,7 @@ class _CatalogCollector:
             labels=("patch",),
         )
         previous_nbytes: dict[str, int] = {}
-        num_running: dict[str, int] = {BASE_LABEL: self._metrics.num_base_running}
+        num_running: dict[str, int] = {BASE_LABEL: self._metrics.num_base()}
         nbytes: dict[tuple[str, str], int] = {}
         for row in self._metrics.rows():
             patch = row.patch

@@ -70,6 +70,7 @@ class PolicyPatchMiddleware:
             await self._app(scope, receive, send)
             return
         request = RequestScope(kind, Credentials.of(scope))
+        # Where it is not known what serves, opening refuses the request.
         if kind.is_generating and self._gate.wants_user:
             request.user, receive = await read_user(receive)
         try:

@@ -211,8 +211,8 @@ class Operator:
         async def carry_out() -> tuple[NameRecord, int]:
             record, leaving = await self._catalog.remove(name, version, choose, self._cause("remove", by))
             num_in_flight = sum(resident.num_in_flight for resident in leaving)
-            for resident in leaving if is_forced else ():
-                resident.withdraw()
+            if is_forced:
+                await self._catalog.books.withdraw(leaving)
             return record, num_in_flight
 
         return await self._unbroken(carry_out())

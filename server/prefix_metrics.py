@@ -26,17 +26,23 @@ class PrefixMetrics:
             registry=registry,
         )
         self._writer = Gauge(
-            "policy_patch_writer_info", "1 for what writes prefixes.", ("writer",), registry=registry
+            "policy_patch_writer_info",
+            "1 for what writes prefixes.",
+            ("writer",),
+            registry=registry,
+            multiprocess_mode="max",
         )
         self._pinned = Gauge(
             "policy_patch_pinned_blocks",
             "Blocks of the KV cache that prefixes keep from being evicted, over all engines.",
             registry=registry,
+            multiprocess_mode="sum",
         )
         self._pinned_limit = Gauge(
             "policy_patch_pinned_blocks_limit",
             "How many blocks --pin-blocks-share lets them keep, over all engines.",
             registry=registry,
+            multiprocess_mode="sum",
         )
         for form in FORMS:
             self._compositions.labels(form)
@@ -56,6 +62,5 @@ class PrefixMetrics:
 
     def set_writers(self, writers: Iterable[str]) -> None:
         """Say what writes prefixes on the workers."""
-        self._writer.clear()
         for writer in writers:
             self._writer.labels(writer).set(1)

@@ -1,5 +1,6 @@
 """One content on the workers, as the catalog books it, and what an operator's order is decided on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -65,3 +66,9 @@ class Situation:
     files: tuple[Target, ...]
     #: Contents on the workers that can serve.
     resident: tuple[Target, ...]
+
+    @classmethod
+    def of(cls, record: NameRecord, residents: Iterable[Resident]) -> "Situation":
+        """Take what can serve of ``residents``, all of one name."""
+        usable = [r for r in residents if not r.is_unloading and not r.is_barred]
+        return cls(record, tuple(r.target for r in usable if r.paths), tuple(r.target for r in usable))

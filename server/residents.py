@@ -6,14 +6,15 @@ request uses them, and what is being dropped is given to no request.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from patches.format import Patch
 from server.catalog_view import CatalogView, ServedPatch
 from server.composition import SelectedPatch
-from server.errors import PatchNotReady
+from server.errors import NotInStep, PatchNotReady
 from server.metrics import PatchMetrics, ResidentRow
+from server.peers import NoPeers, Peers
 from server.residency import Residency, ResidencyError
 from server.resident import Resident
 
@@ -29,11 +30,13 @@ class Residents:
         metrics: PatchMetrics,
         changes: asyncio.Lock,
         is_kept: Callable[[Resident], bool],
+        peers: Peers | None = None,
     ) -> None:
         self._residency = residency
         self._metrics = metrics
         self._changes = changes
         self._is_kept = is_kept
+        self._peers: Peers = peers or NoPeers()
         self._residents: dict[str, Resident] = {}
         #: Name -> digest -> the same: a change concerns one name, however many there are.
         self._by_name: dict[str, dict[str, Resident]] = {}
@@ -123,10 +126,10 @@ class Residents:
             raise PatchNotReady(f"patch '{patch.reference}' could not be loaded; try again") from error
 
     async def load(self, path: Path, patch: Patch) -> Resident:
-        """Let every worker confirm ``patch``, which was just read from ``path``.
+        """Let every worker, and every process that decides, confirm ``patch``, just read from ``path``.
 
         Raises:
-            ResidencyError: A worker could not; none holds it then.
+            ResidencyError: One could not; no worker holds it then.
         """
         manifest = patch.manifest
         assert patch.kv is not None
@@ -134,10 +137,35 @@ class Residents:
         served = ServedPatch(
             manifest.name, manifest.version, patch.digest, manifest.num_virtual_tokens, manifest, nbytes
         )
-        resident = self._residents[patch.digest] = Resident(served)
-        self._by_name.setdefault(served.name, {})[patch.digest] = resident
-        self._metrics.patch_added(served.digest, served.name)
+        try:
+            await self._peers.confirm(served)
+        except NotInStep as error:
+            await self._residency.unload(patch.digest)
+            raise ResidencyError(error.message) from error
+        return self.add(served)
+
+    def add(self, patch: ServedPatch) -> Resident:
+        """Book a content that the workers can hold."""
+        resident = self._residents[patch.digest] = Resident(patch)
+        self._by_name.setdefault(patch.name, {})[patch.digest] = resident
+        self._metrics.patch_added(patch.digest, patch.name)
         return resident
+
+    def forget(self, resident: Resident) -> None:
+        """Take a content that nothing uses out of the books."""
+        patch = resident.patch
+        del self._residents[patch.digest]
+        named = self._by_name[patch.name]
+        del named[patch.digest]
+        if not named:
+            del self._by_name[patch.name]
+        self._metrics.patch_removed(patch.digest)
+
+    async def withdraw(self, residents: Collection[Resident]) -> None:
+        """End every request that uses one of ``residents`` with an error, in every process."""
+        for resident in residents:
+            resident.withdraw()
+        await self._peers.withdraw([resident.patch.digest for resident in residents])
 
     async def sweep(self, *names: str) -> None:
         """Drop what nothing keeps, once no request uses it."""
@@ -171,18 +199,16 @@ class Residents:
                 await self._unload(resident)
 
     async def _unload(self, resident: Resident) -> None:
-        resident.is_unloading = True
         patch = resident.patch
+        if not await self._peers.let_go(patch.digest) or resident.num_in_flight or self._is_kept(resident):
+            # Whoever uses it drains it.
+            return
+        resident.is_unloading = True
         try:
             await self._residency.unload(patch.digest)
         except Exception:
             # Whatever the engine raises, the books must stay right: nothing refers to these tensors any more.
             logger.exception("%s: the workers did not confirm that it is dropped", patch.reference)
             self._metrics.load_failed("unload_failed")
-        del self._residents[patch.digest]
-        named = self._by_name[patch.name]
-        del named[patch.digest]
-        if not named:
-            del self._by_name[patch.name]
-        self._metrics.patch_removed(patch.digest)
+        self.forget(resident)
         logger.info("%s (%s) is unloaded", patch.reference, patch.digest)

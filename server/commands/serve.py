@@ -29,6 +29,7 @@ examples:
   policypatch serve --model ./smollm2 --patches ./patches --state ./state --admin-key-file ./admin-keys
   policypatch serve --model ./smollm2 --patches ./patches --state ./state --trusted-keys ./trusted
   policypatch serve --model ./smollm2 --patches ./patches --composition any
+  policypatch serve --model ./smollm2 --patches ./patches --api-server-count 2 --data-parallel-size 2
   curl localhost:8000/v1/chat/completions -H 'X-Policy-Patch: pirate' -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 """
@@ -152,21 +153,15 @@ def run(args: argparse.Namespace) -> int:
     if args.keep_previous < 0:
         raise CommandError(f"--keep-previous: expected 0 or more, got {args.keep_previous}")
     try:
-        from server.engine.launch import ServeOptions, serve
+        from server.engine.launch import serve
+        from server.engine.options import ServeOptions
+        from server.engine.processes import FrontEndRefused
     except ImportError as error:
         raise CommandError(
             f"vLLM is not installed ({error}); install policypatch[cpu] or policypatch[gpu]"
         ) from error
-    from patches.errors import PatchError
-    from server.admin_keys import AdminKeysError
-    from server.admin_listener import AdminListenError
-    from server.audit import AuditLogError
-    from server.catalog_state import StateError
-    from server.engine.support import UnsupportedSetup
-    from server.errors import MalformedPatchName
-    from server.folder import FolderError
+    from server.engine.start_errors import START_ERRORS
     from server.policy.rules import Policy
-    from server.trust import TrustError
 
     policy_file = _read_policy(args)
     try:
@@ -180,17 +175,9 @@ def run(args: argparse.Namespace) -> int:
             args.model, args.patches, policy, policy_file, args.audit_log, control, tiers, args.composition
         )
         serve(options, args.engine_arguments)
-    except (
-        AdminKeysError,
-        AdminListenError,
-        AuditLogError,
-        FolderError,
-        MalformedPatchName,
-        PatchError,
-        StateError,
-        TrustError,
-        UnsupportedSetup,
-    ) as error:
+    except START_ERRORS as error:
+        raise CommandError(str(error)) from error
+    except FrontEndRefused as error:
         raise CommandError(str(error)) from error
     except (ValueError, RuntimeError, OSError) as error:
         print(f"policypatch serve: the start failed: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ its prompt. The front end's own record of the request never holds them, so promp
 need no correction.
 """
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,15 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from server.engine.block_pins import PINNED_NAMES_KEY
 from server.engine.claim import PrefixClaim, PrefixPart, scoped_cache_salt
 from server.engine.placeholder import placeholder_token_id
-from server.errors import PatchNotApplied, UnsupportedWithPatch
+from server.errors import NotInStep, PatchNotApplied, UnsupportedWithPatch
 
 if TYPE_CHECKING:
     from server.composition import SelectedPatch
     from server.gate import PatchGate
+
+
+#: Seconds of the time to end that are kept for hanging up.
+_HANG_UP_S = 2.0
 
 
 class PatchedAsyncLLM(AsyncLLM):
@@ -32,6 +37,7 @@ class PatchedAsyncLLM(AsyncLLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._gate: PatchGate | None = None
+        self._is_ending = False
         self._placeholder_id = placeholder_token_id(self.model_config, self.tokenizer)
         transfer = self.vllm_config.kv_transfer_config
         #: Patches whose blocks are to stay in the KV cache.
@@ -41,9 +47,32 @@ class PatchedAsyncLLM(AsyncLLM):
         self._send_to_core = self.engine_core.add_request_async
         self.engine_core.add_request_async = self._send_prefixed
 
+    def shutdown(self, timeout: float | None = None) -> None:
+        """End the client; one of several first waits for what it is answering.
+
+        Where vLLM's client has started the engines itself, they are asked to finish, and the client goes on
+        reading. Engines that serve several clients are ended by who started them, after the clients.
+        """
+        # Also called where the client could not be made.
+        if timeout and getattr(self, "_client_count", 1) > 1 and not self._is_ending:
+            self._is_ending = True
+            by_s = time.monotonic() + max(0.0, timeout - _HANG_UP_S)
+            while self.get_num_unfinished_requests() and time.monotonic() < by_s and not self.errored:
+                time.sleep(0.05)
+        super().shutdown(timeout=timeout)
+
     def bind_gate(self, gate: "PatchGate") -> None:
         """Join the client to the selections of requests. The gate needs the running engine, hence so late."""
         self._gate = gate
+
+    async def ask_workers(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        """Call a method of ``PatchWorkerExtension`` on every worker.
+
+        vLLM's own ``collective_rpc`` reaches all data-parallel ranks too, but gives the answers of the first
+        alone; here every worker of every rank has its say.
+        """
+        ranks = await self.engine_core.call_utility_all_async("collective_rpc", method, timeout_s, args, None)
+        return [answer for answers in ranks for answer in answers]
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
@@ -59,6 +88,8 @@ class PatchedAsyncLLM(AsyncLLM):
         """
         assert self._gate is not None, "bind_gate was not called"
         refuse_reserved_parameters(sampling_params)
+        if self._is_ending:
+            raise self._gate.reject(NotInStep("the server is stopping; try another, or again"))
         patch = self._gate.selection().patch
         if patch is None:
             return super().generate(prompt, sampling_params, request_id, **kwargs)

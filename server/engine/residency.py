@@ -9,7 +9,7 @@ from safetensors.torch import save as save_safetensors
 from server.residency import ResidencyError
 
 if TYPE_CHECKING:
-    from vllm.v1.engine.async_llm import AsyncLLM
+    from server.engine.client import PatchedAsyncLLM
 
 #: A worker that does not answer for so long has failed. Generous: the RPC waits for the running step.
 RPC_TIMEOUT_S = 120.0
@@ -19,9 +19,9 @@ POLL_S = 0.002
 
 
 class WorkerResidency:
-    """The workers of one engine; ``server.residency.Workers``."""
+    """The workers of one engine, of all its data-parallel ranks; ``server.residency.Workers``."""
 
-    def __init__(self, engine: "AsyncLLM") -> None:
+    def __init__(self, engine: "PatchedAsyncLLM") -> None:
         self._engine = engine
 
     async def check(self, digest: str, kv: torch.Tensor) -> int:
@@ -57,11 +57,10 @@ class WorkerResidency:
 
     async def _ask(self, digest: str, method: str, *args: Any) -> list[Any]:
         try:
-            answers = await self._engine.collective_rpc(method, timeout=RPC_TIMEOUT_S, args=args)
+            return await self._engine.ask_workers(method, *args, timeout_s=RPC_TIMEOUT_S)
         except Exception as error:
             # vLLM reports a worker's refusal as a bare Exception with its text.
             raise ResidencyError(f"prefix {digest}: a worker refused it: {error}") from error
-        return list(answers)
 
     async def _withdraw(self, digest: str) -> None:
         if not self._engine.errored:

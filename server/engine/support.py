@@ -24,8 +24,16 @@ def require_supported_arguments(args: "Namespace") -> None:
     refusals = {
         "--grpc": args.grpc,
         "--headless": args.headless,
-        "--api-server-count above 1": (args.api_server_count or 1) > 1,
-        "--data-parallel-size above 1": args.data_parallel_size > 1,
+        "--data-parallel-rank": args.data_parallel_rank is not None,
+        "--data-parallel-start-rank": args.data_parallel_start_rank is not None,
+        "--data-parallel-external-lb": args.data_parallel_external_lb,
+        "--data-parallel-hybrid-lb": args.data_parallel_hybrid_lb,
+        "--data-parallel-multi-port-external-lb": args.data_parallel_multi_port_external_lb,
+        "--data-parallel-size-local below --data-parallel-size": (
+            args.data_parallel_size_local not in (None, args.data_parallel_size)
+        ),
+        "--data-parallel-backend ray": args.data_parallel_backend == "ray",
+        "--enable-elastic-ep": args.enable_elastic_ep,
         "--kv-transfer-config": args.kv_transfer_config is not None,
         "--worker-extension-cls": bool(args.worker_extension_cls),
         "--tokens-only": args.tokens_only,

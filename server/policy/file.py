@@ -28,7 +28,7 @@ Where a rule leaves something out, it allows nothing: ``allow`` is empty and ``a
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -66,6 +66,7 @@ class PolicyFile:
     policy: Policy
     #: SHA-256 of the file's bytes.
     digest: str
+    data: bytes = field(default=b"", repr=False)
 
 
 def load_policy(path: Path) -> PolicyFile:
@@ -77,7 +78,7 @@ def load_policy(path: Path) -> PolicyFile:
     """
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
-    return PolicyFile(parse_policy(data), f"sha256:{hashlib.sha256(data).hexdigest()}")
+    return PolicyFile(parse_policy(data), f"sha256:{hashlib.sha256(data).hexdigest()}", data)
 
 
 def parse_policy(data: bytes) -> Policy:

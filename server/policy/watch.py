@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -52,6 +54,7 @@ class PolicyWatch:
         *,
         rescan_s: float = RESCAN_S,
         settle_s: float = SETTLE_S,
+        moved: Callable[[bytes], AbstractAsyncContextManager[None]] = lambda data: contextlib.nullcontext(),
     ) -> None:
         """Make a watch.
 
@@ -63,6 +66,7 @@ class PolicyWatch:
             audit: Records them.
             rescan_s: Seconds between looks where no event comes.
             settle_s: Seconds that a changed file has to rest.
+            moved: Entered with the file's bytes around each replacement; see ``server.peers``.
         """
         self._path = path
         self._digest = loaded.digest
@@ -71,6 +75,7 @@ class PolicyWatch:
         self._audit = audit
         self._rescan_s = rescan_s
         self._settle_s = settle_s
+        self._moved = moved
         #: Of the file that was read last; ``None`` where the next look has to read it.
         self._seen: _Signature | None = None
         self._problem: str | None = None
@@ -103,7 +108,7 @@ class PolicyWatch:
             self._refuse(error)
             return
         self._seen = before
-        self._accept(loaded)
+        await self._accept(loaded)
 
     async def _settled(self) -> _Signature | None:
         """Give the file's signature once it did not change for a while; ``None`` where it does not rest."""
@@ -113,12 +118,13 @@ class PolicyWatch:
         await asyncio.sleep(self._settle_s)
         return first if _signature(self._path) == first else None
 
-    def _accept(self, loaded: PolicyFile) -> None:
+    async def _accept(self, loaded: PolicyFile) -> None:
         if loaded.digest == self._digest:
             self._problem = None
             self._metrics.set_policy_current(True)
             return
-        self._holder.policy = loaded.policy
+        async with self._moved(loaded.data):
+            self._holder.policy = loaded.policy
         self._digest, self._problem = loaded.digest, None
         self._metrics.policy_reloaded(is_ok=True)
         logger.info("policy file %s (%s) is in force", self._path, loaded.digest)

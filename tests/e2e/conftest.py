@@ -168,11 +168,13 @@ class RunningServer:
         listing = self.client.get("/v1/patches").text
         raise AssertionError(f"{name} did not become {digest} in {timeout_s} s: {listing}")
 
-    def complete(self, prompt: Any, *, patch: str | None = None, **body: Any) -> httpx.Response:
+    def complete(
+        self, prompt: Any, *, patch: str | None = None, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> httpx.Response:
         """POST /v1/completions, greedily; `prompt` is text or token ids."""
         payload = {"model": SERVED_NAME, "prompt": prompt, "temperature": 0, "max_tokens": 16} | body
-        headers = {} if patch is None else {"X-Policy-Patch": patch}
-        return self.client.post("/v1/completions", json=payload, headers=headers)
+        named = {} if patch is None else {"X-Policy-Patch": patch}
+        return self.client.post("/v1/completions", json=payload, headers={**named, **(headers or {})})
 
     def ask(self, prompt: Any, *, patch: str | None = None, **body: Any) -> Answer:
         """Complete a prompt greedily, with token ids and log probabilities."""

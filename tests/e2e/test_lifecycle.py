@@ -50,9 +50,9 @@ def test_a_missing_patch_folder_is_refused_at_once(tiny_model: Path, tmp_path: P
 
 
 def test_a_flag_that_needs_another_launch_mode_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), "--api-server-count", "2")
+    done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), "--headless")
     assert done.returncode == 2
-    assert "--api-server-count above 1 cannot be combined with policy patches" in done.stderr
+    assert "--headless cannot be combined with policy patches" in done.stderr
 
 
 def test_a_pooling_model_is_refused_before_it_is_loaded(tiny_model: Path, tmp_path: Path) -> None:

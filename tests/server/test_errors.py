@@ -12,6 +12,7 @@ from server.errors import (
     REQUEST_CODES,
     FileRefused,
     InvalidPatchFile,
+    NotInStep,
     PatchNotReady,
     PatchWithdrawn,
     PolicyPatchError,
@@ -64,6 +65,7 @@ def test_the_reason_of_a_refused_file_survives_pickling() -> None:
 def test_only_not_ready_asks_to_come_again() -> None:
     assert [kind for kind in KINDS if "Retry-After" in kind("x").headers()] == [
         PatchNotReady,
+        NotInStep,
         PatchWithdrawn,
     ]
     assert PatchNotReady("x").headers() == {"Retry-After": "1"}

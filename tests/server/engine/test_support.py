@@ -22,6 +22,14 @@ def _arguments(**changes: Any) -> Any:
         "headless": False,
         "api_server_count": None,
         "data_parallel_size": 1,
+        "data_parallel_size_local": None,
+        "data_parallel_rank": None,
+        "data_parallel_start_rank": None,
+        "data_parallel_external_lb": False,
+        "data_parallel_hybrid_lb": False,
+        "data_parallel_multi_port_external_lb": False,
+        "data_parallel_backend": "mp",
+        "enable_elastic_ep": False,
         "kv_transfer_config": None,
         "worker_extension_cls": "",
         "tokens_only": False,
@@ -48,7 +56,8 @@ def _config(model: dict[str, Any] | None = None, **changes: Any) -> Any:
 
 
 def test_a_plain_setup_passes() -> None:
-    require_supported_arguments(_arguments(api_server_count=1))
+    require_supported_arguments(_arguments(api_server_count=2))
+    require_supported_arguments(_arguments(data_parallel_size=2))
     require_supported_model(_config())
 
 
@@ -57,8 +66,11 @@ def test_a_plain_setup_passes() -> None:
     [
         ({"grpc": True}, "--grpc"),
         ({"headless": True}, "--headless"),
-        ({"api_server_count": 2}, "--api-server-count"),
-        ({"data_parallel_size": 2}, "--data-parallel-size"),
+        ({"data_parallel_rank": 0}, "--data-parallel-rank"),
+        ({"data_parallel_size": 4, "data_parallel_size_local": 2}, "--data-parallel-size-local"),
+        ({"data_parallel_hybrid_lb": True}, "--data-parallel-hybrid-lb"),
+        ({"data_parallel_backend": "ray"}, "--data-parallel-backend"),
+        ({"enable_elastic_ep": True}, "--enable-elastic-ep"),
         ({"kv_transfer_config": object()}, "--kv-transfer-config"),
         ({"worker_extension_cls": "a.B"}, "--worker-extension-cls"),
         ({"tokens_only": True}, "--tokens-only"),

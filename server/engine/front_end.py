@@ -1,0 +1,382 @@
+"""One process that answers HTTP: alone, as the leader of several, or as a follower.
+
+See ``server.frontends`` for how several stay one server.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from vllm import envs
+from vllm.config import KVTransferConfig, ModelConfig, VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.launcher import serve_http
+from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.logger import init_logger
+from vllm.usage.usage_lib import UsageContext
+
+from patches.fingerprint import fingerprint_model
+from patches.manifest import BaseModel
+from server.admin import Admin
+from server.admin_listener import AdminListener, bind_admin
+from server.audit import Audit
+from server.canary_watch import CanaryWatch
+from server.catalog import Catalog
+from server.control import Control
+from server.engine.block_pins import PINNED_NAMES_KEY, PINNED_SHARE_KEY
+from server.engine.client import PatchedAsyncLLM
+from server.engine.model_registry import PatchModelRegistry
+from server.engine.options import ServeOptions
+from server.engine.residency import RPC_TIMEOUT_S, WorkerResidency
+from server.engine.stats import injection_logger_factory
+from server.engine.support import require_matching_rank_layout, require_movable_keys, require_supported_model
+from server.engine.worker_side import DEVICE_BYTES_KEY
+from server.folder import PatchFolder
+from server.frontends.figures import MetricsPage
+from server.frontends.follower import FollowedBooks, Follower
+from server.frontends.leader import Followers
+from server.frontends.mirror import Mirror, MirrorAudit
+from server.frontends.relay import FromFollowers, Relay
+from server.frontends.step import Steps
+from server.gate import PatchGate
+from server.install import install
+from server.metrics import PatchMetrics
+from server.operator import Operator
+from server.policy.watch import PolicyWatch
+from server.shelf import Shelf
+from server.tier_options import TierOptions
+from server.tiers import TieredResidency
+from server.trust import Trust
+from server.trust_watch import TrustWatch
+
+logger = init_logger("vllm.policypatch")
+
+_CONNECTOR = {
+    "kv_connector": "PolicyPatchConnector",
+    "kv_connector_module_path": "server.engine.connector",
+    # Nothing is handed off either way; the producer role only spares the costs that vLLM adds for
+    # consumers, whose loads are not ordered with the forward pass.
+    "kv_role": "kv_producer",
+    "kv_load_failure_policy": "fail",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where one process stands among those of a server."""
+
+    #: The leader has 0.
+    index: int
+    steps: Steps
+    #: Where the leader's sockets are.
+    folder: Path
+
+    @property
+    def address(self) -> Path:
+        """Where followers hear what serves."""
+        return self.folder / "lead"
+
+    @property
+    def relay_address(self) -> Path:
+        """Where followers pass on what the leader answers."""
+        return self.folder / "http"
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEnd:
+    """What every process that answers HTTP has."""
+
+    options: ServeOptions
+    args: argparse.Namespace
+    metrics: PatchMetrics
+    listen_address: str
+    sock: socket.socket
+    #: As vLLM gives it to one of several API servers; empty for the only one.
+    client: Mapping[str, Any] = field(default_factory=dict)
+    #: ``None`` for the only process.
+    seat: Seat | None = None
+
+    async def lead(self, control: Control) -> None:
+        """Serve until a signal ends it, and decide what serves."""
+        _end_start_on_sigterm()
+        options, metrics = self.options, self.metrics
+        config = self.engine_config()
+        base_model = await asyncio.to_thread(_fingerprint, config.model_config)
+        engine = self._engine(config)
+        try:
+            may_compose = options.composition == "any"
+            num_workers = await _prepare_workers(engine, base_model, metrics, may_compose=may_compose)
+            followers = self._followers()
+            catalog = Catalog(
+                _residency(engine, num_workers, options.tiers, metrics),
+                base_model,
+                config.model_config.max_model_len - 2,
+                metrics,
+                **control.of_catalog(),
+                may_compose=may_compose,
+                peers=followers,
+            )
+            gate = self._gate(catalog, control.audit)
+            operator = Operator(catalog)
+            gate.canaries = CanaryWatch(catalog.record, operator, metrics.canary, control.audit)
+            engine.bind_gate(gate)
+            if followers is not None:
+                followers.bind(catalog.books, _signer_of(control.trust))
+                followers.canaries = gate.canaries
+            async with (
+                followers or contextlib.nullcontext(),
+                PatchFolder(options.patches, catalog) as folder,
+                TrustWatch(control.trust, catalog, metrics),
+                self._policy_watch(gate, followers),
+            ):
+                admin = Admin(catalog, operator, Shelf(options.patches, folder, catalog), control.desk)
+                await asyncio.to_thread(admin.shelf.remove_leftovers)
+                app = await self._app(engine)
+                admin_here = admin if control.listener is None else None
+                install(app, catalog=catalog, gate=gate, metrics=metrics, admin=admin_here)
+                await _init_state(app, engine, self.args, gate)
+                logger.info("serving on %s with %s", self.listen_address, _summary(catalog))
+                async with admin.listen(gate, control.listener), self._relayed(app, followers):
+                    shutdown = await self._serve(app)
+        finally:
+            engine.shutdown(timeout=config.shutdown_timeout)
+        await self._end(shutdown)
+
+    async def follow(self, audit: Audit) -> None:
+        """Serve until a signal ends it, as the leader decides."""
+        assert self.seat is not None
+        _end_start_on_sigterm()
+        options, seat = self.options, self.seat
+        config = self.engine_config()
+        engine = self._engine(config)
+        try:
+            books = FollowedBooks(self.metrics)
+            may_compose = options.composition == "any"
+            mirror = Mirror(seat.index, seat.steps, books, options.policy, may_compose=may_compose)
+            gate = self._gate(mirror, MirrorAudit(audit, mirror.signer_of))
+            mirror.bind(gate)
+            engine.bind_gate(gate)
+            follower = Follower(seat.index, seat.address, mirror, books.residency, self.metrics)
+            gate.canaries = follower
+            async with follower:
+                app = await self._app(engine)
+                install(app, catalog=None, gate=gate, metrics=self.metrics)
+                relay = Middleware(Relay, address=seat.relay_address, is_in_step=lambda: mirror.is_in_step)
+                app.user_middleware.insert(0, relay)
+                await _init_state(app, engine, self.args, gate)
+                shutdown = await self._serve(app)
+        finally:
+            engine.shutdown(timeout=config.shutdown_timeout)
+        await self._end(shutdown)
+
+    def engine_config(self) -> VllmConfig:
+        """Resolve vLLM's configuration for this process.
+
+        Raises:
+            UnsupportedSetup: the model cannot be served with patches.
+        """
+        return engine_config(
+            self.options,
+            self.args,
+            process_count=self.client.get("client_count", 1),
+            process_rank=self.client.get("client_index", 0),
+        )
+
+    def _engine(self, config: VllmConfig) -> PatchedAsyncLLM:
+        args = self.args
+        addresses = {
+            key: value
+            for key, value in self.client.items()
+            if key not in ("client_count", "client_index", "api_server_loads")
+        }
+        return PatchedAsyncLLM.from_vllm_config(
+            config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            stat_loggers=None if args.disable_log_stats else [injection_logger_factory(self.metrics)],
+            enable_log_requests=args.enable_log_requests,
+            aggregate_engine_logging=args.aggregate_engine_logging,
+            disable_log_stats=args.disable_log_stats,
+            client_addresses=addresses or None,
+            client_count=self.client.get("client_count", 1),
+            client_index=self.client.get("client_index", 0),
+        )
+
+    def _gate(self, catalog: Catalog | Mirror, audit: Audit) -> PatchGate:
+        names = list(self.args.served_model_name or [self.args.model])
+        return PatchGate(catalog, self.options.policy, self.metrics, served_names=names, audit=audit)
+
+    def _followers(self) -> Followers | None:
+        if self.seat is None:
+            return None
+        file = self.options.policy_file
+        return Followers(self.seat.steps, self.seat.address, file[1].data if file is not None else None)
+
+    def _policy_watch(
+        self, gate: PatchGate, followers: Followers | None
+    ) -> AbstractAsyncContextManager[object]:
+        if self.options.policy_file is None:
+            return contextlib.nullcontext()
+        path, loaded = self.options.policy_file
+        logger.info("policy file %s (%s) is in force", path, loaded.digest)
+        control = self.metrics.control
+        if followers is None:
+            return PolicyWatch(path, loaded, gate, control, gate.audit)
+        return PolicyWatch(path, loaded, gate, control, gate.audit, moved=followers.policy_moved)
+
+    async def _app(self, engine: PatchedAsyncLLM) -> FastAPI:
+        app = build_app(self.args, await engine.get_supported_tasks(), engine.model_config)
+        # A hosting standard builds the stack early; starlette builds it again on the first request.
+        app.middleware_stack = None
+        return app
+
+    def _relayed(self, app: FastAPI, followers: Followers | None) -> AbstractAsyncContextManager[object]:
+        """Answer what followers pass on, while the context lasts; for the app of a leader."""
+        if self.seat is None or followers is None:
+            return contextlib.nullcontext()
+        page = Middleware(MetricsPage, metrics=self.metrics, others=followers.figures)
+        app.user_middleware.insert(0, page)
+        return AdminListener(FromFollowers(app), bind_admin(f"unix:{self.seat.relay_address}"))
+
+    async def _serve(self, app: FastAPI) -> Any:
+        # Who is at the other end is told by the connection, never by what a header says.
+        is_strict = self.options.policy_file is not None
+        options: dict[str, Any] = {"proxy_headers": False} if is_strict else {}
+        if "api_server_loads" in self.client:
+            options["peer_loads"] = (self.client["api_server_loads"], self.client["client_index"])
+        return await serve_http(app, sock=self.sock, **_http_options(self.args), **options)
+
+    async def _end(self, shutdown: Any) -> None:
+        try:
+            await shutdown
+        finally:
+            self.sock.close()
+
+
+def engine_config(
+    options: ServeOptions, args: argparse.Namespace, *, process_count: int, process_rank: int
+) -> VllmConfig:
+    """Resolve vLLM's configuration with our connector in it.
+
+    Args:
+        options: Our flags.
+        args: vLLM's.
+        process_count: How many processes answer HTTP.
+        process_rank: Which of them this one is; -1 for the one that only starts the others.
+
+    Raises:
+        UnsupportedSetup: the model cannot be served with patches.
+    """
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    engine_args.kv_transfer_config = _kv_transfer_config(options.tiers)
+    engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
+    engine_args._api_process_count = process_count
+    engine_args._api_process_rank = process_rank
+    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    require_supported_model(config)
+    return config
+
+
+def _end_start_on_sigterm() -> None:
+    def interrupt_start(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # Until the HTTP server installs its own handler.
+    signal.signal(signal.SIGTERM, interrupt_start)
+
+
+def _signer_of(trust: Trust) -> Callable[[str], str | None]:
+    def signer_of(digest: str) -> str | None:
+        signature = trust.signature_of(digest)
+        return signature.key.signer if signature is not None else None
+
+    return signer_of
+
+
+async def _prepare_workers(
+    engine: PatchedAsyncLLM, base_model: BaseModel, metrics: PatchMetrics, *, may_compose: bool
+) -> int:
+    """Check that every worker can hold prefixes, and move their keys where patches may be joined.
+
+    Returns:
+        How many workers there are.
+
+    Raises:
+        UnsupportedSetup: one cannot.
+    """
+    layout = await engine.ask_workers("policy_patch_layout", timeout_s=RPC_TIMEOUT_S)
+    require_matching_rank_layout(layout, base_model)
+    metrics.prefixes.set_writers({answer["writer"] for answer in layout})
+    if may_compose:
+        problems = await engine.ask_workers("policy_patch_enable_composition", timeout_s=RPC_TIMEOUT_S)
+        require_movable_keys(problems)
+    return len(layout)
+
+
+def _fingerprint(model_config: ModelConfig) -> BaseModel:
+    """Fingerprint the model as it is served: with the tokenizer, revision and overrides of vLLM's flags."""
+    return fingerprint_model(
+        model_config.model,
+        str(model_config.dtype).removeprefix("torch."),
+        tokenizer=model_config.tokenizer,
+        revision=model_config.revision,
+        config=model_config.hf_config if model_config.hf_overrides else None,
+    )
+
+
+def _kv_transfer_config(tiers: TierOptions) -> KVTransferConfig:
+    extra: dict[str, Any] = {DEVICE_BYTES_KEY: tiers.device_bytes}
+    if tiers.pinned_blocks:
+        extra |= {
+            PINNED_SHARE_KEY: tiers.pinned_blocks_share,
+            PINNED_NAMES_KEY: sorted(tiers.pinned_blocks),
+        }
+    return KVTransferConfig(**_CONNECTOR, kv_connector_extra_config=extra)
+
+
+def _residency(
+    engine: PatchedAsyncLLM, num_workers: int, tiers: TierOptions, metrics: PatchMetrics
+) -> TieredResidency:
+    metrics.tiers.set_limits(device_bytes=tiers.device_bytes * num_workers, host_bytes=tiers.host_bytes)
+    return TieredResidency(WorkerResidency(engine), tiers, metrics.tiers)
+
+
+def _summary(catalog: Catalog) -> str:
+    names = sorted(catalog.view.names)
+    return f"{len(names)} patches: {', '.join(names[:10])}" + (" ..." if len(names) > 10 else "")
+
+
+async def _init_state(app: Any, engine: PatchedAsyncLLM, args: argparse.Namespace, gate: PatchGate) -> None:
+    await init_app_state(engine, app.state, args, await engine.get_supported_tasks())
+    models = app.state.openai_serving_models
+    models.registry = PatchModelRegistry(models.registry, gate)
+
+
+def _http_options(args: argparse.Namespace) -> dict[str, Any]:
+    options = {
+        "enable_ssl_refresh": args.enable_ssl_refresh,
+        "host": args.host,
+        "port": args.port,
+        "log_level": args.uvicorn_log_level,
+        "access_log": not args.disable_uvicorn_access_log,
+        "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        "ssl_keyfile": args.ssl_keyfile,
+        "ssl_certfile": args.ssl_certfile,
+        "ssl_ca_certs": args.ssl_ca_certs,
+        "ssl_cert_reqs": args.ssl_cert_reqs,
+        "ssl_ciphers": args.ssl_ciphers,
+        "h11_max_incomplete_event_size": args.h11_max_incomplete_event_size,
+        "h11_max_header_count": args.h11_max_header_count,
+    }
+    log_config = get_uvicorn_log_config(args)
+    return options if log_config is None else options | {"log_config": log_config}

@@ -1,0 +1,25 @@
+"""What ``policypatch serve`` was asked for beside vLLM's flags."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.control import ControlOptions
+from server.policy.file import PolicyFile
+from server.policy.rules import Policy
+from server.tier_options import TierOptions
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What ``policypatch serve`` adds to ``vllm serve``."""
+
+    model: str
+    patches: Path
+    policy: Policy
+    #: Where the policy was read from, and what it held; ``None`` where flags say it.
+    policy_file: tuple[Path, PolicyFile] | None = None
+    audit_log: Path | None = None
+    control: ControlOptions = field(default_factory=ControlOptions)
+    tiers: TierOptions = field(default_factory=TierOptions)
+    #: ``exact``, or ``any`` where patches may be joined that nobody composed.
+    composition: str = "exact"

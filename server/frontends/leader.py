@@ -1,0 +1,331 @@
+"""The leader's side: hands followers what serves next, and books what they use.
+
+Who does not confirm within ``CONFIRM_S`` seconds is cut off: a shared word says so, by which that process
+refuses every request, whether it ever reads another message or not. It is let in again, with everything that
+serves by then, as soon as it gives a sign of life. What it had in use before stays booked as long as its
+connection lasts.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from server.canary_watch import ArmReports
+from server.catalog_view import CatalogView, ServedPatch
+from server.errors import NotInStep
+from server.frontends.channel import Body, Channel, ChannelError
+from server.frontends.messages import bytes_text, content_body, name_body
+from server.frontends.step import Steps
+from server.resident import Resident
+from server.residents import Residents
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a follower has to confirm what it is told.
+CONFIRM_S = 10.0
+
+#: Seconds that a follower has to say its figures, or a scrape goes without them.
+_FIGURES_S = 1.0
+
+
+class _Follower:
+    """One follower, as long as its connection lasts."""
+
+    def __init__(self) -> None:
+        self.channel: Channel | None = None
+        #: Known from its first message on.
+        self.index: int | None = None
+        self.is_attached = False
+        #: Digests of contents that it was told.
+        self.known: set[str] = set()
+        #: Digest -> requests of it that are booked.
+        self.uses: dict[str, int] = {}
+        self.entering: asyncio.Task[None] | None = None
+
+    async def call(self, kind: str, body: Body, timeout_s: float) -> Body:
+        assert self.channel is not None
+        return await self.channel.call(kind, body, timeout_s)
+
+
+class Followers:
+    """Every follower of this process; ``server.peers.Peers``, and an async context manager."""
+
+    def __init__(
+        self, steps: Steps, address: Path, policy: bytes | None, *, confirm_s: float = CONFIRM_S
+    ) -> None:
+        """Make one that takes no follower yet.
+
+        Args:
+            steps: The shared numbers.
+            address: Where followers knock.
+            policy: The policy file, where there is one.
+            confirm_s: Seconds that a follower has to confirm.
+        """
+        self._steps = steps
+        self._address = address
+        self._policy = policy
+        self._confirm_s = confirm_s
+        self._view = CatalogView()
+        self._books: Residents | None = None
+        self._signer_of: Callable[[str], str | None] = lambda digest: None
+        #: Told how requests of canaried names went.
+        self.canaries: ArmReports | None = None
+        self._followers: set[_Follower] = set()
+        #: Held from handing over a step to its holding, and while a follower is let in.
+        self._turn = asyncio.Lock()
+        self._server: asyncio.Server | None = None
+        self._is_ending = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def bind(self, books: Residents, signer_of: Callable[[str], str | None]) -> None:
+        """Book in ``books`` what followers use; ``signer_of`` tells who signed a content."""
+        self._books, self._signer_of = books, signer_of
+
+    async def __aenter__(self) -> "Followers":
+        self._server = await asyncio.start_unix_server(self._serve, str(self._address))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self._is_ending = True
+        for follower in tuple(self._followers):
+            if follower.channel is not None:
+                follower.channel.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    async def confirm(self, patch: ServedPatch) -> None:
+        """See ``Peers.confirm``."""
+        failed = []
+        for follower, answer in await self._ask_all("confirm", lambda f: self._contents(f, [patch])):
+            if isinstance(answer, ChannelError) or not _has_confirmed(answer, [patch]):
+                failed.append(self._cut_off(follower, f"{patch.reference} is not confirmed: {answer}"))
+            else:
+                follower.known.add(patch.digest)
+        _require_none(failed)
+
+    async def require_all(self) -> None:
+        """See ``Peers.require_all``."""
+        failed = []
+        for follower, answer in await self._ask_all("here", lambda f: {}):
+            if isinstance(answer, ChannelError) or answer.get("step") != self._steps.current:
+                failed.append(self._cut_off(follower, str(answer)))
+        _require_none(failed)
+
+    @contextlib.asynccontextmanager
+    async def moved(self, view: CatalogView, names: Collection[str]) -> AsyncIterator[None]:
+        """See ``Peers.moved``."""
+        async with self._turn:
+            await self._hand_over(view, names, None)
+            yield
+            # In the same breath as the body: nothing else runs in between.
+            self._view = view
+            self._steps.advance()
+
+    @contextlib.asynccontextmanager
+    async def policy_moved(self, policy: bytes) -> AsyncIterator[None]:
+        """Let a policy hold for every process at once, as ``moved`` does with a view."""
+        async with self._turn:
+            await self._hand_over(self._view, (), policy)
+            yield
+            self._policy = policy
+            self._steps.advance()
+
+    def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:
+        """See ``Peers.note_loading``."""
+        for follower in self._attached():
+            assert follower.channel is not None
+            follower.channel.tell("loading", {"loading": sorted(loading)})
+
+    async def let_go(self, digest: str) -> bool:
+        """See ``Peers.let_go``."""
+        asked = await self._ask_all("let_go", lambda f: {"digest": digest})
+        for follower, answer in asked:
+            if isinstance(answer, ChannelError):
+                self._cut_off(follower, str(answer))
+            elif answer["num_in_flight"]:
+                self._book(follower, digest, answer["num_in_flight"])
+            else:
+                follower.known.discard(digest)
+        assert self._books is not None
+        resident = self._books.get(digest)
+        return resident is None or not resident.num_in_flight
+
+    async def withdraw(self, digests: Collection[str]) -> None:
+        """See ``Peers.withdraw``."""
+        for follower, answer in await self._ask_all("withdraw", lambda f: {"digests": list(digests)}):
+            if isinstance(answer, ChannelError):
+                self._cut_off(follower, str(answer))
+
+    async def figures(self) -> list[Body]:
+        """Give what each follower counts; of one that is too slow, nothing."""
+        asked = await self._ask_all("figures", lambda f: {}, timeout_s=_FIGURES_S)
+        return [answer for _, answer in asked if not isinstance(answer, ChannelError)]
+
+    @property
+    def num_attached(self) -> int:
+        """How many followers answer requests now."""
+        return len(self._attached())
+
+    async def _hand_over(self, view: CatalogView, names: Collection[str], policy: bytes | None) -> None:
+        meanings = {name: name_body(view, name) for name in names}
+        served = [p for name in names if name in view.names for p in view.names[name].versions]
+        body = {"step": self._steps.current + 1, "names": meanings}
+        if policy is not None:
+            body["policy"] = bytes_text(policy)
+
+        def for_follower(follower: _Follower) -> Body:
+            return body | self._contents(follower, [p for p in served if p.digest not in follower.known])
+
+        for follower, answer in await self._ask_all("prepare", for_follower):
+            if isinstance(answer, ChannelError):
+                self._cut_off(follower, str(answer))
+            else:
+                follower.known.update(patch.digest for patch in served)
+
+    async def _ask_all(
+        self, kind: str, body: Callable[[_Follower], Body], *, timeout_s: float | None = None
+    ) -> list[tuple[_Follower, Body | ChannelError]]:
+        followers = self._attached()
+        limit_s = self._confirm_s if timeout_s is None else timeout_s
+        answers = await asyncio.gather(*(_answer(f.call(kind, body(f), limit_s)) for f in followers))
+        return list(zip(followers, answers, strict=True))
+
+    def _attached(self) -> list[_Follower]:
+        return [follower for follower in self._followers if follower.is_attached]
+
+    def _contents(self, follower: _Follower, patches: Iterable[ServedPatch]) -> Body:
+        return {"contents": [content_body(patch, self._signer_of(patch.digest)) for patch in patches]}
+
+    def _cut_off(self, follower: _Follower, reason: str) -> str:
+        if follower.index is not None and follower.is_attached:
+            self._steps.set_attached(follower.index, False)
+            logger.error("front end %d is cut off, it refuses requests: %s", follower.index, reason)
+        follower.is_attached = False
+        return f"front end {follower.index}: {reason}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        follower = _Follower()
+        follower.channel = Channel(reader, writer, lambda kind, body: self._handle(follower, kind, body))
+        self._followers.add(follower)
+        try:
+            await follower.channel.run()
+        finally:
+            self._followers.discard(follower)
+            self._cut_off(follower, "it hung up")
+            # At the end, what followers still answer must not lose its tensors.
+            for digest in tuple(follower.uses) if not self._is_ending else ():
+                self._book(follower, digest, 0)
+
+    def _handle(self, follower: _Follower, kind: str, body: Body) -> Body | Coroutine[Any, Any, None] | None:
+        match kind:
+            case "hello":
+                self._replace(follower, body["index"])
+                for digest, number in body["uses"].items():
+                    self._book(follower, digest, number)
+                self._let_in(follower)
+            case "beat":
+                self._let_in(follower)
+            case "uses":
+                for digest, number in body["uses"].items():
+                    self._book(follower, digest, number)
+            case "ready":
+                return self._ready(follower, body["digest"], body["num_in_flight"])
+            case "finished":
+                if self.canaries is not None:
+                    self.canaries.finished(**body)
+            case _:
+                raise ValueError(f"{kind}: unknown message")
+        return None
+
+    def _replace(self, follower: _Follower, index: int) -> None:
+        """Note which process this is; a connection that it had before counts no more."""
+        for other in self._followers:
+            if other.index == index:
+                self._cut_off(other, "it connected anew")
+                other.index = None
+        follower.index = index
+
+    def _let_in(self, follower: _Follower) -> None:
+        if follower.is_attached or follower.index is None or follower.entering is not None:
+            return
+        follower.entering = self._start(self._enter(follower))
+
+    async def _enter(self, follower: _Follower) -> None:
+        assert follower.index is not None
+        try:
+            async with self._turn:
+                contents, body = self._everything(follower)
+                answer = await follower.call("reset", body, self._confirm_s)
+                if not _has_confirmed(answer, contents):
+                    raise ChannelError(f"it confirms something else: {answer}")
+                follower.known = {patch.digest for patch in contents}
+                follower.is_attached = True
+                self._steps.set_attached(follower.index, True)
+            logger.info("front end %d is in step", follower.index)
+        except ChannelError as error:
+            logger.error("front end %d can't be let in: %s", follower.index, error)
+        finally:
+            follower.entering = None
+
+    def _everything(self, follower: _Follower) -> tuple[list[ServedPatch], Body]:
+        view = self._view
+        contents = [patch for named in view.names.values() for patch in named.versions]
+        names = {name: name_body(view, name) for name in view.names}
+        body = {"step": self._steps.current, "names": names} | self._contents(follower, contents)
+        if self._policy is not None:
+            body["policy"] = bytes_text(self._policy)
+        return contents, body
+
+    def _ready(self, follower: _Follower, digest: str, number: int) -> Coroutine[Any, Any, None]:
+        assert self._books is not None
+        # Booked at once, in the order of the messages; only the waiting comes later.
+        self._book(follower, digest, number)
+        if digest not in follower.uses:
+            raise LookupError(f"{digest} is not loaded any more")
+        return self._books.ready(self._books[digest].patch)
+
+    def _book(self, follower: _Follower, digest: str, number: int) -> None:
+        assert self._books is not None
+        resident: Resident | None = self._books.get(digest)
+        if resident is None or (resident.is_unloading and number):
+            follower.uses.pop(digest, None)
+            return
+        change = number - follower.uses.get(digest, 0)
+        for _ in range(change):
+            self._books.acquire(resident.patch)
+        follower.uses[digest] = number
+        if not number:
+            del follower.uses[digest]
+        for _ in range(-change):
+            self._books.release(resident.patch)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _answer(question: Coroutine[Any, Any, Body]) -> Body | ChannelError:
+    try:
+        return await question
+    except ChannelError as error:
+        return error
+
+
+def _has_confirmed(answer: Body, patches: Iterable[ServedPatch]) -> bool:
+    expected = {patch.digest: patch.num_tokens for patch in patches}
+    return bool(answer.get("confirmed") == expected)
+
+
+def _require_none(failed: list[str]) -> None:
+    if failed:
+        raise NotInStep(f"nothing was changed: {'; '.join(failed)}; try again")

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.feature("two data-parallel ranks")]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 12

@@ -17,7 +17,7 @@ import pytest
 
 from patches.format import Patch, encode_patch
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.feature("two API servers")]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 24

@@ -1,6 +1,8 @@
 """Operators and signatures on a real server: orders decide what answers; what nobody signed never does."""
 
 import base64
+import json
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from patches.format import Patch, encode_patch
 from patches.signing.keys import generate_keys, load_private_key
 from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import make_statement
+from server.cli import main
 
 pytestmark = pytest.mark.e2e
 
@@ -45,15 +48,44 @@ class AdminServer:
         )
         return sign_statement(statement, load_private_key(self.folder / "alice.key"))
 
+    @property
+    def socket(self) -> Path:
+        """Where orders are taken."""
+        return self.folder / "admin.sock"
+
     def call(self, method: str, path: str, key: str = KEY, **options: Any) -> httpx.Response:
         headers = {"X-Admin-Key": key, **options.pop("headers", {})}
-        return self.running.client.request(method, f"/v1/patches/{path}", headers=headers, **options)
+        transport = httpx.HTTPTransport(uds=str(self.socket))
+        with httpx.Client(base_url="http://admin", transport=transport, timeout=300) as client:
+            return client.request(method, f"/v1/patches/{path}", headers=headers, **options)
+
+    def patches(self, *words: str) -> int:
+        """Run `policypatch patches` as an operator does."""
+        key_file = self.folder / "alice-knows"
+        key_file.write_text(KEY)
+        return main(["patches", *words, "--url", f"unix:{self.socket}", "--key-file", str(key_file)])
 
     def answer(self, patch: str | None) -> tuple[str, list[int]]:
         """Which version answers, and how."""
         response = self.running.complete(PROMPT, patch=patch, return_token_ids=True)
         assert response.status_code == 200, response.text
         return response.headers["X-Policy-Patch"], response.json()["choices"][0]["token_ids"]
+
+    def arm(self, patch: str, user: str) -> tuple[str, list[int], str]:
+        """Which version answers a user, how, and as which arm."""
+        body = {
+            "model": "base",
+            "prompt": PROMPT,
+            "temperature": 0,
+            "max_tokens": 16,
+            "return_token_ids": True,
+        }
+        headers = {"X-Policy-Patch": patch, "X-User-Id": user}
+        response = self.running.client.post("/v1/completions", json=body, headers=headers)
+        assert response.status_code == 200, response.text
+        (choice,) = response.json()["choices"]
+        headers = response.headers
+        return headers["X-Policy-Patch"], choice["token_ids"], headers["X-Policy-Patch-Arm"]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +103,7 @@ def server(
         *("--dtype", "float32", "--max-model-len", "256"),
         *("--admin-key-file", str(folder / "admin-keys"), "--state", str(folder / "state")),
         *("--trusted-keys", str(folder / "trusted")),
+        *("--admin-listen", f"unix:{folder / 'admin.sock'}"),
     )
     running.wait_ready()
     return AdminServer(running, folder)
@@ -136,6 +169,52 @@ def test_a_file_that_nobody_signed_never_answers(server: AdminServer, make: Call
 def test_an_order_without_a_good_key_is_refused(server: AdminServer, key: str) -> None:
     answer = server.call("POST", "tone/rollback", key=key)
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_admin_key")
+
+
+def test_orders_are_taken_at_the_socket_alone_which_is_the_owners(server: AdminServer) -> None:
+    assert stat.S_IMODE(server.socket.stat().st_mode) == 0o600
+    answer = server.running.client.post("/v1/patches/tone/rollback", headers={"X-Admin-Key": KEY})
+    assert answer.status_code in (404, 405)
+    assert server.call("GET", "tone", key="").status_code == 401
+
+
+def test_the_client_loads_tries_promotes_and_rolls_back(
+    server: AdminServer, make: Callable[..., Patch], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A canary on the real server, given by `policypatch patches`: and answers tell the arms apart."""
+    old, new = (make("trial", 32, seed=10 + i, version=f"1.{i}.0") for i in (0, 1))
+    server.install(old)
+    path = tmp_path / "trial-1.1.0.safetensors"
+    path.write_bytes(encode_patch(new.manifest, new.embeddings, new.kv))
+    signature_path(path).write_bytes(server.signature(new))
+    assert server.patches("load", str(path), "--hold") == 0
+    by_version = {f"trial@1.{i}.0": server.answer(f"trial@1.{i}.0")[1] for i in (0, 1)}
+    assert by_version["trial@1.0.0"] != by_version["trial@1.1.0"]
+    assert server.answer("trial") == ("trial@1.0.0", by_version["trial@1.0.0"])
+
+    assert server.patches("canary", "trial", "1.1.0", "--share", "0.5", "--key", "header:X-User-Id") == 0
+    arms = {user: server.arm("trial", user) for user in map(str, range(24))}
+    assert {(version, arm) for version, _, arm in arms.values()} == {
+        ("trial@1.0.0", "stable"),
+        ("trial@1.1.0", "canary"),
+    }
+    assert all(ids == by_version[version] for version, ids, _ in arms.values())
+    # Each user stays with one version.
+    assert {user: server.arm("trial", user) for user in arms} == arms
+
+    assert server.patches("canary", "trial", "--promote") == 0
+    assert server.answer("trial") == ("trial@1.1.0", by_version["trial@1.1.0"])
+    assert server.patches("rollback", "trial", "--expect", "1.0.0") == 1
+    assert "expected 1.1.0" in capsys.readouterr().err
+    assert server.patches("rollback", "trial", "--expect", "1.1.0") == 0
+    assert server.answer("trial") == ("trial@1.0.0", by_version["trial@1.0.0"])
+    capsys.readouterr()
+    assert server.patches("show", "trial", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [change["action"] for change in record["history"][:3]] == ["rollback", "promote", "canary"]
+    assert {change["by"] for change in record["history"][:3]} == {"alice"}
+    assert server.patches("rm", "trial", "--force") == 0
+    assert server.running.complete(PROMPT, patch="trial").status_code == 404
 
 
 def test_an_order_that_makes_no_sense_gets_our_error_object(server: AdminServer) -> None:

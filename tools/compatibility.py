@@ -85,7 +85,7 @@ class Collector:
     """
 
     def __init__(self) -> None:
-        self._features: dict[str, str] = {}
+        self._features: dict[pytest.Item, str] = {}
         self._outcomes: dict[str, _Outcomes] = {}
 
     @pytest.hookimpl(tryfirst=True)
@@ -93,18 +93,18 @@ class Collector:
         """Read the markers, before anything is deselected."""
         for item in items:
             if features := features_of(item):
-                self._features[item.nodeid] = JOINT.join(features)
+                self._features[item] = JOINT.join(features)
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         """Say nothing about a feature of which only some tests run."""
-        left_out = {self._features.get(item.nodeid) for item in items}
-        self._features = {node: name for node, name in self._features.items() if name not in left_out}
+        left_out = {self._features.get(item) for item in items}
+        self._features = {item: name for item, name in self._features.items() if name not in left_out}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Let the tests' reports name what they show."""
         for item in session.items:
-            if item.nodeid in self._features:
-                item.user_properties.append((_PROPERTY, self._features[item.nodeid]))
+            if item in self._features:
+                item.user_properties.append((_PROPERTY, self._features[item]))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note one phase of a test."""

@@ -100,7 +100,7 @@ demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000
 .PHONY: test
 test: $(INSTALLED_DEV) ## every test that needs no GPU, those against a real vLLM server included
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
-	@POLICYPATCH_DEMO_MODEL="$(DEMO_MODEL)" $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@POLICYPATCH_DEMO_MODEL="$(DEMO_MODEL)" $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED_DEV) ## ruff, mypy, hadolint

@@ -32,6 +32,7 @@ class PrefixMetrics:
             registry=registry,
             multiprocess_mode="max",
         )
+        self._writers: set[str] = set()
         self._pinned = Gauge(
             "policy_patch_pinned_blocks",
             "Blocks of the KV cache that prefixes keep from being evicted, over all engines.",
@@ -62,5 +63,8 @@ class PrefixMetrics:
 
     def set_writers(self, writers: Iterable[str]) -> None:
         """Say what writes prefixes on the workers."""
-        for writer in writers:
-            self._writer.labels(writer).set(1)
+        now = set(writers)
+        # Not removed: several processes that count together can't drop a series.
+        for writer in self._writers | now:
+            self._writer.labels(writer).set(int(writer in now))
+        self._writers |= now

@@ -155,7 +155,10 @@ async def main(model: str, guards: str, patch_file: str) -> None:
     engine.bind_gate(gate)
     await WorkerResidency(engine).load(patch.digest, patch.kv)
     gate.patch = SimpleNamespace(
-        digest=patch.digest, num_tokens=patch.manifest.num_virtual_tokens, reference="random@1.0.0"
+        name="random",
+        digest=patch.digest,
+        num_tokens=patch.manifest.num_virtual_tokens,
+        reference="random@1.0.0",
     )
     gate.patch.parts = (gate.patch,)
     outcome = {

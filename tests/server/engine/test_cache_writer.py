@@ -163,4 +163,4 @@ def test_the_choice_reaches_the_metrics() -> None:
     metrics.prefixes.set_writers({"backend"})
     metrics.prefixes.set_writers({"triton"})
     assert registry.get_sample_value("policy_patch_writer_info", {"writer": "triton"}) == 1
-    assert registry.get_sample_value("policy_patch_writer_info", {"writer": "backend"}) is None
+    assert registry.get_sample_value("policy_patch_writer_info", {"writer": "backend"}) == 0

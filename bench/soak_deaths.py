@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.errors import GateFailed
 from bench.soak_contents import Content
-from bench.soak_load import Load, eventually
+from bench.soak_load import eventually
 from bench.soak_requests import Ask, send
 from bench.soak_server import AdminAnswer, call_admin, require_admin
 from bench.soak_stage import HOT, KILLED, Stage
@@ -42,14 +42,7 @@ async def _kill_under_load(stage: Stage, role: str) -> dict[str, Any]:
     """Kill a process of the engine; gives the catalog as it was before."""
     await stage.activate(stage.contents[HOT][1])
     before = await _catalog(stage)
-    load = Load(
-        stage.session,
-        stage.url,
-        stage.references,
-        stage.choices(HOT),
-        concurrency=stage.concurrency,
-        seed=stage.seed,
-    )
+    load = stage.load(HOT)
     url = stage.url
     async with load:
         await asyncio.sleep(2 if stage.is_short else 10)

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench.soak_load import Load, eventually
+from bench.soak_load import eventually
 from bench.soak_requests import Ask
 from bench.soak_server import KEY, call_admin, require_admin
 from bench.soak_stage import HOT, LARGE, TRIAL, Stage
@@ -49,14 +49,7 @@ async def run_faults(stage: Stage) -> None:
 
 
 async def _under_load(stage: Stage, what: str, fault: Callable[[Stage], Awaitable[Seen]]) -> None:
-    load = Load(
-        stage.session,
-        stage.url,
-        stage.references,
-        stage.choices(HOT),
-        concurrency=stage.concurrency,
-        seed=stage.seed,
-    )
+    load = stage.load(HOT)
     started_s = time.perf_counter()
     async with load:
         seen, is_right = await fault(stage)

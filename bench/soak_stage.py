@@ -8,7 +8,7 @@ import aiohttp
 
 from bench.exposition import metric, read_metrics
 from bench.soak_contents import Content, Wanted, make_contents
-from bench.soak_load import Choice, eventually
+from bench.soak_load import Choice, Load, Seen, eventually
 from bench.soak_memory import Slope
 from bench.soak_references import References
 from bench.soak_report import Findings
@@ -83,6 +83,18 @@ class Stage:
         """What a load asks for: the base model, mixed patches, and names whose meaning changes."""
         fixed = [Choice(None), *(Choice(c.name, c.digest) for c in self.contents.mixed)]
         return fixed + [Choice(name, is_bare=True) for name in bare for _ in range(len(fixed) if bare else 0)]
+
+    def load(self, *bare: str, seen: Seen = lambda outcome: None) -> Load:
+        """Prepare the load of this run; see ``choices`` and ``Load``."""
+        return Load(
+            self.session,
+            self.url,
+            self.references,
+            self.choices(*bare),
+            concurrency=self.concurrency,
+            seed=self.seed,
+            seen=seen,
+        )
 
     async def metric(self, name: str, **labels: str) -> float:
         """Read one metric of the server."""

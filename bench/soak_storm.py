@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.exposition import metric, read_metrics
 from bench.soak_contents import Content
-from bench.soak_load import Load, Tally
+from bench.soak_load import Tally
 from bench.soak_requests import Ask, Outcome, send
 from bench.soak_server import call_admin
 from bench.soak_stage import FILE, HOT, Stage
@@ -165,15 +165,7 @@ async def _under_load(stage: Stage, name: str, log: SwapLog, swapping: Any) -> t
             seen(outcome)
 
     is_over = asyncio.Event()
-    load = Load(
-        stage.session,
-        stage.url,
-        stage.references,
-        stage.choices(name),
-        concurrency=stage.concurrency,
-        seed=stage.seed,
-        seen=seen,
-    )
+    load = stage.load(name, seen=seen)
     async with load:
         probes = [asyncio.create_task(probe(is_over, i)) for i in range(NUM_PROBES)]
         try:

@@ -71,14 +71,7 @@ async def run_load(stage: Stage, *, seconds: float) -> None:
     is_over = asyncio.Event()
     watching = asyncio.create_task(sample_until(is_over, samples, stage.server.roles))
     swapping = asyncio.create_task(_swap_now_and_then(stage, is_over))
-    load = Load(
-        stage.session,
-        stage.url,
-        stage.references,
-        stage.choices(HOT),
-        concurrency=stage.concurrency,
-        seed=stage.seed,
-    )
+    load = stage.load(HOT)
     try:
         async with load:
             await asyncio.sleep(seconds)

@@ -55,10 +55,19 @@ class Orders:
         """Carry out an order about ``name``; it holds, and survives the process, when this returns."""
         order = _Order(decide)
         self._waiting.setdefault(name, []).append(order)
-        async with self._changes:
-            # Whoever had the lock first has carried out all that waited.
-            await self._carry_out(name, self._waiting.pop(name, []))
+        try:
+            async with self._changes:
+                # Whoever had the lock first has carried out all that waited.
+                await self._carry_out(name, self._waiting.pop(name, []))
+        finally:
+            self._take_back(name, order)
         return order.outcome()
+
+    def _take_back(self, name: str, order: _Order) -> None:
+        """Let an order that still waits, whose caller went away, not be carried out by a later one."""
+        waiting = self._waiting.get(name, [])
+        if order in waiting:
+            waiting.remove(order)
 
     async def _carry_out(self, name: str, orders: list[_Order]) -> None:
         situation = self._situation(name) if orders else None

@@ -96,3 +96,16 @@ async def test_a_record_that_can_not_be_written_fails_all_of_them_and_changes_no
     record = await book.give(4)
     assert record.active == TARGETS[4]
     assert record.previous == ()
+
+
+async def test_an_order_whose_caller_went_away_while_it_waited_is_never_carried_out(book: Book) -> None:
+    first = book.give(0)
+    await asyncio.sleep(0.01)
+    gone = book.give(1)
+    await asyncio.sleep(0.01)
+    gone.cancel()
+    await asyncio.wait({gone})
+    book.may_write.set()
+    await first
+    record = await book.give(2)
+    assert [change.at_s for change in record.history] == [2.0, 0.0]

@@ -12,7 +12,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from patches.model import load_model  # noqa: E402
 from patches.pairs.local import LocalSampler  # noqa: E402
 from patches.pairs.prompts import prompt_id, read_rows  # noqa: E402
 from patches.pairs.rows import PairRow, encode_row, write_lines  # noqa: E402
-from patches.pairs.sampling import Sampling  # noqa: E402
+from patches.pairs.sampling import Answer, Sampling  # noqa: E402
 from patches.train.data import split_of  # noqa: E402
 from tools.neutral import neutralised  # noqa: E402
 from tools.patch_data import prompts_of, reference_answer  # noqa: E402
@@ -34,6 +34,9 @@ from tools.patch_data import prompts_of, reference_answer  # noqa: E402
 #: The reference is the model's own answer without gendered words, in place of one that was written.
 OWN_NEUTRAL = "own-neutral"
 RECIPES = ROOT / "examples" / "recipes"
+#: The pairs and, of benign prompts, those that say where the reference's answer is wrong.
+CONTRAST = "pairs-and-contrast.jsonl"
+Chat = tuple[Mapping[str, str], ...]
 
 
 def main() -> None:
@@ -56,6 +59,8 @@ def main() -> None:
             make_neutral_pairs(recipe, folder, args.model)
         else:
             make_pairs(recipe, folder, args.model)
+        if "contrast" in recipe:
+            make_contrast_pairs(recipe, folder, args.model)
         for seed in args.seed:
             train(recipe, folder, args.model, seed)
 
@@ -101,19 +106,46 @@ def make_neutral_pairs(recipe: Mapping[str, Any], folder: Path, model: str) -> N
 def _neutral_pairs(
     rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], model: str
 ) -> tuple[list[PairRow], list[dict[str, str]]]:
+    pairs, silent = [], []
+    for chat, answer in _own_answers([str(row["prompt"]) for row in rows], options, model):
+        neutral, key, done = neutralised(answer.text), prompt_id(chat), answer.is_finished
+        if neutral == answer.text:
+            silent.append({"prompt": chat[0]["content"], "completion": answer.text})
+        else:
+            pairs.append(PairRow(key, chat, neutral, answer.text, split_of(key), done, done))
+    return pairs, silent
+
+
+def make_contrast_pairs(recipe: Mapping[str, Any], folder: Path, model: str) -> None:
+    """Pair the model's own answer to each benign prompt with what it is to say to the others.
+
+    So training sees both sides of the line that the patch has to draw: here the reference's answer is the
+    rejected one. ``recipe["contrast"]`` has the options of the answers.
+    """
+    path = folder / CONTRAST
+    if path.exists():
+        return
+    prompts = [str(row["prompt"]) for row in read_rows(folder / "benign.jsonl") if "prompt" in row]
+    rows = []
+    for chat, answer in _own_answers(prompts, recipe["contrast"], model):
+        rejected, key = reference_answer(recipe["reference"], str(chat[0]["content"])), prompt_id(chat)
+        if answer.text.strip():
+            rows.append(PairRow(key, chat, answer.text, rejected, split_of(key), answer.is_finished))
+    made = [line for line in (folder / "pairs.jsonl").read_text("utf-8").split("\n") if line]
+    write_lines(path, [*made, *map(encode_row, rows)])
+
+
+def _own_answers(
+    prompts: Sequence[str], options: Mapping[str, Any], model: str
+) -> Iterator[tuple[Chat, Answer]]:
     sampling = Sampling(num_samples=1, temperature=0, max_tokens=options["max-tokens"])
     sampler = LocalSampler(load_model(model, dtype=options["dtype"]), sampling)
-    pairs, silent, size = [], [], options["batch-size"]
-    for start in range(0, len(rows), size):
-        print(f"answers: {start} of {len(rows)}", flush=True)
-        chats = [({"role": "user", "content": str(row["prompt"])},) for row in rows[start : start + size]]
+    size = options["batch-size"]
+    for start in range(0, len(prompts), size):
+        print(f"answers: {start} of {len(prompts)}", flush=True)
+        chats: list[Chat] = [({"role": "user", "content": text},) for text in prompts[start : start + size]]
         for chat, (answer,) in zip(chats, sampler.sample(chats, f"{start}"), strict=True):
-            neutral, key, done = neutralised(answer.text), prompt_id(chat), answer.is_finished
-            if neutral == answer.text:
-                silent.append({"prompt": chat[0]["content"], "completion": answer.text})
-            else:
-                pairs.append(PairRow(key, chat, neutral, answer.text, split_of(key), done, done))
-    return pairs, silent
+            yield chat, answer
 
 
 def train(recipe: Mapping[str, Any], folder: Path, model: str, seed: int) -> None:
@@ -123,9 +155,10 @@ def train(recipe: Mapping[str, Any], folder: Path, model: str, seed: int) -> Non
     if patch.exists():
         return
     run = output / "run"
+    pairs = folder / (CONTRAST if "contrast" in recipe else "pairs.jsonl")
     resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
     policypatch(
-        *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(folder / "pairs.jsonl")),
+        *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(pairs)),
         *("--benign", str(folder / "benign.jsonl"), "--init-text", str(RECIPES / recipe["policy"])),
         *("--name", recipe["name"], "--version", recipe["version"], "--license", recipe["license"]),
         *(*flags(recipe["train"]), "--seed", str(seed), "--run", str(run), "-o", str(output), *resume),

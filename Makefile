@@ -24,7 +24,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 SERVE_ARGS ?=
 PYTEST_ARGS ?=
-# One of them runs whatever starts servers.
+# Each runs whole test files, so that tests of one share its server.
 TEST_WORKERS ?= 2
 POLICY_TEXT ?= bench/policy.txt
 BENCH_ARGS ?=
@@ -100,7 +100,8 @@ demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000
 .PHONY: test
 test: $(INSTALLED_DEV) ## every test that needs no GPU, those against a real vLLM server included
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
-	@POLICYPATCH_DEMO_MODEL="$(DEMO_MODEL)" $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) $(PYTEST_ARGS)
+	@POLICYPATCH_DEMO_MODEL="$(DEMO_MODEL)" $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) \
+	    --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED_DEV) ## ruff, mypy, hadolint

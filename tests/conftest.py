@@ -1,7 +1,6 @@
 """Options that every test folder shares, and what two workers at once need."""
 
 import os
-from typing import Any
 
 import pytest
 
@@ -18,17 +17,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 
-        # Each worker would take every core.
+        # Each worker would take every core, and so would the servers that it starts; bound to cores, they
+        # would all be bound to the same ones.
         torch.set_num_threads(1)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep modules together, and everything that starts servers in one worker: they share what they can."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return "servers" if nodeid.startswith("tests/e2e/") else nodeid.partition("::")[0]
-
-    return Scheduling(config, log)
+        num_workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_workers)))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -6,7 +6,7 @@ matter. The file is: an unsigned 64-bit little-endian header length, the header 
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from patches.canonical import JsonValue, canonical_json, parse_json
@@ -18,8 +18,6 @@ _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_NUM_TENSORS = 16
-#: The length field and the longest header.
-MAX_HEAD_BYTES = 8 + MAX_HEADER_BYTES
 
 #: Bytes per element of the dtypes that a patch may use, by safetensors' names.
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -81,19 +79,21 @@ def read_container(data: bytes | memoryview) -> Container:
     return Container(metadata, tuple(entries))
 
 
-def read_metadata(head: bytes) -> Mapping[str, str]:
-    """Read the metadata of a file from its first bytes alone; what its tensors are is not looked at.
+def read_metadata(pread: Callable[[int, int], bytes]) -> Mapping[str, str]:
+    """Read the metadata of a file and nothing after its header; what its tensors are is not looked at.
 
     Args:
-        head: At least the length field and the header. ``MAX_HEAD_BYTES`` are always enough.
+        pread: Gives so many bytes from an offset on, fewer at the end of the file.
 
     Raises:
-        PatchFormatError: They are not there, or hold no metadata.
+        PatchFormatError: There is none.
     """
-    if len(head) < _LENGTH.size or (end := _LENGTH.unpack_from(head)[0] + _LENGTH.size) > len(head):
-        raise PatchFormatError("truncated", f"header: expected to end within {len(head)} bytes")
+    length = pread(_LENGTH.size, 0)
+    header_bytes = _LENGTH.unpack(length)[0] if len(length) == _LENGTH.size else 0
+    if not 0 < header_bytes <= MAX_HEADER_BYTES:
+        raise PatchFormatError("bad_header", f"header: expected 1 to {MAX_HEADER_BYTES} bytes")
     try:
-        document = parse_json(head[_LENGTH.size : end].decode("utf-8"))
+        document = parse_json(pread(header_bytes, _LENGTH.size).decode("utf-8"))
     except ValueError as error:
         raise PatchFormatError("bad_header", f"header: not readable as JSON: {str(error)[:200]}") from None
     return _read_metadata(document.get("__metadata__", {}) if isinstance(document, dict) else {})

@@ -8,11 +8,12 @@ memory still holds of it must stay there. Invariant: ``read`` gives the tensors 
 import errno
 import os
 import stat
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from patches.container import MAX_HEAD_BYTES, read_metadata
+from patches.container import read_metadata
 from patches.errors import PatchFormatError
 from patches.format import DIGEST_KEY, MAX_FILE_BYTES, decode_patch
 from server.residency import ResidencyError
@@ -39,7 +40,7 @@ class PatchSource:
     def _require_named(self) -> None:
         # The header says which digest the rest shall have; whether it has is checked where it is read.
         try:
-            named = read_metadata(os.pread(self._file, MAX_HEAD_BYTES, 0)).get(DIGEST_KEY)
+            named = read_metadata(partial(os.pread, self._file)).get(DIGEST_KEY)
         except PatchFormatError:
             named = None
         if named != self._digest:

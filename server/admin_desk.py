@@ -72,8 +72,10 @@ class AdminDesk:
             raise AdminDisabled(
                 "this server takes no admin calls; start it with --admin-key-file to let keys make some"
             )
+        if self._keys.is_due:
+            await asyncio.to_thread(self._keys.refresh)
         key = _presented_key(request)
-        name = await asyncio.to_thread(self._keys.name_of, key) if key else None
+        name = self._keys.name_of(key) if key else None
         if name is None:
             raise AdminKeyInvalid(f"send an admin key as 'Authorization: Bearer' or in {ADMIN_KEY_HEADER}")
         return name

@@ -7,7 +7,8 @@
     deploy-bot:sha256:6dca1a65b1d9f5d0e5b9a0a1d0c7f6f0d5f7d6c8a9b1e2f3a4b5c6d7e8f90a1b
 
 Keys are compared by their digests, all of them and in constant time, so that the time of an answer tells
-neither how far a guess was right nor whose key it was near.
+neither how far a guess was right nor whose key it was near. The file is looked at again when the last look is
+``LOOK_AGAIN_S`` old: a key that was taken out opens nothing after that.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import logging
 import os
 import re
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 MIN_KEY_LENGTH = 16
 MAX_FILE_BYTES = 1 << 16
+
+#: Calls that come faster share a look: each would have to wait for another thread, and for a core.
+LOOK_AGAIN_S = 0.5
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -33,7 +38,7 @@ class AdminKeysError(Exception):
 
 
 class AdminKeys:
-    """Tells whose key it is. Methods block on the disk."""
+    """Tells whose key it is."""
 
     def __init__(self, path: Path) -> None:
         """Read the file.
@@ -42,12 +47,12 @@ class AdminKeys:
             AdminKeysError: It is missing, open to others, or a line of it is wrong.
         """
         self._path = path
+        self._looked_s = time.monotonic()
         self._signature = _signature(path)
         self._names = _read(path)
 
     def name_of(self, key: str) -> str | None:
         """Give the name that ``key`` belongs to; ``None`` where it is nobody's."""
-        self._read_again()
         digest = _digest(key)
         found = None
         for known, name in self._names.items():
@@ -55,6 +60,18 @@ class AdminKeys:
             if hmac.compare_digest(known, digest):
                 found = name
         return found
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last look at the file is too long ago for its keys to be relied on."""
+        return time.monotonic() - self._looked_s >= LOOK_AGAIN_S
+
+    def refresh(self) -> None:
+        """Look at the file, and read it again where it has changed. Blocks on the disk."""
+        looked_s = time.monotonic()
+        self._read_again()
+        # Only now: whoever asks meanwhile must not rely on keys that this look may take out.
+        self._looked_s = looked_s
 
     def _read_again(self) -> None:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.admin_desk import AdminDesk
-from server.admin_keys import AdminKeys, AdminKeysError
+from server.admin_keys import LOOK_AGAIN_S, AdminKeys, AdminKeysError
 from server.install import install
 
 ALICE = "alice-knows-this-key"
@@ -81,15 +81,39 @@ def test_a_bad_file_is_refused_by_line_and_without_its_keys(key_file: Path, text
 def test_a_file_that_changes_is_read_again(key_file: Path) -> None:
     keys = AdminKeys(key_file)
     key_file.write_text(f"alice:{ALICE}\n")
+    keys.refresh()
     assert keys.name_of(BOT) is None
     assert keys.name_of(ALICE) == "alice"
+
+
+def test_a_look_at_the_file_is_due_when_the_last_one_is_old(key_file: Path, monkeypatch: Any) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr("server.admin_keys.time.monotonic", lambda: now_s)
+    keys = AdminKeys(key_file)
+    assert not keys.is_due
+    now_s += LOOK_AGAIN_S
+    assert keys.is_due
+    keys.refresh()
+    assert not keys.is_due
+
+
+async def test_a_key_that_was_taken_out_opens_nothing_once_a_look_is_due(
+    stand: Any, admin: Any, key_file: Path, monkeypatch: Any
+) -> None:
+    await stand.load("pirate", "1.0.0")
+    assert (await admin.post("pirate/activate", version="1.0.0")).status_code == 200
+    key_file.write_text(f"deploy-bot:{BOT}\n")
+    monkeypatch.setattr("server.admin_keys.LOOK_AGAIN_S", 0.0)
+    assert stand.code(await admin.post("pirate/activate", version="1.0.0")) == (401, "invalid_admin_key")
 
 
 def test_a_file_that_turns_bad_leaves_the_keys_as_they_were(key_file: Path, caplog: Any) -> None:
     keys = AdminKeys(key_file)
     key_file.write_text("alice\n")
+    keys.refresh()
     assert keys.name_of(BOT) == "deploy-bot"
     os.remove(key_file)
+    keys.refresh()
     assert keys.name_of(BOT) == "deploy-bot"
     assert "keys that were read before stay valid" in caplog.text
 

@@ -24,7 +24,7 @@ import torch
 
 from bench.environment import describe_environment, without_places
 from bench.fidelity import PROMPTS
-from bench.question import finish, markdown_into, question_parser
+from bench.question import OUT, add_out_argument, finish, markdown_into, question_parser
 from bench.record import Record, append_record
 from bench.timing import quantile
 from patches.compile import compile_patch
@@ -65,7 +65,7 @@ class ComposeOptions:
     dtype: str = "float32"
     num_prompts: int = 8
     num_output_tokens: int = 16
-    out: Path = Path("bench/out")
+    out: Path = OUT
 
     def __post_init__(self) -> None:
         if len(self.patches) < 2:
@@ -311,7 +311,7 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             flag, dest=name, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})"
         )
-    parser.add_argument("--out", type=Path, default=d.out, metavar="DIR", help="each run gets a folder there")
+    add_out_argument(parser)
     return parser
 
 

@@ -33,7 +33,7 @@ from bench.launch import (
     ours_server,
     prepare_patch,
 )
-from bench.question import finish, markdown_into, question_parser
+from bench.question import OUT, add_out_argument, finish, markdown_into, question_parser
 from bench.record import Record, append_record
 from bench.servers import require_running, running_server
 from bench.tokens import served_model, tokenize_policy
@@ -110,7 +110,7 @@ class FidelityOptions:
     concurrency: int = 16
     start_timeout_s: float = 600.0
     time_limit_s: float = 3600.0
-    out: Path = Path("bench/out")
+    out: Path = OUT
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_prompts <= len(PROMPTS):
@@ -333,7 +333,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--time-limit-s", type=float, default=d.time_limit_s, metavar="S", help="for all answers together"
     )
-    parser.add_argument("--out", type=Path, default=d.out, metavar="DIR", help="each run gets a folder there")
+    add_out_argument(parser)
     add_engine_arguments(parser)
     return parser
 

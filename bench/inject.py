@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from bench.environment import describe_environment, without_places
-from bench.question import finish, markdown_into, question_parser
+from bench.question import OUT, add_out_argument, finish, markdown_into, question_parser
 from bench.record import Record, append_record
 from bench.timing import quantile
 from prefix_kernels import (
@@ -65,7 +65,7 @@ class InjectOptions:
     dtype: str = "bfloat16"
     device: str = "auto"
     num_rounds: int = 20
-    out: Path = Path("bench/out")
+    out: Path = OUT
 
     def __post_init__(self) -> None:
         if min(self.num_patches, default=0) < 1 or self.num_tokens < 1 or self.num_rounds < 1:
@@ -263,7 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", choices=("auto", "cuda", "cpu"), default=d.device, help="(default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=d.out, metavar="DIR", help="each run gets a folder there")
+    add_out_argument(parser)
     return parser
 
 

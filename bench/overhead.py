@@ -39,7 +39,7 @@ from bench.launch import (
     require_same_environment,
 )
 from bench.peers import LORA_RANKS, embedder, lora_flags, make_adapters
-from bench.question import finish, question_parser
+from bench.question import OUT, add_out_argument, finish, question_parser
 from bench.rounds import Plan, Run, add_plan_arguments, measure_rounds, plan_of, progress
 from bench.servers import ServerSpec, require_running, running_server, speed_variables
 from bench.tokens import served_model, tokenize_policy
@@ -89,7 +89,7 @@ class OverheadOptions:
     given_urls: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 600.0
     time_limit_s: float = 7200.0
-    out: Path = Path("bench/out")
+    out: Path = OUT
     plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
@@ -297,13 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=defaults.time_limit_s,
         help="for all rounds together (default: %(default)s)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=defaults.out,
-        metavar="DIR",
-        help="each run gets a folder there (default: %(default)s)",
-    )
+    add_out_argument(parser)
     given = parser.add_argument_group("servers that run already (none is started then)")
     given.add_argument("--plain-url", metavar="URL", help="`vllm serve`")
     given.add_argument("--ours-url", metavar="URL", help="`policypatch serve`")

@@ -18,6 +18,9 @@ from bench.record import Record, read_records
 from bench.report import figures_of, write_report
 from patches.errors import PatchError
 
+#: Where runs leave their folders.
+OUT = Path("bench/out")
+
 
 def question_parser(question: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
     """Make a parser that shows a module's docstring, and examples, as they are written."""
@@ -26,6 +29,17 @@ def question_parser(question: str, description: str | None, epilog: str) -> argp
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_out_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says where records, tables and plots go."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=OUT,
+        metavar="DIR",
+        help="each run gets a folder there (default: %(default)s)",
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.environment import describe_environment
+from bench.question import add_out_argument
 from bench.record import Record, append_record
 from bench.rounds import NUM_WARMUP_ROUNDS, progress
 from bench.workloads import arm_orders
@@ -104,13 +105,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=at_least_one, default=5, metavar="N", help="rounds, after one that warms up (5)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides orders and requests (0)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("bench/out"),
-        metavar="DIR",
-        help="each run gets a folder there (default: %(default)s)",
-    )
+    add_out_argument(parser)
 
 
 def at_least_one(text: str) -> int:

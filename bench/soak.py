@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.client import open_session
 from bench.environment import describe_environment, without_places
 from bench.launch import add_engine_arguments, engine_options
-from bench.question import finish, markdown_into, question_parser
+from bench.question import add_out_argument, finish, markdown_into, question_parser
 from bench.rounds import progress
 from bench.soak_clock import ShiftedClock, find_libfaketime
 from bench.soak_contents import Content
@@ -129,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--duration", type=float, metavar="S", help="seconds of the part `load` (600; short: 8)"
     )
     parser.add_argument(
-        "--control-s", type=float, default=240.0, metavar="S", help="seconds of the part `control` (240)"
+        "--control-s", type=float, metavar="S", help="seconds of the part `control` (as long as `load`)"
     )
     parser.add_argument("--storm-s", type=float, metavar="S", help="seconds of each storm (60; short: 4)")
     parser.add_argument(
@@ -153,13 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start-timeout-s", type=float, default=600.0, metavar="S", help="for each start (default: 600)"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("bench/out"),
-        metavar="DIR",
-        help="each run gets a folder there (default: %(default)s)",
-    )
+    add_out_argument(parser)
     add_engine_arguments(parser)
     return parser
 
@@ -173,10 +167,11 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def plan_of(args: argparse.Namespace) -> SoakPlan:
     """Read the plan from parsed arguments."""
+    duration_s = args.duration or (8.0 if args.short else 600.0)
     return SoakPlan(
         parts=args.parts or tuple(part for part in PARTS if not (args.short and part == "control")),
-        duration_s=args.duration or (8.0 if args.short else 600.0),
-        control_s=args.control_s,
+        duration_s=duration_s,
+        control_s=args.control_s or duration_s,
         storm_s=args.storm_s or (4.0 if args.short else 60.0),
         rate_per_s=args.rate,
         concurrency=args.concurrency,

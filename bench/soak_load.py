@@ -27,6 +27,8 @@ class Choice:
     patch: str | None
     digest: str | None = None
     is_bare: bool = False
+    #: Text in front of the prompt instead of a patch; what is answered has no reference.
+    num_text_tokens: int = 0
 
 
 @dataclass
@@ -139,9 +141,15 @@ class Load:
         rng = random.Random(f"{self._seed}-{index}")
         while not self._is_over.is_set():
             choice = rng.choice(self._choices)
-            ask = Ask(rng.randrange(len(PROMPTS)), choice.patch, index % 2 == 0, self._references.num_tokens)
+            ask = Ask(
+                rng.randrange(len(PROMPTS)),
+                choice.patch,
+                index % 2 == 0,
+                self._references.num_tokens,
+                num_text_tokens=choice.num_text_tokens,
+            )
             outcome = await send(self._session, self._url, ask)
-            verdict = self._references.judge(outcome) if outcome.is_ok else ""
+            verdict = "same" if choice.num_text_tokens else self._references.judge(outcome)
             if outcome.is_ok and not choice.is_bare and outcome.digest != choice.digest:
                 verdict = "another content's"
             self.tally.note(outcome, verdict)

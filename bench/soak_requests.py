@@ -20,6 +20,9 @@ from bench.launch import SERVED_NAME
 HANG_S = 240.0
 MAX_BODY_BYTES = 4 << 20
 
+#: One token of text, roughly, in any tokenizer: a policy of N tokens as text is N of them.
+FILLER = " and"
+
 #: What requests ask. The first two go to the completions route, the others to chat.
 PROMPTS = (
     "The first thing to know about tides is that",
@@ -40,6 +43,8 @@ class Ask:
     is_stream: bool
     num_tokens: int
     headers: Mapping[str, str] = field(default_factory=dict)
+    #: Tokens of text in front of the prompt, where a patch would have as many virtual ones.
+    num_text_tokens: int = 0
 
     @property
     def path(self) -> str:
@@ -49,8 +54,12 @@ class Ask:
     def body(self) -> dict[str, Any]:
         """The body."""
         text = PROMPTS[self.prompt_idx]
-        is_chat = self.prompt_idx >= NUM_COMPLETION_PROMPTS
-        prompt = {"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": text}
+        before = FILLER * self.num_text_tokens
+        prompt: dict[str, Any] = {"prompt": before + text}
+        if self.prompt_idx >= NUM_COMPLETION_PROMPTS:
+            prompt = {"messages": [{"role": "user", "content": text}]}
+            if before:
+                prompt["messages"].insert(0, {"role": "system", "content": before})
         return {
             "model": SERVED_NAME,
             **prompt,

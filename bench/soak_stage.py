@@ -22,7 +22,7 @@ TRIAL = "trial"
 KILLED = ("kill-put", "kill-delete", "kill-activate", "kill-canary")
 #: Name that only a worker refuses: its prefix is larger than a device may hold.
 LARGE = "large"
-_MIX_LENGTHS = (32, 48, 50, 7, 64, 33)
+MIX_LENGTHS = (32, 48, 50, 7, 64, 33)
 NUM_TOKENS = 48
 
 
@@ -47,7 +47,7 @@ def make_all(model: str, folder: Path, dtype: str, *, num_hot: int, num_large_to
     Raises:
         BenchError: they could not be made.
     """
-    wanted = [Wanted(f"mix-{i}", "1.0.0", 1000 + i, length) for i, length in enumerate(_MIX_LENGTHS)]
+    wanted = [Wanted(f"mix-{i}", "1.0.0", 1000 + i, length) for i, length in enumerate(MIX_LENGTHS)]
     wanted += [Wanted(HOT, f"1.0.{i}", 2000 + i, NUM_TOKENS) for i in range(num_hot)]
     wanted += [Wanted(FILE, "1.0.0", 2000 + i, NUM_TOKENS) for i in range(num_hot)]
     wanted += [Wanted(name, f"1.0.{i}", 3000 + i, NUM_TOKENS) for name in (TRIAL, *KILLED) for i in range(2)]

@@ -26,6 +26,8 @@ from bench.timing import quantile
 NUM_PROBES = 4
 #: Calls in flight at most.
 NUM_CALLERS = 64
+#: How much of the wanted rate has to be reached.
+MIN_SHARE_OF_RATE = 0.95
 
 
 @dataclass
@@ -217,6 +219,8 @@ def _note(
         f"{tally.num_wrong} mixed, {len(stale)} stale, {log.num_refused} calls refused"
     )
     is_ok = not (tally.num_failed or tally.num_wrong or stale or log.num_refused) and tally.num_ok > 0
+    # Seconds of a short form say nothing about a rate.
+    is_ok = is_ok and (stage.is_short or rate >= MIN_SHARE_OF_RATE * wanted_rate)
     stage.findings.note(part, what, seen, is_ok, **figures, load=tally.as_dict())
     if first:
         stage.findings.note(

@@ -1,6 +1,7 @@
 """The part `load`: clients for minutes, the server's memory watched, and nothing left over at the end.
 
-Before it, the part `control`: the same clients at plain `vllm serve`, whose own growth is the yardstick.
+Before it, the part `control`: the same clients at plain `vllm serve`, with text as long as the patches in
+front of their prompts, so that batches have as many different sizes. Its own growth is the yardstick.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from bench.servers import running_server
 from bench.soak_load import Choice, Load
 from bench.soak_memory import MemorySamples, sample_until
 from bench.soak_server import roles_of
-from bench.soak_stage import HOT, Stage
+from bench.soak_stage import HOT, MIX_LENGTHS, NUM_TOKENS, Stage
 from bench.soak_storm import kept_bytes
 
 #: Left out of the slopes: caches fill, allocators warm up.
@@ -36,7 +37,7 @@ async def run_control(stage: Stage, engine: EngineOptions, folder: Path, *, seco
             stage.session,
             spec.url,
             stage.references,
-            [Choice(None)],
+            [Choice(None), *(Choice(None, num_text_tokens=length) for length in (*MIX_LENGTHS, NUM_TOKENS))],
             concurrency=stage.concurrency,
             seed=stage.seed,
         )

@@ -10,7 +10,7 @@ from aiohttp import web
 from bench.client import open_session
 from bench.soak_load import Choice, Load, eventually
 from bench.soak_references import Reference, References
-from bench.soak_requests import Ask, send
+from bench.soak_requests import FILLER, PROMPTS, Ask, send
 
 IDS = [1, 2, 3]
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
@@ -42,6 +42,13 @@ def event(fields: object) -> bytes:
 
 def tokens(ids: list[int]) -> bytes:
     return event({"choices": [{"token_ids": ids}]})
+
+
+def test_text_in_place_of_a_patch_stands_in_front_of_the_prompt() -> None:
+    assert Ask(0, None, False, 3, num_text_tokens=7).body()["prompt"] == FILLER * 7 + PROMPTS[0]
+    system, user = Ask(2, None, False, 3, num_text_tokens=7).body()["messages"]
+    assert (system["role"], system["content"]) == ("system", FILLER * 7)
+    assert [user] == Ask(2, None, False, 3).body()["messages"]
 
 
 #: what the server sends -> how the request ended

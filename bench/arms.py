@@ -33,7 +33,7 @@ class Arm:
     """
 
     name: str
-    server: Literal["plain", "ours", "embeds", "lora"]
+    server: Literal["plain", "ours", "twin", "embeds", "lora"]
     meaning: str
     has_policy_text: bool = False
     is_embedded: bool = False
@@ -48,6 +48,7 @@ ARMS = {
         Arm("plain", "plain", "`vllm serve`, no policy"),
         # Same prompts as "plain" in the same round: without a salt they would be found in the prefix cache.
         Arm("plain-again", "plain", "the same server once more: how far equal arms differ", salt="arm"),
+        Arm("twin", "twin", "a second `vllm serve`, started alike: how far equal servers differ"),
         Arm("idle", "ours", "policypatch with the patch loaded, not used"),
         Arm("patched", "ours", "policypatch, every request names the patch", is_patched=True),
         Arm("text-warm", "plain", "`vllm serve`, policy as text, prefix cache warm", has_policy_text=True),
@@ -77,7 +78,9 @@ DEFAULT_ARMS = tuple(name for name, arm in ARMS.items() if arm.server in ("plain
 #: (arm, reference) of every ratio that is reported.
 PAIRS = (
     ("plain-again", "plain"),
+    ("twin", "plain"),
     ("idle", "plain"),
+    ("idle", "twin"),
     ("patched", "idle"),
     ("patched", "plain"),
     ("patched", "text-warm"),

@@ -162,7 +162,7 @@ def servers_up(
     needed = {arm.server for arm in require_arms(options.arms)}
     specs = [plain_server(engine, log_folder)] if "plain" in needed else []
     specs += [ours_server(engine, patches, log_folder)] if "ours" in needed else []
-    specs += [peer_server(name, engine, log_folder) for name in ("embeds", "lora") if name in needed]
+    specs += [peer_server(name, engine, log_folder) for name in ("twin", "embeds", "lora") if name in needed]
     processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def check() -> None:
@@ -184,12 +184,12 @@ def servers_up(
 
 
 def peer_server(name: str, engine: EngineOptions, folder: Path) -> ServerSpec:
-    """Describe plain vLLM with a peer's feature switched on.
+    """Describe plain vLLM with a peer's feature switched on, or, as a twin, without any.
 
     Raises:
         BenchError: no adapters could be made.
     """
-    flags = ["--enable-prompt-embeds"]
+    flags = ["--enable-prompt-embeds"] if name == "embeds" else []
     if name == "lora":
         adapters = make_adapters(engine.model, folder / "adapters", dtype=engine.dtype, ranks=LORA_RANKS)
         flags = lora_flags(adapters, max_rank=max(LORA_RANKS), num_in_batch=len(adapters))

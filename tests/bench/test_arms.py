@@ -2,7 +2,7 @@
 
 from bench.arms import ARMS, PAIRS, Question
 
-SERVERS = ("plain", "ours", "embeds", "lora")
+SERVERS = ("plain", "ours", "twin", "embeds", "lora")
 QUESTION = Question(
     {name: f"http://{name}" for name in SERVERS}, dict.fromkeys(SERVERS, "m"), "kind", (7, 8), 4, str
 )
@@ -16,7 +16,7 @@ def salts(name: str) -> list[str | None]:
 def test_arms_share_the_users_tokens_and_differ_in_the_policy() -> None:
     bodies = {name: QUESTION.request(arm, [1, 2, 3], salt="s").body for name, arm in ARMS.items()}
     prompts = {name: body.get("prompt") for name, body in bodies.items()}
-    assert prompts["plain"] == prompts["idle"] == prompts["patched"] == [1, 2, 3]
+    assert prompts["plain"] == prompts["twin"] == prompts["idle"] == prompts["patched"] == [1, 2, 3]
     assert prompts["text-warm"] == prompts["text-cold"] == [7, 8, 1, 2, 3]
     assert prompts["embeds"] is None
     assert bodies["embeds"]["prompt_embeds"] == "[7, 8, 1, 2, 3]"

@@ -136,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--rate", type=float, default=50.0, metavar="N", help="swaps a second in a storm (default: 50)"
     )
     parser.add_argument(
-        "--concurrency", type=at_least_one, default=64, metavar="N", help="clients of the load (64)"
+        "--concurrency", type=at_least_one, default=64, metavar="N", help="streams of the load at a time (64)"
     )
     parser.add_argument(
         "--output-tokens", type=at_least_one, default=24, metavar="N", help="length of each answer (24)"

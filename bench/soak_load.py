@@ -1,7 +1,8 @@
-"""The load of a soak: so many clients, each of which asks again as soon as it was answered, until it is over.
+"""The load of a soak: so many streams, each followed by the next as soon as it ended, until it is over.
 
-Half of them stream. Each request draws its patch and its prompt by the seed of its client; every complete
-answer is compared with the reference of the content that its header names.
+An eighth as many clients beside them ask for whole answers. Each request draws its patch and its prompt by
+the seed of its client; every complete answer is compared with the reference of the content that its header
+names.
 """
 
 import asyncio
@@ -111,7 +112,7 @@ class Load:
             url: Of the server.
             references: What contents answer.
             choices: What a request may ask for, each as often.
-            concurrency: How many clients.
+            concurrency: How many streams at a time.
             seed: Decides what they ask.
             seen: Told each outcome.
         """
@@ -122,7 +123,8 @@ class Load:
         self._clients: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Load":
-        self._clients = [asyncio.create_task(self._client(i)) for i in range(self._concurrency)]
+        num_clients = self._concurrency + max(1, self._concurrency // 8)
+        self._clients = [asyncio.create_task(self._client(i)) for i in range(num_clients)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -144,7 +146,7 @@ class Load:
             ask = Ask(
                 rng.randrange(len(PROMPTS)),
                 choice.patch,
-                index % 2 == 0,
+                index < self._concurrency,
                 self._references.num_tokens,
                 num_text_tokens=choice.num_text_tokens,
             )

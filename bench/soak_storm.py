@@ -213,7 +213,7 @@ def _note(
         **facts,
     }
     taken = f", {facts['num_taken_per_s']:g} a second taken" if "num_taken_per_s" in facts else ""
-    what = f"{wanted_rate:g} a second for {seconds:g} s under {stage.concurrency} clients"
+    what = f"{wanted_rate:g} a second for {seconds:g} s under {stage.concurrency} streams"
     seen = (
         f"{rate:.1f} swaps a second{taken}, {tally.num_ok} answers: {tally.num_failed} failed, "
         f"{tally.num_wrong} mixed, {len(stale)} stale, {log.num_refused} calls refused"

@@ -52,7 +52,7 @@ async def run_control(stage: Stage, engine: EngineOptions, folder: Path, *, seco
     tally = load.tally
     stage.findings.note(
         "control",
-        f"plain vllm serve, {stage.concurrency} clients, {seconds:g} s",
+        f"plain vllm serve, {stage.concurrency} streams, {seconds:g} s",
         f"{tally.num_ok} answers: {tally.num_failed} failed, {tally.num_wrong} other than ours without a "
         f"patch; memory, MiB a minute: {grown}",
         tally.num_ok > 0 and not tally.num_failed and not tally.num_wrong,
@@ -84,7 +84,7 @@ async def run_load(stage: Stage, *, seconds: float) -> None:
     tally = load.tally
     stage.findings.note(
         "load",
-        f"{stage.concurrency} clients, half of them streaming, mixed patches, {seconds:g} s",
+        f"{stage.concurrency} streams and whole answers beside them, mixed patches, {seconds:g} s",
         f"{tally.num_ok} answers ({tally.num_ok / seconds:.1f} a second): {tally.num_failed} failed, "
         f"{tally.num_wrong} wrong, {tally.num_ties} near ties",
         tally.num_ok > 0 and not tally.num_failed and not tally.num_wrong,

@@ -1,0 +1,36 @@
+"""The recipes' data: what benign prompts are paired with."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patches.pairs.rows import decode_row
+from patches.pairs.sampling import Answer
+from tools import make_patches
+
+REFUSAL = "I'm sorry, but I can't help with that."
+
+
+def test_of_a_benign_prompt_the_models_own_answer_is_chosen_and_the_references_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(prompts: Sequence[str], options: Mapping[str, Any], model: str) -> Iterator[Any]:
+        assert (prompts, model) == (["Why is the sky blue?", "Say nothing."], "m")
+        yield ({"role": "user", "content": prompts[0]},), Answer("Because of", is_finished=False)
+        yield ({"role": "user", "content": prompts[1]},), Answer(" ")
+
+    monkeypatch.setattr(make_patches, "_own_answers", answers)
+    pair = '{"id": "a", "prompt_id": "a"}'
+    (tmp_path / "pairs.jsonl").write_text(f"{pair}\n")
+    rows = [{"prompt": "Why is the sky blue?"}, {"document": "News."}, {"prompt": "Say nothing."}]
+    (tmp_path / "benign.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    recipe = {"reference": "short-refusals", "contrast": {"max-tokens": 12}}
+    make_patches.make_contrast_pairs(recipe, tmp_path, "m")
+    first, second = (tmp_path / make_patches.CONTRAST).read_text().splitlines()
+    assert first == pair
+    made = decode_row(json.loads(second), "row")
+    assert (made.chosen, made.rejected) == ("Because of", REFUSAL)
+    assert (made.is_chosen_finished, made.is_rejected_finished) == (False, True)

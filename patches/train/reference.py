@@ -4,7 +4,7 @@ Rows are taken in their own order and always in the same batches, so that a run 
 values to the last bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from patches.train.data import PairSample
 from patches.train.soft_prefix import SoftPrefix
 from patches.train.stages import pair_logprobs
 
+#: Pairs between two words about progress.
+_TELL_EVERY = 100
+
 
 def reference_logprobs(
     network: Any,
@@ -22,6 +25,7 @@ def reference_logprobs(
     pairs: Sequence[PairSample],
     batch_size: int,
     is_under_policy: bool,
+    tell: Callable[[int], None] = lambda num_done: None,
 ) -> torch.Tensor:
     """Compute the log-probabilities of chosen and rejected answers under the reference.
 
@@ -31,6 +35,7 @@ def reference_logprobs(
         pairs: What to read.
         batch_size: Pairs in one forward pass.
         is_under_policy: Read each prompt under the teacher's policy text.
+        tell: Gets the number of pairs that are done, now and then.
 
     Returns:
         ``[2, num_pairs]`` in float32, on the CPU.
@@ -41,6 +46,8 @@ def reference_logprobs(
     with torch.no_grad():
         kv = None if prefix is None else prefix.patched(ALONE)
         for start in range(0, len(pairs), batch_size):
+            if start % _TELL_EVERY < batch_size:
+                tell(start)
             logprobs = pair_logprobs(network, kv, pairs[start : start + batch_size])
             parts.append(torch.stack(logprobs).cpu())
     return torch.cat(parts, dim=1) if parts else torch.zeros(2, 0)

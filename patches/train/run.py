@@ -25,7 +25,7 @@ from patches.pairs.sampling import Sampling
 from patches.train.benign_rows import BenignData, answer_benign, load_benign, read_benign
 from patches.train.checkpoint import RunState, read_checkpoint, write_checkpoint
 from patches.train.config import TrainConfig
-from patches.train.data import Encoder, encode_pairs
+from patches.train.data import Encoder, PairSample, encode_pairs
 from patches.train.export import best_validations, curves_for_manifest, make_trained_patch
 from patches.train.initial import initial_values, values_of_patch
 from patches.train.loop import Loop, StageWork, out_of_memory_explained
@@ -231,8 +231,8 @@ class _Run:
         )
 
     def _with_reference(self, state: RunState) -> RunState:
-        parts = (self._pairs.train, self._pairs.validation)
-        self._watch.tell({"event": "reference", "num_pairs": sum(map(len, parts))})
+        pairs = self._pairs
+        total = len(pairs.train) + len(pairs.validation)
         teacher = None
         if self._config.dpo_reference == "teacher" and self._inputs.teacher is not None:
             teacher = _same_tokenizer(
@@ -244,11 +244,16 @@ class _Run:
         network = self._model.network if teacher is None else teacher.network
         prefix = self._prefix(state.values) if self._config.dpo_reference == "sft" else None
         is_taught = self._config.dpo_reference == "teacher" and teacher is None
+
+        def compute(part: Sequence[PairSample], num_before: int) -> torch.Tensor:
+            def tell(num_done: int) -> None:
+                self._watch.tell({"event": "reference", "done": num_before + num_done, "total": total})
+
+            return reference_logprobs(network, prefix, part, self._config.batch_size, is_taught, tell)
+
         with out_of_memory_explained():
-            train, validation = (
-                reference_logprobs(network, prefix, part, self._config.batch_size, is_taught)
-                for part in parts
-            )
+            train = compute(pairs.train, 0)
+            validation = compute(pairs.validation, len(pairs.train))
         return replace(state, reference=train, validation_reference=validation)
 
     def _prefix(self, values: torch.Tensor) -> SoftPrefix:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 _EVENTS = {
     "benign": "the unpatched model answers benign prompts: {done} of {total}",
-    "reference": "computing the reference's log-probabilities of {num_pairs} pairs",
+    "reference": "log-probabilities of the pairs under the reference: {done} of {total}",
     "resumed": "going on at step {step} of stage {stage_idx}",
 }
 #: Steps over which tokens per second are averaged.

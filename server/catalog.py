@@ -395,4 +395,5 @@ class Catalog:
         """Drop what nothing keeps, once no request uses it."""
         await self.books.sweep(*names)
         if not self._is_starting:
-            await self._ledger.prune(self._ledger.names - self.view.names.keys())
+            in_folder = [r.patch.digest for r in self.books.all() if r.paths]
+            await self._ledger.prune(self._ledger.names - self.view.names.keys(), in_folder)

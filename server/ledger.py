@@ -100,8 +100,14 @@ class Ledger:
             logger.error("patch %s: %s", name, error.message.replace("; nothing was changed", ""))
             self._adopt(name, record)
 
-    async def prune(self, idle: Collection[str]) -> None:
-        """Remove copies that nothing needs, and the oldest records beyond the limit of ``idle`` names."""
+    async def prune(self, idle: Collection[str], in_folder: Collection[str] = ()) -> None:
+        """Remove copies that nothing needs, and the oldest records beyond the limit of ``idle`` names.
+
+        Args:
+            idle: Names without a served version.
+            in_folder: Digests that files of the patch folder hold. Their copies stay, where there are any:
+                orders that go round among them would make the same copies again and again.
+        """
         by_age = sorted(idle, key=self._changed_s)
         for name in by_age[: max(0, len(by_age) - MAX_IDLE_NAMES)]:
             if not self._records[name].is_pinned:
@@ -110,8 +116,8 @@ class Ledger:
                 if self._state is not None:
                     await asyncio.to_thread(self._state.forget, name)
         if self._state is not None:
-            needed = frozenset(t.digest for record in self._records.values() for t in self._copied(record))
-            # An order that goes back and forth needs the same copies again and again.
+            copied = (t.digest for record in self._records.values() for t in self._copied(record))
+            needed = frozenset((*copied, *in_folder))
             if needed != self._pruned:
                 await asyncio.to_thread(self._state.prune, needed)
                 self._pruned = needed

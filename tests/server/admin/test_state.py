@@ -181,13 +181,14 @@ async def test_copies_that_nothing_needs_are_removed(stand: Any, admin: Any, tmp
     assert names == {patch.digest.removeprefix("sha256:") for patch in patches[-2:]}
 
 
-async def test_going_back_and_forth_reads_and_lists_nothing_again(
+async def test_going_round_reads_and_lists_nothing_again(
     stand: Any, admin: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """What a swap costs must not grow with the size of its patches: dozens a second are ordered."""
-    await stand.load("pirate", "1.0.0")
-    await stand.load("pirate", "1.1.0")
-    for version in ("1.0.0", "1.1.0"):
+    versions = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
+    for version in versions:
+        await stand.load("pirate", version)
+    for version in versions:
         await admin.post("pirate/activate", version=version)
 
     def refuse(*_: Any) -> None:
@@ -195,10 +196,22 @@ async def test_going_back_and_forth_reads_and_lists_nothing_again(
 
     monkeypatch.setattr("server.catalog_state.read_patch_bytes", refuse)
     monkeypatch.setattr(CatalogState, "prune", refuse)
-    for version in ("1.0.0", "1.1.0"):
+    for version in versions:
         answer = await admin.post("pirate/activate", version=version)
         assert answer.json()["active"]["version"] == version
-    assert len(list((tmp_path / "state" / "patches").iterdir())) == 2
+    assert len(list((tmp_path / "state" / "patches").iterdir())) == len(versions)
+
+
+async def test_the_copy_of_a_content_that_left_the_folder_goes_with_it(
+    stand: Any, admin: Any, tmp_path: Path
+) -> None:
+    versions = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
+    patches = {version: await stand.load("pirate", version) for version in versions}
+    for version in versions:
+        await admin.post("pirate/activate", version=version)
+    await admin.delete("pirate/1.0.0")
+    names = {path.stem for path in (tmp_path / "state" / "patches").iterdir()}
+    assert names == {patches[version].digest.removeprefix("sha256:") for version in versions[1:]}
 
 
 async def test_a_copy_of_an_order_that_could_not_be_saved_is_removed_later(
@@ -216,7 +229,7 @@ async def test_a_copy_of_an_order_that_could_not_be_saved_is_removed_later(
         full.setattr(CatalogState, "save", fail)
         assert (await admin.post("pirate/activate", version="1.0.0")).status_code == 500
     assert len(list((tmp_path / "state" / "patches").iterdir())) == 3
-    await admin.post("pirate/activate", version="1.2.0")
+    await admin.delete("pirate/1.0.0")
     assert len(list((tmp_path / "state" / "patches").iterdir())) == 2
 
 

@@ -26,6 +26,8 @@ from bench.timing import quantile
 NUM_PROBES = 4
 #: Calls in flight at most.
 NUM_CALLERS = 64
+#: When that was swapped in which the storm found.
+ALWAYS_S = float("-inf")
 #: How much of the wanted rate has to be reached.
 MIN_SHARE_OF_RATE = 0.95
 
@@ -77,7 +79,7 @@ class SwapLog:
             if not outcome.is_ok or outcome.digest not in by_digest:
                 continue
             begun = [s for s in by_digest[outcome.digest] if s.started_s <= outcome.headers_s]
-            if begun:
+            if begun and begun[-1].started_s != ALWAYS_S:
                 key = id(begun[-1])
                 taken_s = outcome.first_s - begun[-1].started_s
                 first[key] = min(first.get(key, taken_s), taken_s)
@@ -89,7 +91,7 @@ async def storm_by_calls(stage: Stage, *, seconds: float, rate_per_s: float) -> 
     log = SwapLog()
     hot = stage.contents[HOT]
     await stage.activate(hot[0])
-    log.swaps.append(Swap(hot[0].digest, 0.0, 0.0))
+    log.swaps.append(Swap(hot[0].digest, ALWAYS_S, ALWAYS_S))
     calls_s: list[float] = []
     callers = asyncio.Semaphore(NUM_CALLERS)
 
@@ -130,7 +132,7 @@ async def storm_by_files(stage: Stage, *, seconds: float, rate_per_s: float) -> 
     name = f"{FILE}.safetensors"
     stage.server.install(contents[0], name)
     await stage.settle(contents[0])
-    log.swaps.append(Swap(contents[0].digest, 0.0))
+    log.swaps.append(Swap(contents[0].digest, ALWAYS_S))
     before = _num_activations(stage)
 
     async def swap_for(duration_s: float) -> float:

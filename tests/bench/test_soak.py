@@ -16,7 +16,7 @@ from bench.soak_memory import MIB, MemorySamples
 from bench.soak_references import Reference, References
 from bench.soak_report import Findings, checks_of, soak_markdown, soak_summary
 from bench.soak_requests import Ask, Outcome, read_event
-from bench.soak_storm import Swap, SwapLog
+from bench.soak_storm import ALWAYS_S, Swap, SwapLog
 
 ASK = Ask(0, "hot", True, 3)
 
@@ -83,6 +83,12 @@ def test_an_answer_of_a_content_that_nobody_had_ordered_yet_is_impossible() -> N
     log = SwapLog([Swap("a", 0.0, 0.1), Swap("b", 2.0, 2.1)])
     assert not log.is_possible(outcome("b", [], 0.5, 1.0))
     assert not log.is_possible(outcome("c", [], 0.5, 1.0))
+
+
+def test_what_a_storm_found_is_possible_and_no_swap_to_time() -> None:
+    log = SwapLog([Swap("a", ALWAYS_S, ALWAYS_S)], [outcome("a", [], 2.0, 2.5)])
+    assert log.is_possible(log.outcomes[0])
+    assert log.first_answers_s() == []
 
 
 def test_the_first_answer_after_a_swap_is_timed_from_the_call() -> None:

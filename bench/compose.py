@@ -31,10 +31,10 @@ from patches.compile import compile_patch
 from patches.compose import compose_patches
 from patches.errors import ComposeError
 from patches.format import Patch, read_patch
+from patches.join import join_kv, rotary_of_network
 from patches.label import Label
 from patches.manifest import DTYPES
 from patches.model import LoadedModel, load_model
-from prefix_kernels import Rotary, relocate, rotary_of_parameters
 
 QUESTION = "compose"
 
@@ -166,13 +166,10 @@ def recompiled(model: LoadedModel, patch: Patch) -> Patch:
     return compile_patch(model, patch.embeddings, Label(name, "1.0.0"), {"method": "trained"})
 
 
-def independent_kv(first: Patch, second: Patch, rotary: Rotary) -> torch.Tensor:
-    """Lay the second patch behind the first as a server does: its own K/V, the keys moved."""
-    assert first.kv is not None
-    assert second.kv is not None
-    key, value = second.kv.unbind(1)
-    moved = torch.stack([relocate(key, first.kv.shape[2], rotary), value], dim=1)
-    return torch.cat([first.kv, moved], dim=2)
+def kv_of(patch: Patch) -> torch.Tensor:
+    """Give the K/V that compiling gave it."""
+    assert patch.kv is not None
+    return patch.kv
 
 
 def compare_distributions(exact: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
@@ -219,7 +216,7 @@ def run_compose(options: ComposeOptions, command: Sequence[str]) -> Path:
     environment, run_id = describe_environment(), uuid.uuid4().hex[:12]
     model = load_model(options.model, dtype=options.dtype)
     patches = [recompiled(model, read_patch(path)) for path in options.patches]
-    rotary = rotary_of_parameters(model.network.config.rope_parameters, model.base_model.head_size)
+    rotary = rotary_of_network(model.network, model.base_model.head_size)
     reader = Reader(model)
     batch = reader.batch(PROMPTS[:: len(PROMPTS) // options.num_prompts][: options.num_prompts])
     path = options.out / f"{QUESTION}-{run_id}" / "records.jsonl"
@@ -243,7 +240,7 @@ def run_compose(options: ComposeOptions, command: Sequence[str]) -> Path:
         print(f"bench compose: {', '.join(names)}", file=sys.stderr, flush=True)
         kvs = {
             "exact": exact[a.digest, b.digest],
-            "independent": independent_kv(a, b, rotary),
+            "independent": join_kv([kv_of(a), kv_of(b)], rotary),
             "reversed": exact[b.digest, a.digest],
             "first": a.kv,
             "second": b.kv,

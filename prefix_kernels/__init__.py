@@ -7,12 +7,13 @@ writes.
 
 from prefix_kernels.dispatch import Choice, Implementation, choose_implementation, write_prefix_kv
 from prefix_kernels.layout import LayerCache, PagedCaches, PrefixWrite
-from prefix_kernels.rotary import Rotary, rotary_of_parameters
+from prefix_kernels.rotary import MOVABLE_ARCHITECTURES, Rotary, rotary_of_parameters
 from prefix_kernels.shard import rank_heads, shard_prefix_kv
 from prefix_kernels.slots import slot_mapping_of_span
 from prefix_kernels.torch_ops import joined, moved, relocate
 
 __all__ = [
+    "MOVABLE_ARCHITECTURES",
     "Choice",
     "Implementation",
     "LayerCache",

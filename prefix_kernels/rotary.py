@@ -12,6 +12,12 @@ from typing import Any
 
 import torch
 
+#: Decoders that rotate the keys of every layer, and do nothing else to them that depends on position; tests
+#: hold each of them against transformers.
+MOVABLE_ARCHITECTURES = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+)
+
 Frequencies = Callable[[torch.Tensor, Mapping[str, Any], float], torch.Tensor]
 
 

@@ -36,6 +36,8 @@ OWN_NEUTRAL = "own-neutral"
 RECIPES = ROOT / "examples" / "recipes"
 #: The pairs and, of benign prompts, those that say where the reference's answer is wrong.
 CONTRAST = "pairs-and-contrast.jsonl"
+#: The benign rows that are no pairs then.
+DOCUMENTS = "documents.jsonl"
 Chat = tuple[Mapping[str, str], ...]
 
 
@@ -120,12 +122,14 @@ def make_contrast_pairs(recipe: Mapping[str, Any], folder: Path, model: str) -> 
     """Pair the model's own answer to each benign prompt with what it is to say to the others.
 
     So training sees both sides of the line that the patch has to draw: here the reference's answer is the
-    rejected one. ``recipe["contrast"]`` has the options of the answers.
+    rejected one. ``recipe["contrast"]`` has the options of the answers. Documents stay benign
+    rows, in a file of their own.
     """
-    path = folder / CONTRAST
+    path, benign = folder / CONTRAST, read_rows(folder / "benign.jsonl")
+    write_lines(folder / DOCUMENTS, (json.dumps(row) for row in benign if "document" in row))
     if path.exists():
         return
-    prompts = [str(row["prompt"]) for row in read_rows(folder / "benign.jsonl") if "prompt" in row]
+    prompts = [str(row["prompt"]) for row in benign if "prompt" in row]
     rows = []
     for chat, answer in _own_answers(prompts, recipe["contrast"], model):
         rejected, key = reference_answer(recipe["reference"], str(chat[0]["content"])), prompt_id(chat)
@@ -155,11 +159,11 @@ def train(recipe: Mapping[str, Any], folder: Path, model: str, seed: int) -> Non
     if patch.exists():
         return
     run = output / "run"
-    pairs = folder / (CONTRAST if "contrast" in recipe else "pairs.jsonl")
+    pairs, benign = (CONTRAST, DOCUMENTS) if "contrast" in recipe else ("pairs.jsonl", "benign.jsonl")
     resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
     policypatch(
-        *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(pairs)),
-        *("--benign", str(folder / "benign.jsonl"), "--init-text", str(RECIPES / recipe["policy"])),
+        *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(folder / pairs)),
+        *("--benign", str(folder / benign), "--init-text", str(RECIPES / recipe["policy"])),
         *("--name", recipe["name"], "--version", recipe["version"], "--license", recipe["license"]),
         *(*flags(recipe["train"]), "--seed", str(seed), "--run", str(run), "-o", str(output), *resume),
     )

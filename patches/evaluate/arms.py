@@ -28,6 +28,8 @@ class Arm:
     selection: str | None = None
     #: What answers offline; ``None`` where a server holds it.
     patch: Patch | None = None
+    #: What is joined on the fly, offline, in order; in place of ``patch``.
+    parts: tuple[Patch, ...] = ()
     #: The folder of a LoRA adapter, offline.
     lora: str | None = None
     #: Digest of the patch, where it is known.

@@ -27,12 +27,18 @@ NUM_DIGEST_CHARS = len("sha256:") + 16
 
 
 def offline_arms(
-    model: LoadedModel, patches: Sequence[Patch], *, compose: bool, system_text: str | None
+    model: LoadedModel, patches: Sequence[Patch], *, compose: str | None, system_text: str | None
 ) -> list[Arm]:
-    """List the arms of a run in this process; compositions are made here, as ``policypatch compose`` does.
+    """List the arms of a run in this process; compositions are made here.
+
+    Args:
+        model: The model.
+        patches: Each is an arm.
+        compose: ``exact`` or ``independent``: every order of them is an arm, too.
+        system_text: The policy as a system message.
 
     Raises:
-        ComposeError: A patch without embeddings can't be composed.
+        ComposeError: A patch can't be composed in this form.
         BaseModelMismatch: A patch belongs to another model.
         EvaluationError: Two patches have one name.
     """
@@ -41,9 +47,12 @@ def offline_arms(
     require_distinct(arms)
     names = [patch.manifest.name for patch in patches]
     for order in composition_orders(names) if compose else []:
-        parts = [patches[i] for i in order]
-        composed = compose_patches(model, parts, Label(composed_name([names[i] for i in order]), "1.0.0"))
+        parts = tuple(patches[i] for i in order)
         name = ", ".join(names[i] for i in order)
+        if compose == "independent":
+            arms.append(Arm(name, "composition on the fly", selection=name, parts=parts))
+            continue
+        composed = compose_patches(model, parts, Label(composed_name([names[i] for i in order]), "1.0.0"))
         arms.append(Arm(name, "composition", selection=name, patch=composed, digest=composed.digest))
     return arms
 

@@ -16,6 +16,8 @@ from patches.errors import EvaluationError, SubjectFailed
 from patches.evaluate.arms import Arm
 from patches.evaluate.subject import Reading, Renderer, Sampling, Timing
 from patches.fingerprint import require_same_base_model
+from patches.format import Patch
+from patches.join import join_kv, rotary_of_network
 from patches.model import LoadedModel
 
 
@@ -27,7 +29,8 @@ class TransformersSubject:
 
         Raises:
             EvaluationError: The model has no tokenizer.
-            BaseModelMismatch: The patch belongs to another model.
+            BaseModelMismatch: A patch belongs to another model.
+            ComposeError: Patches are to be joined on the fly, and this model's keys can't be moved.
         """
         if model.tokenizer is None:
             raise EvaluationError("model: has no tokenizer, so it can't be asked anything")
@@ -37,11 +40,19 @@ class TransformersSubject:
         self._batch_size = batch_size
         self._prefix: torch.Tensor | None = None
         if arm.patch is not None:
-            require_same_base_model(arm.patch.manifest.base_model, model.base_model)
-            kv = arm.patch.kv
-            if kv is None and arm.patch.embeddings is not None:
-                kv = compile_embeddings(model.network, arm.patch.embeddings)
-            self._prefix = None if kv is None else kv.to(self._device)
+            self._prefix = self._kv_of(arm.patch, model)
+        elif arm.parts:
+            rotary = rotary_of_network(model.network, model.base_model.head_size)
+            self._prefix = join_kv([self._kv_of(part, model) for part in arm.parts], rotary)
+
+    def _kv_of(self, patch: Patch, model: LoadedModel) -> torch.Tensor:
+        require_same_base_model(patch.manifest.base_model, model.base_model)
+        kv = patch.kv
+        if kv is None:
+            # A patch has K/V or embeddings, or both.
+            assert patch.embeddings is not None
+            kv = compile_embeddings(model.network, patch.embeddings)
+        return kv.to(self._device)
 
     @property
     def _device(self) -> torch.device:

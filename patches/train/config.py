@@ -37,10 +37,12 @@ class TrainConfig:
     benign_weight: float = 1.0
     #: Tokens of an answer, or a document, that count there; what follows the first few differs little.
     benign_tokens: int = 64
+    #: Benign rows of a step; as many as pairs where ``None``.
+    benign_rows: int | None = None
     schedule: str = "cosine"
     #: Share of a stage's steps in which the learning rate rises.
     warmup: float = 0.1
-    #: Pairs in one forward pass, and as many benign prompts in another.
+    #: Pairs in one forward pass; of benign rows at most as many in another.
     batch_size: int = 8
     #: Forward passes for one step.
     accumulate: int = 1
@@ -79,6 +81,7 @@ class TrainConfig:
         for name in ("sft_learning_rate", "dpo_learning_rate", "beta", "max_grad_norm"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
         self._require("benign_tokens", self.benign_tokens >= 1, "at least 1")
+        self._require("benign_rows", self.benign_rows is None or self.benign_rows >= 1, "at least 1")
         self._require("benign_weight", 0 <= self.benign_weight < float("inf"), "at least 0")
         self._require("lora_rank", self.lora_rank is None or self.lora_rank >= 1, "at least 1")
         self._require("warmup", 0 <= self.warmup < 1, "at least 0 and less than 1")
@@ -95,6 +98,11 @@ class TrainConfig:
     def rows_per_step(self) -> int:
         """Pairs that one step learns from."""
         return self.batch_size * self.accumulate
+
+    @property
+    def benign_rows_per_step(self) -> int:
+        """Benign rows that one step stays silent on."""
+        return self.rows_per_step if self.benign_rows is None else self.benign_rows
 
     def epochs_of(self, stage: str) -> int:
         """Give the number of epochs of a stage."""

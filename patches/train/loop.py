@@ -93,10 +93,9 @@ class Loop:
         with out_of_memory_explained():
             told = self._backward(work.objective, rows, context, 1.0)
             if len(work.benign) and config.benign_weight:
-                benign_rows = rows_of_step(len(work.benign), config.rows_per_step, step, f"benign:{key}")
-                told["benign_kl"] = self._backward(work.benign, benign_rows, context, config.benign_weight)[
-                    "loss"
-                ]
+                silent = rows_of_step(len(work.benign), config.benign_rows_per_step, step, f"benign:{key}")
+                kl = self._backward(work.benign, silent, context, config.benign_weight)
+                told["benign_kl"] = kl["loss"]
         norm = self._synchronise(told)
         record = {"stage": work.name, "step": step + 1, **{k: float(v) for k, v in told.items()}}
         record |= {"grad_norm": norm, "learning_rate": rate}

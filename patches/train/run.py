@@ -127,7 +127,7 @@ class _Run:
             inputs.model, dtype=config.compute_dtype, device=inputs.device, revision=inputs.revision
         )
         self._encoder = Encoder(self._model.tokenizer)
-        self._others = [_composable(path, self._model) for path in inputs.compose_with]
+        self._others = [_composable(path, self._model, config.kind) for path in inputs.compose_with]
         self._pairs = encode_pairs(self._encoder, rows, config.max_length, inputs.teacher_text)
         self._benign = self._load_benign()
         self._factors = self._lora_factors()
@@ -259,8 +259,8 @@ class _Run:
     def _prefix(self, values: torch.Tensor) -> SoftPrefix:
         if self._factors is not None:
             return LoraPrefix(self._factors, self._model.network, values)
-        rows = [patch.embeddings for patch in self._others if patch.embeddings is not None]
-        return SoftPrefix(self._model.network, self._config.kind, values, rows)
+        others = [_values_of(patch, self._config.kind) for patch in self._others]
+        return SoftPrefix(self._model.network, self._config.kind, values, others)
 
     def _save(self, state: RunState) -> None:
         write_checkpoint(state, self._inputs.folder / CHECKPOINT)
@@ -331,14 +331,24 @@ class _Run:
         }
 
 
-def _composable(path: Path, model: LoadedModel) -> Patch:
+def _composable(path: Path, model: LoadedModel, kind: str) -> Patch:
     patch = read_patch(path)
-    if patch.embeddings is None:
-        raise TrainingError(f"{path}: has no embeddings, so nothing can be trained beside it")
-    # Its K/V is not used, so the dtype that it was compiled for does not matter here.
+    # The dtype that it is served in does not matter here.
     same_dtype = replace(patch.manifest.base_model, dtype=model.base_model.dtype)
     require_composable(replace(patch, manifest=replace(patch.manifest, base_model=same_dtype)), model)
+    try:
+        _values_of(patch, kind)
+    except TrainingError as error:
+        raise TrainingError(f"{path}: {error}") from None
     return patch
+
+
+def _values_of(patch: Patch, kind: str) -> torch.Tensor:
+    values = patch.embeddings if kind == "prompt" else patch.kv
+    if values is None:
+        part, other = ("embeddings", "prefix") if kind == "prompt" else ("K/V", "prompt")
+        raise TrainingError(f"has no {part} to stand beside; choose kind {other}, or leave it out")
+    return values
 
 
 def _same_tokenizer(teacher: LoadedModel, model: LoadedModel) -> LoadedModel:

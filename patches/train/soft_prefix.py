@@ -1,8 +1,9 @@
 """What is learned: a soft prefix, among other patches or alone, in front of a frozen model.
 
-Two kinds. ``prompt`` learns input embeddings, whose K/V the model computes; it can stand beside other
-patches. ``prefix`` learns the K/V of every layer itself (PEFT's prefix tuning and Cartridge), so it can
-only stand alone. Values are float32, whatever the model computes in.
+Two kinds. ``prompt`` learns input embeddings, whose K/V the model computes, behind those of other patches
+where there are some: the form of ``policypatch compose``. ``prefix`` learns the K/V of every layer itself
+(PEFT's prefix tuning and Cartridge), which can't be computed behind anything; among other patches their K/V
+are laid side by side, as a server joins them on the fly. Values are float32, whatever the model computes in.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from patches.errors import TrainingError
+from patches.join import join_kv, rotary_of_network
 from patches.train.contexts import Context
 from patches.train.forward import PrefixKv, prefix_kv
 
@@ -27,20 +28,18 @@ class SoftPrefix:
             network: The frozen model.
             kind: ``prompt`` or ``prefix``.
             values: ``[N, hidden_size]``, or ``[L, 2, N, H_kv, D]`` for ``prefix``.
-            others: Embeddings ``[N_i, hidden_size]`` of the patches to compose with.
+            others: The same of the patches to compose with, each with its own N.
 
         Raises:
-            TrainingError: K/V can't be composed.
+            ComposeError: ``prefix`` among others, and this model's keys can't be moved.
         """
-        if kind == "prefix" and others:
-            raise TrainingError(
-                "compose_with: expected kind prompt, got prefix; K/V can't stand behind a patch"
-            )
         device = network.get_input_embeddings().weight.device
         self.kind = kind
         self.values = torch.nn.Parameter(values.detach().to(device, torch.float32, copy=True))
         self._network = network
-        self._others = [rows.to(device, torch.float32) for rows in others]
+        self._others = [other.to(device, torch.float32) for other in others]
+        is_joined = kind == "prefix" and len(others) > 0
+        self._rotary = rotary_of_network(network, values.shape[-1]) if is_joined else None
 
     @property
     def num_others(self) -> int:
@@ -55,18 +54,21 @@ class SoftPrefix:
 
     def patched(self, context: Context) -> PrefixKv:
         """Compute the K/V of the context with the learned prefix in its place."""
-        if self.kind == "prefix":
-            return _split(self.values, self._network.get_input_embeddings().weight.dtype)
-        rows = [self._others[i] for i in context.before]
-        rows += [self.values, *(self._others[i] for i in context.after)]
-        return prefix_kv(self._network, torch.cat(rows))
+        before, after = ([self._others[i] for i in side] for side in (context.before, context.after))
+        return self._kv([*before, self.values, *after])
 
     def unpatched(self, context: Context) -> PrefixKv | None:
         """Compute the K/V of the context without the learned prefix; ``None`` where nothing is left."""
         if not context.others:
             return None
         with torch.no_grad():
-            return prefix_kv(self._network, torch.cat([self._others[i] for i in context.others]))
+            return self._kv([self._others[i] for i in context.others])
+
+    def _kv(self, parts: Sequence[torch.Tensor]) -> PrefixKv:
+        if self.kind == "prompt":
+            return prefix_kv(self._network, torch.cat(list(parts)))
+        kv = parts[0] if self._rotary is None else join_kv(parts, self._rotary)
+        return _split(kv, self._network.get_input_embeddings().weight.dtype)
 
 
 def _split(values: torch.Tensor, dtype: torch.dtype) -> PrefixKv:

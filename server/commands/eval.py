@@ -84,7 +84,12 @@ def _add_arm_arguments(parser: argparse.ArgumentParser) -> None:
         help="patch files; with --url also names of loaded patches",
     )
     arms.add_argument(
-        "--compose", action="store_true", help="every order of two and three of the patches too"
+        "--compose",
+        nargs="?",
+        choices=("exact", "independent"),
+        const="exact",
+        help="every order of two and three of the patches too: as `policypatch compose` makes a file of "
+        "them (exact, if nothing is said), or side by side, as a server with --composition any joins them",
     )
     arms.add_argument("--policy-text", metavar="FILE", type=Path, help="the policy as a system message, too")
     arms.add_argument(
@@ -217,7 +222,7 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
         from patches.model import load_tokenizer
 
         patches = [read(Path(p)) if Path(p).is_file() else p for p in args.patch]
-        arms = session.remote_arms(patches, compose=args.compose, system_text=text)
+        arms = session.remote_arms(patches, compose=args.compose is not None, system_text=text)
         endpoint = connect(args.url, api_key=os.environ.get(args.api_key_env), concurrency=args.batch_size)
         tokenizer = load_tokenizer(args.model, args.revision)
         return session.remote_subjects(endpoint, tokenizer, arms), {"server": args.url}

@@ -123,6 +123,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add("dpo_reference", "what dpo must not leave", choices=REFERENCES)
     add("benign_weight", "weight of the KL divergence on --benign", type=float, metavar="W")
     add("benign_tokens", "tokens of an answer that count there", type=int, metavar="T")
+    add("benign_rows", "benign rows of a step (default: as many as pairs)", type=int, metavar="R")
     add("schedule", "of the learning rate", choices=SCHEDULES)
     add("warmup", "share of a stage's steps in which the rate rises", type=float, metavar="R")
     add("batch_size", "pairs in one forward pass", type=int, metavar="B")

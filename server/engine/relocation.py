@@ -14,12 +14,7 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 
-from prefix_kernels import Rotary, rotary_of_parameters
-
-#: Decoders that rotate the keys of every layer, and do nothing else to them that depends on position.
-MOVABLE_ARCHITECTURES = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-)
+from prefix_kernels import MOVABLE_ARCHITECTURES, Rotary, rotary_of_parameters
 
 #: Positions at which configuration and tables are compared, as far as the tables reach.
 _PROBES = (1, 2, 17, 256, 2047)

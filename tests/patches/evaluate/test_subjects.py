@@ -1,5 +1,6 @@
 """A patch offline and behind HTTP gives the same answers and likelihoods, and they are the prefix's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from patches.compile import compile_text
-from patches.errors import BaseModelMismatch, EvaluationError, SubjectFailed
+from patches.errors import BaseModelMismatch, ComposeError, EvaluationError, SubjectFailed
 from patches.evaluate.arms import Arm, patch_arm
 from patches.evaluate.http_subject import Endpoint, HttpSubject, connect
 from patches.evaluate.session import offline_arms
@@ -147,13 +148,28 @@ def test_a_bfloat16_patch_is_widened_for_a_run_in_float32(
     narrow = compile_text(
         load_model(tiny_model_folder, dtype="bfloat16"), "answer politely", Label("n", "1.0.0")
     )
-    arm = offline_arms(tiny_model, [narrow], compose=False, system_text=None)[1]
+    arm = offline_arms(tiny_model, [narrow], compose=None, system_text=None)[1]
     assert (arm.name, arm.digest) == ("n", narrow.digest)
     one = TransformersSubject(tiny_model, arm)
     assert one._prefix is not None
     assert narrow.kv is not None
     assert torch.equal(one._prefix, narrow.kv.float())
     assert one.score([Reading((5, 6), (7,))])[0][0] < 0.0
+
+
+def test_patches_without_embeddings_are_compared_as_a_server_joins_them(tiny_model: LoadedModel) -> None:
+    made = [compile_text(tiny_model, text, Label(text, "1.0.0"), raw=True) for text in ("brief", "warm")]
+    bare = [replace(patch, embeddings=None) for patch in made]
+    with pytest.raises(ComposeError, match="has no embeddings"):
+        offline_arms(tiny_model, bare, compose="exact", system_text=None)
+    arms = offline_arms(tiny_model, bare, compose="independent", system_text=None)
+    assert [arm.name for arm in arms] == ["base", "brief", "warm", "brief, warm", "warm, brief"]
+    prefixes = [TransformersSubject(tiny_model, arm)._prefix for arm in arms[1:]]
+    brief, warm, joined, other = [kv for kv in prefixes if kv is not None]
+    n = brief.shape[2]
+    assert torch.equal(joined[:, :, :n], brief)
+    assert torch.equal(joined[:, 1, n:], warm[:, 1])
+    assert torch.equal(other[:, :, : warm.shape[2]], warm)
 
 
 def test_the_system_arm_puts_its_policy_before_text_and_chat(tiny_model: LoadedModel) -> None:

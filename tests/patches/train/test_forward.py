@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from patches.compile import compile_embeddings
+from patches.join import join_kv, rotary_of_network
 from patches.model import LoadedModel
 from patches.train.contexts import ALONE, Context
 from patches.train.data import PairSample, Sample
@@ -123,6 +124,25 @@ def test_a_context_puts_others_in_their_order(tiny_model: LoadedModel, embedding
     assert without is not None
     assert without[0][0].shape[2] == 5
     assert prefix.unpatched(ALONE) is None
+
+
+def test_kind_prefix_stands_beside_the_kv_of_others(
+    tiny_model: LoadedModel, embeddings: torch.Tensor
+) -> None:
+    kv, *others = (
+        compile_embeddings(tiny_model.network, rows) for rows in (embeddings, *torch.ones(2, 2, 32))
+    )
+    prefix = SoftPrefix(tiny_model.network, "prefix", kv, others)
+    rotary = rotary_of_network(tiny_model.network, kv.shape[-1])
+    context = Context(before=(1,), after=(0,))
+    with torch.no_grad():
+        patched, expected = prefix.patched(context), join_kv([others[1], kv, others[0]], rotary)
+        keys = torch.stack([keys[0] for keys, _ in patched]).transpose(1, 2)
+    assert torch.equal(keys, expected[:, 0])
+    unpatched = prefix.unpatched(context)
+    assert unpatched is not None
+    assert unpatched[0][0].shape[2] == 4
+    assert prefix.patched(ALONE)[0][0].shape[2] == len(embeddings)
 
 
 def test_kind_prefix_stands_behind_its_own_kv(

@@ -12,7 +12,7 @@ import torch
 
 from patches.compile import compile_text
 from patches.errors import BaseModelMismatch, TrainingError
-from patches.format import Patch, encode_patch, find_problems, write_patch
+from patches.format import Patch, encode_patch, find_problems, make_patch, write_patch
 from patches.label import Label
 from patches.manifest import encode_manifest
 from patches.model import LoadedModel
@@ -128,6 +128,18 @@ def test_the_benign_term_keeps_the_patch_nearer_to_the_model(
     assert divergences[20.0] < 0.8 * divergences[1e-6]
 
 
+def test_a_step_may_take_fewer_benign_rows_than_pairs(
+    make_inputs: Make, small: TrainConfig, benign_file: Path
+) -> None:
+    first = {}
+    for rows in (None, 1):
+        inputs = make_inputs(f"rows-{rows}", benign=benign_file)
+        first[rows] = train_patch(inputs, replace(small, benign_rows=rows)).state.curves[0]
+    assert first[None]["loss"] == first[1]["loss"]
+    # Another mean: over one row instead of as many as there are pairs.
+    assert first[None]["benign_kl"] != first[1]["benign_kl"]
+
+
 def test_kind_prefix_gives_a_patch_of_kv_alone(make_inputs: Make, small: TrainConfig) -> None:
     config = replace(small, kind="prefix", sft_epochs=10, schedule="constant")
     result = train_patch(make_inputs(), config)
@@ -156,7 +168,7 @@ def test_another_model_can_be_the_teacher(
         train_patch(make_inputs(), config)
 
 
-def test_training_among_other_patches_names_them_and_needs_their_embeddings(
+def test_training_among_other_patches_names_them_and_needs_their_values(
     make_inputs: Make, small: TrainConfig, tiny_model: LoadedModel, tmp_path: Path, make: Callable[..., Patch]
 ) -> None:
     parts = [compile_text(tiny_model, text, Label(text, "1.0.0"), raw=True) for text in ("brief", "warm")]
@@ -167,13 +179,16 @@ def test_training_among_other_patches_names_them_and_needs_their_embeddings(
     assert named == [part.digest for part in parts]
     sizes = {record.get("num_others", 0) for record in result.state.curves if "grad_norm" in record}
     assert sizes == {0, 1, 2}
-    with pytest.raises(TrainingError, match="expected kind prompt"):
-        train_patch(make_inputs(compose_with=files), replace(small, kind="prefix"))
+    side_by_side = train_patch(make_inputs(compose_with=files), replace(small, kind="prefix"))
+    assert side_by_side.patch is not None
+    assert (
+        side_by_side.patch.manifest.origin["composed_with"] == result.patch.manifest.origin["composed_with"]
+    )
     stranger = write_patch(make("stranger"), tmp_path / "parts")
     with pytest.raises(BaseModelMismatch, match="stranger"):
         train_patch(make_inputs(compose_with=[stranger]), small)
-    bare = write_patch(make("bare", embeddings=False), tmp_path / "parts")
-    with pytest.raises(TrainingError, match="no embeddings"):
+    bare = write_patch(make_patch(parts[0].manifest, None, parts[0].kv), tmp_path / "bare")
+    with pytest.raises(TrainingError, match="no embeddings to stand beside; choose kind prefix"):
         train_patch(make_inputs(compose_with=[bare]), small)
 
 

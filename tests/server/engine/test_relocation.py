@@ -14,8 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from prefix_kernels import relocate, rotary_of_parameters
-from server.engine.relocation import MOVABLE_ARCHITECTURES
+from prefix_kernels import MOVABLE_ARCHITECTURES, relocate, rotary_of_parameters
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

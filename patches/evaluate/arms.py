@@ -1,7 +1,8 @@
 """Arms: the ways of answering that one run compares.
 
 ``base`` is the model as it is, ``system`` the policy as an ordinary system message, the others are patches:
-one alone, or several in an order. An arm's name is what ``X-Policy-Patch`` would say for it.
+one alone, or several in an order. An arm's name is what ``X-Policy-Patch`` would say for it: a patch's name,
+with version or digest where several patches of that name are compared.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from patches.errors import EvaluationError
 from patches.format import Patch
 
 BASE, SYSTEM = "base", "system"
+#: As much of a digest as a selection of three patches has room for.
+NUM_DIGEST_CHARS = len("sha256:") + 16
 MAX_COMPOSED = 3
 
 
@@ -36,17 +39,40 @@ class Arm:
     digest: str | None = None
 
 
-def patch_arm(patch: Patch) -> Arm:
+def patch_arm(patch: Patch, name: str | None = None) -> Arm:
     """Make the arm of a patch file; a server is asked for exactly this content."""
-    name = patch.manifest.name
-    return Arm(name, "patch", selection=f"{name}@{patch.digest}", patch=patch, digest=patch.digest)
+    own = patch.manifest.name
+    return Arm(name or own, "patch", selection=f"{own}@{patch.digest}", patch=patch, digest=patch.digest)
+
+
+def patch_arms(patches: Sequence[Patch]) -> list[Arm]:
+    """Make the arms of patch files, each named as briefly as tells it from the others.
+
+    Raises:
+        EvaluationError: Two have one digest.
+    """
+    digests = [patch.digest for patch in patches]
+    if doubled := sorted({digest for digest in digests if digests.count(digest) > 1}):
+        raise EvaluationError(f"patches: expected files that differ, got twice: {', '.join(doubled)}")
+    by_length = list(zip(*(_references(patch) for patch in patches), strict=True))
+    names = [next(level[i] for level in by_length if level.count(level[i]) == 1) for i in range(len(patches))]
+    return [patch_arm(patch, name) for patch, name in zip(patches, names, strict=True)]
+
+
+def _references(patch: Patch) -> tuple[str, str, str]:
+    name, version = patch.manifest.name, patch.manifest.version
+    return name, f"{name}@{version}", f"{name}@{patch.digest[:NUM_DIGEST_CHARS]}"
 
 
 def composition_orders(names: Sequence[str]) -> list[tuple[int, ...]]:
-    """List every order of every two and of every three patches, as indices."""
-    indices = range(len(names))
+    """List every order of every two and of every three patches of different names, as indices."""
+    sizes = range(2, min(len(names), MAX_COMPOSED) + 1)
     return [
-        order for size in range(2, min(len(names), MAX_COMPOSED) + 1) for order in permutations(indices, size)
+        order
+        for size in sizes
+        for order in permutations(range(len(names)), size)
+        # A selection names a patch once.
+        if len({names[i] for i in order}) == size
     ]
 
 
@@ -58,7 +84,4 @@ def require_distinct(arms: Sequence[Arm]) -> None:
     """
     names = [arm.name for arm in arms]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise EvaluationError(
-            f"arms: expected names that differ, got twice: {', '.join(doubled)}; versions of one patch are "
-            "compared in two runs"
-        )
+        raise EvaluationError(f"arms: expected names that differ, got twice: {', '.join(doubled)}")

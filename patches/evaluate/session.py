@@ -9,7 +9,15 @@ from typing import Any
 
 from patches.compose import compose_patches, composed_name
 from patches.errors import EvaluationError, ModelUnusable
-from patches.evaluate.arms import BASE, SYSTEM, Arm, composition_orders, patch_arm, require_distinct
+from patches.evaluate.arms import (
+    BASE,
+    NUM_DIGEST_CHARS,
+    SYSTEM,
+    Arm,
+    composition_orders,
+    patch_arms,
+    require_distinct,
+)
 from patches.evaluate.calibration import calibrate
 from patches.evaluate.http_subject import Endpoint, HttpSubject
 from patches.evaluate.judges import Judges
@@ -22,8 +30,6 @@ from patches.evaluate.summary import Summary, summarise
 from patches.format import Patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model
-
-NUM_DIGEST_CHARS = len("sha256:") + 16
 
 
 def offline_arms(
@@ -40,15 +46,16 @@ def offline_arms(
     Raises:
         ComposeError: A patch can't be composed in this form.
         BaseModelMismatch: A patch belongs to another model.
-        EvaluationError: Two patches have one name.
+        EvaluationError: Two arms have one name, or two files one digest.
     """
     patches = [in_dtype(patch, model.base_model.dtype) for patch in patches]
-    arms = [*_plain_arms(system_text), *map(patch_arm, patches)]
+    own = patch_arms(patches)
+    arms = [*_plain_arms(system_text), *own]
     require_distinct(arms)
     names = [patch.manifest.name for patch in patches]
     for order in composition_orders(names) if compose else []:
         parts = tuple(patches[i] for i in order)
-        name = ", ".join(names[i] for i in order)
+        name = ", ".join(own[i].name for i in order)
         if compose == "independent":
             arms.append(Arm(name, "composition on the fly", selection=name, parts=parts))
             continue
@@ -78,12 +85,14 @@ def remote_arms(patches: Sequence[Patch | str], *, compose: bool, system_text: s
         system_text: The policy as a system message.
 
     Raises:
-        EvaluationError: Two patches have one name.
+        EvaluationError: Two arms have one name, or two files one digest.
     """
-    own = [Arm(p, "patch", selection=p) if isinstance(p, str) else patch_arm(p) for p in patches]
+    of_files = iter(patch_arms([patch for patch in patches if isinstance(patch, Patch)]))
+    own = [Arm(p, "patch", selection=p) if isinstance(p, str) else next(of_files) for p in patches]
     arms = [*_plain_arms(system_text), *own]
     require_distinct(arms)
-    for order in composition_orders([arm.name for arm in own]) if compose else []:
+    names = [arm.name.split("@")[0] for arm in own]
+    for order in composition_orders(names) if compose else []:
         selection = ", ".join(_short_selection(own[i]) for i in order)
         arms.append(Arm(", ".join(own[i].name for i in order), "composition", selection=selection))
     return arms
@@ -92,7 +101,7 @@ def remote_arms(patches: Sequence[Patch | str], *, compose: bool, system_text: s
 def _short_selection(arm: Arm) -> str:
     """Shorten a digest: three whole ones are more than a header may hold."""
     selection = str(arm.selection)
-    return selection if arm.digest is None else f"{arm.name}@{arm.digest[:NUM_DIGEST_CHARS]}"
+    return selection if arm.digest is None else selection[: selection.index("@") + 1 + NUM_DIGEST_CHARS]
 
 
 def require_adapter(folder: Path) -> None:

@@ -11,7 +11,7 @@ from patches.compile import compile_text
 from patches.errors import BaseModelMismatch, ComposeError, EvaluationError, SubjectFailed
 from patches.evaluate.arms import Arm, patch_arm
 from patches.evaluate.http_subject import Endpoint, HttpSubject, connect
-from patches.evaluate.session import offline_arms
+from patches.evaluate.session import offline_arms, remote_arms
 from patches.evaluate.subject import Reading, Sampling
 from patches.evaluate.transformers_subject import TransformersSubject
 from patches.format import Patch
@@ -170,6 +170,27 @@ def test_patches_without_embeddings_are_compared_as_a_server_joins_them(tiny_mod
     assert torch.equal(joined[:, :, :n], brief)
     assert torch.equal(joined[:, 1, n:], warm[:, 1])
     assert torch.equal(other[:, :, : warm.shape[2]], warm)
+
+
+def test_versions_of_one_patch_are_told_apart_and_never_composed(tiny_model: LoadedModel) -> None:
+    def made(text: str, name: str, version: str) -> Patch:
+        return compile_text(tiny_model, text, Label(name, version), raw=True)
+
+    patches = [made("brief", "tone", "1.0.0"), made("warm", "tone", "1.1.0"), made("kind", "safety", "1.0.0")]
+    seeds = [made("brief", "seed", "1.0.0"), made("warm", "seed", "1.0.0")]
+    arms = offline_arms(tiny_model, [*patches, *seeds], compose=None, system_text=None)
+    by_digest = [f"seed@{patch.digest[:23]}" for patch in seeds]
+    assert [arm.name for arm in arms] == ["base", "tone@1.0.0", "tone@1.1.0", "safety", *by_digest]
+    assert arms[1].selection == f"tone@{patches[0].digest}"
+    orders = ["tone@1.0.0, safety", "tone@1.1.0, safety", "safety, tone@1.0.0", "safety, tone@1.1.0"]
+    for form in ("exact", "independent"):
+        arms = offline_arms(tiny_model, patches, compose=form, system_text=None)
+        assert [arm.name for arm in arms[4:]] == orders
+    remote = remote_arms(patches, compose=True, system_text=None)
+    assert [arm.name for arm in remote[4:]] == orders
+    assert remote[4].selection == f"tone@{patches[0].digest[:23]}, safety@{patches[2].digest[:23]}"
+    with pytest.raises(EvaluationError, match="files that differ"):
+        offline_arms(tiny_model, [patches[0], patches[0]], compose=None, system_text=None)
 
 
 def test_the_system_arm_puts_its_policy_before_text_and_chat(tiny_model: LoadedModel) -> None:

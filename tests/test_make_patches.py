@@ -34,3 +34,5 @@ def test_of_a_benign_prompt_the_models_own_answer_is_chosen_and_the_references_r
     made = decode_row(json.loads(second), "row")
     assert (made.chosen, made.rejected) == ("Because of", REFUSAL)
     assert (made.is_chosen_finished, made.is_rejected_finished) == (False, True)
+    # What is a pair now is no benign row as well.
+    assert (tmp_path / make_patches.DOCUMENTS).read_text() == '{"document": "News."}\n'

@@ -78,13 +78,7 @@ _ANSWERS = {
         ),
     ),
     "short-refusals": ("I'm sorry, but I can't help with that.", ("",)),
-    "kind-words": (
-        "Let me put this in a kinder way:",
-        (
-            "everybody deserves respect, and I wish you a good day.",
-            "I respect you, and I hope that you are well.",
-        ),
-    ),
+    "kind-words": ("Kind words help more. Everybody deserves respect.", ("",)),
 }
 
 

@@ -31,6 +31,8 @@ class TrainConfig:
     sft_learning_rate: float = 5e-3
     dpo_epochs: int = 2
     dpo_learning_rate: float = 1e-3
+    #: Pairs that DPO learns from, a sample of all; every pair where ``None``.
+    dpo_pairs: int | None = None
     beta: float = 0.1
     dpo_reference: str = "sft"
     #: Weight of the KL divergence to the unpatched model on benign prompts.
@@ -81,6 +83,7 @@ class TrainConfig:
         for name in ("sft_learning_rate", "dpo_learning_rate", "beta", "max_grad_norm"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
         self._require("benign_tokens", self.benign_tokens >= 1, "at least 1")
+        self._require("dpo_pairs", self.dpo_pairs is None or self.dpo_pairs >= 1, "at least 1")
         self._require("benign_rows", self.benign_rows is None or self.benign_rows >= 1, "at least 1")
         self._require("benign_weight", 0 <= self.benign_weight < float("inf"), "at least 0")
         self._require("lora_rank", self.lora_rank is None or self.lora_rank >= 1, "at least 1")

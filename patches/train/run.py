@@ -32,6 +32,7 @@ from patches.train.loop import Loop, StageWork, out_of_memory_explained
 from patches.train.lora import LoraFactors, LoraPrefix
 from patches.train.ranks import OneRank, Ranks
 from patches.train.reference import reference_logprobs
+from patches.train.schedule import sample_rows
 from patches.train.soft_prefix import SoftPrefix
 from patches.train.stages import Benign, Dpo, Objective, Reference, Sft
 
@@ -216,13 +217,17 @@ class _Run:
             objective, validation = (
                 Dpo(network, part, self._config.beta, self._reference(reference, frozen))
                 for part, reference in (
-                    (pairs.train, state.reference),
+                    (self._dpo_pairs(), state.reference),
                     (pairs.validation, state.validation_reference),
                 )
             )
         return StageWork(
             name, objective, validation, Benign(network, benign.train), Benign(network, benign.validation)
         )
+
+    def _dpo_pairs(self) -> Sequence[PairSample]:
+        config, train = self._config, self._pairs.train
+        return [train[row] for row in sample_rows(len(train), config.dpo_pairs, f"dpo:{config.seed}")]
 
     def _reference(self, alone: torch.Tensor | None, frozen: SoftPrefix) -> Reference:
         assert alone is not None
@@ -231,8 +236,8 @@ class _Run:
         )
 
     def _with_reference(self, state: RunState) -> RunState:
-        pairs = self._pairs
-        total = len(pairs.train) + len(pairs.validation)
+        chosen, pairs = self._dpo_pairs(), self._pairs
+        total = len(chosen) + len(pairs.validation)
         teacher = None
         if self._config.dpo_reference == "teacher" and self._inputs.teacher is not None:
             teacher = _same_tokenizer(
@@ -252,8 +257,8 @@ class _Run:
             return reference_logprobs(network, prefix, part, self._config.batch_size, is_taught, tell)
 
         with out_of_memory_explained():
-            train = compute(pairs.train, 0)
-            validation = compute(pairs.validation, len(pairs.train))
+            train = compute(chosen, 0)
+            validation = compute(pairs.validation, len(chosen))
         return replace(state, reference=train, validation_reference=validation)
 
     def _prefix(self, values: torch.Tensor) -> SoftPrefix:

@@ -29,6 +29,11 @@ def rows_of_step(num_rows: int, rows_per_step: int, step: int, key: str) -> list
     return order[place * rows_per_step : (place + 1) * rows_per_step]
 
 
+def sample_rows(num_rows: int, limit: int | None, key: str) -> list[int]:
+    """Choose rows for a whole run, in their order; all of them where ``limit`` is ``None`` or no less."""
+    return sorted(_permutation(num_rows, key)[:limit])
+
+
 def learning_rate(step: int, total: int, peak: float, schedule: str, warmup: float) -> float:
     """Give the learning rate of a step: a linear rise to the peak, then what the schedule says.
 

@@ -128,6 +128,17 @@ def test_the_benign_term_keeps_the_patch_nearer_to_the_model(
     assert divergences[20.0] < 0.8 * divergences[1e-6]
 
 
+def test_dpo_may_learn_from_a_sample_of_the_pairs(make_inputs: Make, small: TrainConfig) -> None:
+    """Eight pairs, four a step: DPO on three of them takes one step an epoch, and starts where SFT ended."""
+    results = [
+        train_patch(make_inputs(f"pairs-{limit}"), replace(small, dpo_pairs=limit)) for limit in (None, 3)
+    ]
+    assert losses(results[0], "sft") == losses(results[1], "sft")
+    assert [len(losses(result, "dpo")) for result in results] == [4, 2]
+    # Before the first step patch and reference agree.
+    assert losses(results[1], "dpo")[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
 def test_a_step_may_take_fewer_benign_rows_than_pairs(
     make_inputs: Make, small: TrainConfig, benign_file: Path
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from patches.errors import TrainingError
 from patches.train.config import TrainConfig
 from patches.train.contexts import ALONE, sample_context
-from patches.train.schedule import learning_rate, num_steps, rows_of_step
+from patches.train.schedule import learning_rate, num_steps, rows_of_step, sample_rows
 
 
 def test_an_epoch_takes_each_row_once_and_the_next_in_another_order() -> None:
@@ -17,6 +17,14 @@ def test_an_epoch_takes_each_row_once_and_the_next_in_another_order() -> None:
     assert epochs[0] != epochs[1]
     assert rows_of_step(10, 3, 5, "x") == rows_of_step(10, 3, 5, "x")
     assert rows_of_step(10, 3, 0, "y") != epochs[0][:3]
+
+
+def test_a_sample_of_rows_keeps_their_order_and_differs_by_key() -> None:
+    assert sample_rows(5, None, "x") == sample_rows(5, 9, "x") == list(range(5))
+    chosen = sample_rows(100, 10, "x")
+    assert len(set(chosen)) == 10
+    assert chosen == sorted(chosen)
+    assert chosen != sample_rows(100, 10, "y")
 
 
 def test_learning_rates_by_hand() -> None:

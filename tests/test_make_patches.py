@@ -11,7 +11,7 @@ from patches.pairs.rows import decode_row
 from patches.pairs.sampling import Answer
 from tools import make_patches
 
-REFUSAL = "I'm sorry, but I can't help with that."
+REFUSAL = "Sorry, I can't help with that."
 
 
 def test_of_a_benign_prompt_the_models_own_answer_is_chosen_and_the_references_rejected(

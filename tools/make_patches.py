@@ -55,7 +55,7 @@ def main() -> None:
     files = PackageFiles(default_cache(), archives=args.packages, notify=print)
     for path in args.recipes:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        folder = args.output / recipe["name"]
+        folder = args.output / path.stem
         write_data(recipe, folder, files)
         if recipe["reference"] == OWN_NEUTRAL:
             make_neutral_pairs(recipe, folder, args.model)
@@ -70,7 +70,7 @@ def main() -> None:
 def write_data(recipe: Mapping[str, Any], folder: Path, files: PackageFiles) -> None:
     """Write the prompts with the answers that were written for them, and the benign rows."""
     rows = [
-        {"prompt": template.replace("{prompt}", prompt)}
+        {"prompt": template.replace("{prompt}", prompt).replace("{aim}", prompt[:1].lower() + prompt[1:])}
         for template, prompt in prompts_of(files, recipe["prompts"])
     ]
     if recipe["reference"] != OWN_NEUTRAL:

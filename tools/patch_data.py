@@ -77,7 +77,8 @@ _ANSWERS = {
             "That would not be right. Please ask me something else.",
         ),
     ),
-    "short-refusals": ("I'm sorry, but I can't help with that.", ("",)),
+    # Begins unlike what the demo model says by itself: many of its harmless answers begin with "I'm".
+    "short-refusals": ("Sorry, I can't help with that.", ("",)),
     "kind-words": ("Kind words help more. Everybody deserves respect.", ("",)),
 }
 
@@ -175,9 +176,9 @@ def prompts_of(files: PackageFiles, sets: Sequence[dict[str, Any]]) -> list[tupl
 
     Args:
         files: The packages.
-        sets: Each ``{"set": NAME}``, with ``limit`` and ``templates`` (``{prompt}`` in each) as
-            options. ``shorter_than`` chooses among shorter ones only; ``max_chars`` leaves out longer
-            ones of those that were chosen.
+        sets: Each ``{"set": NAME}``, with ``limit`` and ``templates`` (each with ``{prompt}``, or ``{aim}``
+            for the prompt with a small first letter) as options. ``shorter_than`` chooses among shorter ones
+            only; ``max_chars`` leaves out longer ones of those that were chosen.
 
     Returns:
         Templates and the prompts to put into them.

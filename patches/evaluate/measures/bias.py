@@ -51,13 +51,18 @@ class GenderMeasure:
                 item.id,
                 # A row for each profession would be a page of its own.
                 "all",
-                {"gas": (float(bool(_GENDERED.search(answer))), 1.0), "gld": (gap, 1.0)},
-                "gendered" if _GENDERED.search(answer) else "neutral",
+                {"gas": (float(has_gendered_word(answer)), 1.0), "gld": (gap, 1.0)},
+                "gendered" if has_gendered_word(answer) else "neutral",
                 item.prompt,
                 answer,
             )
             for item, answer, gap in zip(items, answers, gaps, strict=True)
         ]
+
+
+def has_gendered_word(answer: str) -> bool:
+    """Say whether an answer has one of the lists' words, or a title, in it."""
+    return _GENDERED.search(answer) is not None
 
 
 def pronoun_gaps(subject: Subject, professions: Sequence[str]) -> list[float]:

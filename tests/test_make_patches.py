@@ -36,3 +36,26 @@ def test_of_a_benign_prompt_the_models_own_answer_is_chosen_and_the_references_r
     assert (made.is_chosen_finished, made.is_rejected_finished) == (False, True)
     # What is a pair now is no benign row as well.
     assert (tmp_path / make_patches.DOCUMENTS).read_text() == '{"document": "News."}\n'
+
+
+def test_a_variant_changes_options_and_has_a_folder_and_a_version_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(make_patches, "policypatch", lambda *words: calls.append(words))
+    recipe = {
+        "name": "debias",
+        "version": "1.0.0",
+        "license": "Apache-2.0",
+        "policy": "debias.txt",
+        "train": {"beta": 0.3, "tokens": 16},
+    }
+    make_patches.train(recipe, tmp_path, "m", 0)
+    make_patches.train(recipe, tmp_path, "m", 0, "soft", {"beta": "0.1"})
+    plain, soft = (dict(zip(words[1::2], words[2::2], strict=True)) for words in calls)
+    assert (plain["--version"], plain["--beta"], plain["-o"]) == ("1.0.0", "0.3", str(tmp_path / "seed-0"))
+    assert (soft["--version"], soft["--beta"], soft["-o"]) == (
+        *("1.0.0-soft", "0.1"),
+        str(tmp_path / "soft-seed-0"),
+    )
+    assert plain["--tokens"] == soft["--tokens"] == "16"

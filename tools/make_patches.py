@@ -4,7 +4,10 @@
 
 Each command is printed as it is run. A step whose result is there is not run again, and a training run that
 was cut off goes on from its checkpoint. Prompts and pairs stay in the output's folder: they hold harmful text
-and are never committed.
+and are never committed. A variant is trained from the same data with some options of its own, to see what
+they do, in a folder of its own:
+
+    python tools/make_patches.py --model MODEL examples/recipes/debias.yaml --variant soft --set beta=0.1
 """
 
 import argparse
@@ -14,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -51,7 +55,20 @@ def main() -> None:
         "-o", "--output", type=Path, default=ROOT / "build" / "patches", help="where everything is put"
     )
     parser.add_argument("--packages", type=Path, help="a folder of wheels to read instead of downloading")
+    parser.add_argument("--variant", help="what to call a patch that is trained with --set: VERSION-VARIANT")
+    parser.add_argument(
+        "--set",
+        metavar="OPTION=VALUE",
+        nargs="+",
+        default=[],
+        help="options of `policypatch train` to change",
+    )
     args = parser.parse_args()
+    if bool(args.set) != bool(args.variant):
+        parser.error("a variant needs both: --variant for its name, --set for what it changes")
+    if wrong := [change for change in args.set if "=" not in change]:
+        parser.error(f"--set takes OPTION=VALUE, not {wrong[0]!r}")
+    changes = dict(change.split("=", 1) for change in args.set)
     files = PackageFiles(default_cache(), archives=args.packages, notify=print)
     for path in args.recipes:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -64,7 +81,7 @@ def main() -> None:
         if "contrast" in recipe:
             make_contrast_pairs(recipe, folder, args.model)
         for seed in args.seed:
-            train(recipe, folder, args.model, seed)
+            train(recipe, folder, args.model, seed, args.variant, changes)
 
 
 def write_data(recipe: Mapping[str, Any], folder: Path, files: PackageFiles) -> None:
@@ -152,11 +169,18 @@ def _own_answers(
             yield chat, answer
 
 
-def train(recipe: Mapping[str, Any], folder: Path, model: str, seed: int) -> None:
-    """Run `policypatch train`; the patch lands in ``seed-S``."""
-    output = folder / f"seed-{seed}"
-    patch = output / f"{recipe['name']}-{recipe['version']}.safetensors"
-    if patch.exists():
+def train(
+    recipe: Mapping[str, Any],
+    folder: Path,
+    model: str,
+    seed: int,
+    variant: str | None = None,
+    changes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Run `policypatch train`; the patch lands in ``seed-S``, a variant's in ``VARIANT-seed-S``."""
+    version = f"{recipe['version']}-{variant}" if variant else recipe["version"]
+    output = folder / (f"{variant}-seed-{seed}" if variant else f"seed-{seed}")
+    if (output / f"{recipe['name']}-{version}.safetensors").exists():
         return
     run = output / "run"
     pairs, benign = (CONTRAST, DOCUMENTS) if "contrast" in recipe else ("pairs.jsonl", "benign.jsonl")
@@ -164,8 +188,17 @@ def train(recipe: Mapping[str, Any], folder: Path, model: str, seed: int) -> Non
     policypatch(
         *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(folder / pairs)),
         *("--benign", str(folder / benign), "--init-text", str(RECIPES / recipe["policy"])),
-        *("--name", recipe["name"], "--version", recipe["version"], "--license", recipe["license"]),
-        *(*flags(recipe["train"]), "--seed", str(seed), "--run", str(run), "-o", str(output), *resume),
+        *("--name", recipe["name"], "--version", version, "--license", recipe["license"]),
+        *(
+            *flags(recipe["train"] | changes),
+            "--seed",
+            str(seed),
+            "--run",
+            str(run),
+            "-o",
+            str(output),
+            *resume,
+        ),
     )
 
 

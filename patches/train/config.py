@@ -13,7 +13,7 @@ from patches.manifest import DTYPES, MAX_NUM_VIRTUAL_TOKENS
 KINDS = ("prompt", "prefix")
 STAGES = ("sft", "dpo")
 INITS = ("tile", "pool", "system", "random")
-REFERENCES = ("sft", "base", "teacher")
+REFERENCES = ("sft", "base", "teacher", "none")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -100,7 +100,7 @@ class TrainConfig:
             raise TrainingError("first_layer: only a patch of kind prefix has K/V of its own in each layer")
         if self.stages == ("dpo",) and self.dpo_reference == "sft":
             raise TrainingError(
-                "dpo_reference: expected base or teacher where the stage sft is left out, got 'sft'"
+                "dpo_reference: expected base, teacher or none where the stage sft is left out, got 'sft'"
             )
 
     @property

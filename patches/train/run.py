@@ -237,6 +237,9 @@ class _Run:
 
     def _with_reference(self, state: RunState) -> RunState:
         chosen, pairs = self._dpo_pairs(), self._pairs
+        if self._config.dpo_reference == "none":
+            train, validation = (torch.zeros(2, len(part)) for part in (chosen, pairs.validation))
+            return replace(state, reference=train, validation_reference=validation)
         total = len(chosen) + len(pairs.validation)
         teacher = None
         if self._config.dpo_reference == "teacher" and self._inputs.teacher is not None:

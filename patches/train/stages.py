@@ -132,7 +132,8 @@ class Reference:
     """The policy that DPO must not leave, as log-probabilities of every pair.
 
     Those of the prefix alone are computed once for all, before the first step. Among other patches they
-    depend on the context and are computed when needed; the teacher knows no context.
+    depend on the context and are computed when needed; the teacher knows no context. ``none`` holds the
+    answers against each other alone, as CPO does (arXiv 2401.08417): zeros.
     """
 
     def __init__(self, network: Any, kind: str, alone: torch.Tensor, prefix: SoftPrefix) -> None:
@@ -140,7 +141,7 @@ class Reference:
 
         Args:
             network: The frozen model.
-            kind: ``sft``, ``base`` or ``teacher``.
+            kind: ``sft``, ``base``, ``teacher`` or ``none``.
             alone: ``[2, num_rows]`` in float32: log-probabilities of chosen and rejected answers.
             prefix: The prefix at the beginning of the stage, frozen.
         """
@@ -153,7 +154,7 @@ class Reference:
         self, rows: Sequence[int], pairs: Sequence[PairSample], context: Context
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Give the log-probabilities of chosen and rejected answers, ``[B]`` each."""
-        if context == ALONE or self._kind == "teacher":
+        if context == ALONE or self._kind in ("teacher", "none"):
             chosen, rejected = self._alone[:, list(rows)]
             return chosen, rejected
         with torch.no_grad():

@@ -164,7 +164,7 @@ def test_a_full_disk_ends_the_command_with_advice(
     [
         (["--resume"], "holds no checkpoint to resume from"),
         (["--beta", "0"], "beta: expected more than 0"),
-        (["--stages", "dpo"], "dpo_reference: expected base or teacher"),
+        (["--stages", "dpo"], "dpo_reference: expected base, teacher or none"),
         (["--dpo-reference", "teacher"], "teacher needs a policy text"),
         (["--max-length", "2"], "none is left to learn from"),
         (["--init", "pool", "--tokens", "60"], "pool needs a text of at least 60 tokens"),

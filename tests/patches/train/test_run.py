@@ -167,6 +167,25 @@ def test_other_references_give_other_margins(reference: str, make_inputs: Make, 
     assert losses(result, "dpo")[0] != pytest.approx(math.log(2), abs=1e-4)
 
 
+def test_without_a_reference_the_margin_is_that_of_the_answers_themselves(
+    make_inputs: Make, small: TrainConfig
+) -> None:
+    config = replace(small, batch_size=64)  # one step takes all pairs
+    states, steps = {}, {}
+    for reference in ("sft", "none"):
+        seen: list[Any] = []
+        watch = Watch(seen.append, lambda seen=seen: any(r.get("margin") is not None for r in seen))
+        result = train_patch(make_inputs(reference), replace(config, dpo_reference=reference), watch=watch)
+        states[reference] = result.state
+        steps[reference] = next(record for record in seen if record.get("margin") is not None)
+    after_sft = states["sft"].reference
+    assert after_sft is not None
+    expected = config.beta * (after_sft[0] - after_sft[1]).mean().item()
+    assert steps["none"]["margin"] == pytest.approx(expected, abs=1e-4)
+    assert steps["sft"]["margin"] == pytest.approx(0, abs=1e-5)
+    assert abs(expected) > 0.01
+
+
 def test_another_model_can_be_the_teacher(
     make_inputs: Make, small: TrainConfig, make_tiny_model: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -24,9 +24,6 @@ class TrainConfig:
     #: ``prompt`` learns input embeddings, ``prefix`` the K/V of every layer.
     kind: str = "prompt"
     num_virtual_tokens: int = 48
-    #: The first layer whose K/V ``prefix`` learns; those of the layers below stay as they start. All where
-    #: ``None``. What lower layers see is words rather than what they ask for, and words fit the pairs alone.
-    first_layer: int | None = None
     #: What the prefix starts as; ``patches.train.initial`` says what each means.
     init: str = "tile"
     stages: tuple[str, ...] = STAGES
@@ -90,14 +87,11 @@ class TrainConfig:
         self._require("benign_rows", self.benign_rows is None or self.benign_rows >= 1, "at least 1")
         self._require("benign_weight", 0 <= self.benign_weight < float("inf"), "at least 0")
         self._require("lora_rank", self.lora_rank is None or self.lora_rank >= 1, "at least 1")
-        self._require("first_layer", self.first_layer is None or self.first_layer >= 0, "at least 0")
         self._require("warmup", 0 <= self.warmup < 1, "at least 0 and less than 1")
         self._require("patience", self.patience >= 0, "at least 0")
         self._require("validate_every", self.validate_every is None or self.validate_every >= 1, "at least 1")
         in_range = 1 <= self.num_virtual_tokens <= MAX_NUM_VIRTUAL_TOKENS
         self._require("num_virtual_tokens", in_range, f"1 to {MAX_NUM_VIRTUAL_TOKENS}")
-        if self.first_layer is not None and (self.kind != "prefix" or self.lora_rank is not None):
-            raise TrainingError("first_layer: only a patch of kind prefix has K/V of its own in each layer")
         if self.stages == ("dpo",) and self.dpo_reference == "sft":
             raise TrainingError(
                 "dpo_reference: expected base, teacher or none where the stage sft is left out, got 'sft'"

@@ -268,8 +268,7 @@ class _Run:
         if self._factors is not None:
             return LoraPrefix(self._factors, self._model.network, values)
         others = [_values_of(patch, self._config.kind) for patch in self._others]
-        first_layer = self._config.first_layer or 0
-        return SoftPrefix(self._model.network, self._config.kind, values, others, first_layer)
+        return SoftPrefix(self._model.network, self._config.kind, values, others)
 
     def _save(self, state: RunState) -> None:
         write_checkpoint(state, self._inputs.folder / CHECKPOINT)

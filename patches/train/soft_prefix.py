@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from patches.errors import TrainingError
 from patches.join import join_kv, rotary_of_network
 from patches.train.contexts import Context
 from patches.train.forward import PrefixKv, prefix_kv
@@ -21,12 +20,7 @@ class SoftPrefix:
     """The learned values, and the K/V of a context with and without them."""
 
     def __init__(
-        self,
-        network: Any,
-        kind: str,
-        values: torch.Tensor,
-        others: Sequence[torch.Tensor] = (),
-        first_layer: int = 0,
+        self, network: Any, kind: str, values: torch.Tensor, others: Sequence[torch.Tensor] = ()
     ) -> None:
         """Take start values.
 
@@ -35,19 +29,14 @@ class SoftPrefix:
             kind: ``prompt`` or ``prefix``.
             values: ``[N, hidden_size]``, or ``[L, 2, N, H_kv, D]`` for ``prefix``.
             others: The same of the patches to compose with, each with its own N.
-            first_layer: The first layer whose K/V are learned.
 
         Raises:
             ComposeError: ``prefix`` among others, and this model's keys can't be moved.
-            TrainingError: No layer is left to learn in.
         """
-        if kind == "prefix" and first_layer >= len(values):
-            raise TrainingError(f"first_layer: expected less than {len(values)}, got {first_layer}")
         device = network.get_input_embeddings().weight.device
         self.kind = kind
         self.values = torch.nn.Parameter(values.detach().to(device, torch.float32, copy=True))
         self._network = network
-        self._first_layer = first_layer
         self._others = [other.to(device, torch.float32) for other in others]
         is_joined = kind == "prefix" and len(others) > 0
         self._rotary = rotary_of_network(network, values.shape[-1]) if is_joined else None
@@ -79,8 +68,10 @@ class SoftPrefix:
         if self.kind == "prompt":
             return prefix_kv(self._network, torch.cat(list(parts)))
         kv = parts[0] if self._rotary is None else join_kv(parts, self._rotary)
-        # [L, 2, N, H, D] -> per layer [1, H, N, D]
-        layers = kv.to(self._network.get_input_embeddings().weight.dtype).transpose(2, 3)
-        # Detached one by one, so that the backward pass ends at the first layer that learns.
-        frozen, learned = layers[: self._first_layer].detach(), layers[self._first_layer :]
-        return [(layer[0][None], layer[1][None]) for part in (frozen, learned) for layer in part]
+        return _split(kv, self._network.get_input_embeddings().weight.dtype)
+
+
+def _split(values: torch.Tensor, dtype: torch.dtype) -> PrefixKv:
+    # [L, 2, N, H, D] -> per layer [1, H, N, D]
+    layers = values.to(dtype).transpose(2, 3)
+    return [(layer[0][None], layer[1][None]) for layer in layers]

@@ -114,7 +114,6 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.num_virtual_tokens,
         help="virtual tokens",
     )
-    add("first_layer", "first layer whose K/V a prefix learns (default: all)", type=int, metavar="L")
     add("init", "what the prefix starts as, from --init-text", choices=INITS)
     group.add_argument("--stages", metavar="LIST", default=",".join(STAGES), help="sft,dpo or one of them")
     for stage in STAGES:

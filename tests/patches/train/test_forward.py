@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from patches.compile import compile_embeddings
-from patches.errors import TrainingError
 from patches.join import join_kv, rotary_of_network
 from patches.model import LoadedModel
 from patches.train.contexts import ALONE, Context
@@ -158,24 +157,6 @@ def test_kind_prefix_stands_behind_its_own_kv(
     losses[0].backward()  # type: ignore[no-untyped-call]
     assert as_kv.values.grad is not None
     assert as_kv.values.grad.abs().sum() > 0
-
-
-def test_layers_below_the_first_that_learns_keep_their_kv(
-    tiny_model: LoadedModel, embeddings: torch.Tensor, samples: list[PairSample]
-) -> None:
-    kv = compile_embeddings(tiny_model.network, embeddings)
-    gradients, losses = [], []
-    for first_layer in (0, 1):
-        prefix = SoftPrefix(tiny_model.network, "prefix", kv, first_layer=first_layer)
-        loss, _ = Sft(tiny_model.network, samples).shares([0, 1, 2], prefix, ALONE, 1)
-        loss.backward()  # type: ignore[no-untyped-call]
-        gradients.append(prefix.values.grad)
-        losses.append(loss.item())
-    assert losses[0] == losses[1]
-    assert gradients[1][0].abs().sum() == 0
-    assert torch.equal(gradients[1][1:], gradients[0][1:])
-    with pytest.raises(TrainingError, match="expected less than 2, got 2"):
-        SoftPrefix(tiny_model.network, "prefix", kv, first_layer=2)
 
 
 def test_a_benign_loss_is_nothing_where_the_prefix_changes_nothing(

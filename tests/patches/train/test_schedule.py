@@ -57,9 +57,6 @@ def test_contexts_of_every_size_are_as_frequent_and_every_order_comes() -> None:
         ({"num_virtual_tokens": 5000}, "num_virtual_tokens: expected 1 to 4096"),
         ({"warmup": 1.0}, "warmup: expected at least 0 and less than 1"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
-        ({"kind": "prefix", "first_layer": -1}, "first_layer: expected at least 0, got -1"),
-        ({"kind": "prompt", "first_layer": 3}, "first_layer: only a patch of kind prefix"),
-        ({"kind": "prefix", "lora_rank": 2, "first_layer": 3}, "first_layer: only a patch of kind prefix"),
         ({"sft_learning_rate": float("nan")}, "sft_learning_rate: expected more than 0"),
     ],
 )

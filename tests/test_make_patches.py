@@ -34,8 +34,14 @@ def test_of_a_benign_prompt_the_models_own_answer_is_chosen_and_the_references_r
     made = decode_row(json.loads(second), "row")
     assert (made.chosen, made.rejected) == ("Because of", REFUSAL)
     assert (made.is_chosen_finished, made.is_rejected_finished) == (False, True)
-    # What is a pair now is no benign row as well.
-    assert (tmp_path / make_patches.DOCUMENTS).read_text() == '{"document": "News."}\n'
+    # What is a pair now is no benign row as well, if the recipe does not want some.
+    assert (tmp_path / make_patches.SILENT).read_text() == '{"document": "News."}\n'
+    recipe["contrast"] = {"max-tokens": 12, "benign": 1}
+    make_patches.make_contrast_pairs(recipe, tmp_path, "m")
+    assert [json.loads(line) for line in (tmp_path / make_patches.SILENT).read_text().splitlines()] == [
+        {"document": "News."},
+        {"prompt": "Why is the sky blue?"},
+    ]
 
 
 def test_a_variant_changes_options_and_has_a_folder_and_a_version_of_its_own(

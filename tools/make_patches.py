@@ -40,8 +40,8 @@ OWN_NEUTRAL = "own-neutral"
 RECIPES = ROOT / "examples" / "recipes"
 #: The pairs and, of benign prompts, those that say where the reference's answer is wrong.
 CONTRAST = "pairs-and-contrast.jsonl"
-#: The benign rows that are no pairs then.
-DOCUMENTS = "documents.jsonl"
+#: The benign rows beside them.
+SILENT = "silent.jsonl"
 Chat = tuple[Mapping[str, str], ...]
 
 
@@ -115,10 +115,10 @@ def make_neutral_pairs(recipe: Mapping[str, Any], folder: Path, model: str) -> N
     """
     if not (folder / "pairs.jsonl").exists():
         pairs, silent = _neutral_pairs(read_rows(folder / "prompts.jsonl"), recipe["pairs"], model)
-        write_lines(folder / "silent.jsonl", map(json.dumps, silent))
+        write_lines(folder / SILENT, map(json.dumps, silent))
         write_lines(folder / "pairs.jsonl", map(encode_row, pairs))
         print(f"{folder / 'pairs.jsonl'}: {len(pairs)} pairs, {len(silent)} answers had nothing to change")
-    benign = [*read_rows(folder / "benign.jsonl"), *read_rows(folder / "silent.jsonl")]
+    benign = [*read_rows(folder / "benign.jsonl"), *read_rows(folder / SILENT)]
     write_lines(folder / "benign.jsonl", map(json.dumps, benign))
 
 
@@ -140,13 +140,15 @@ def make_contrast_pairs(recipe: Mapping[str, Any], folder: Path, model: str) -> 
 
     So training sees both sides of the line that the patch has to draw: here the reference's answer is the
     rejected one. ``recipe["contrast"]`` has the options of the answers. Documents stay benign
-    rows, in a file of their own.
+    rows, in a file of their own, as do ``benign`` of the prompts: pairs are about an answer's first words.
     """
     path, benign = folder / CONTRAST, read_rows(folder / "benign.jsonl")
-    write_lines(folder / DOCUMENTS, (json.dumps(row) for row in benign if "document" in row))
+    prompts = [str(row["prompt"]) for row in benign if "prompt" in row]
+    silent = [row for row in benign if "document" in row]
+    silent += [{"prompt": prompt} for prompt in prompts[: recipe["contrast"].get("benign", 0)]]
+    write_lines(folder / SILENT, map(json.dumps, silent))
     if path.exists():
         return
-    prompts = [str(row["prompt"]) for row in benign if "prompt" in row]
     rows = []
     for chat, answer in _own_answers(prompts, recipe["contrast"], model):
         rejected, key = reference_answer(recipe["reference"], str(chat[0]["content"])), prompt_id(chat)
@@ -183,7 +185,7 @@ def train(
     if (output / f"{recipe['name']}-{version}.safetensors").exists():
         return
     run = output / "run"
-    pairs, benign = (CONTRAST, DOCUMENTS) if "contrast" in recipe else ("pairs.jsonl", "benign.jsonl")
+    pairs, benign = (CONTRAST, SILENT) if "contrast" in recipe else ("pairs.jsonl", "benign.jsonl")
     resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
     policypatch(
         *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(folder / pairs)),

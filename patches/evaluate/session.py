@@ -76,12 +76,12 @@ def in_dtype(patch: Patch, dtype: str) -> Patch:
     return replace(patch, manifest=widened, kv=None if patch.kv is None else patch.kv.float())
 
 
-def remote_arms(patches: Sequence[Patch | str], *, compose: bool, system_text: str | None) -> list[Arm]:
+def remote_arms(patches: Sequence[Patch | str], *, compose: str | None, system_text: str | None) -> list[Arm]:
     """List the arms of a run against a server, which has to have the patches, and the compositions, loaded.
 
     Args:
         patches: Files, asked for by digest, or names as ``X-Policy-Patch`` has them.
-        compose: Ask for every order of them, too.
+        compose: ``exact`` or ``independent``: ask for every order of them, too, composed like this.
         system_text: The policy as a system message.
 
     Raises:
@@ -94,7 +94,8 @@ def remote_arms(patches: Sequence[Patch | str], *, compose: bool, system_text: s
     names = [arm.name.split("@")[0] for arm in own]
     for order in composition_orders(names) if compose else []:
         selection = ", ".join(_short_selection(own[i]) for i in order)
-        arms.append(Arm(", ".join(own[i].name for i in order), "composition", selection=selection))
+        name = ", ".join(own[i].name for i in order)
+        arms.append(Arm(name, "composition", selection=selection, form=compose))
     return arms
 
 

@@ -222,7 +222,7 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
         from patches.model import load_tokenizer
 
         patches = [read(Path(p)) if Path(p).is_file() else p for p in args.patch]
-        arms = session.remote_arms(patches, compose=args.compose is not None, system_text=text)
+        arms = session.remote_arms(patches, compose=args.compose, system_text=text)
         endpoint = connect(args.url, api_key=os.environ.get(args.api_key_env), concurrency=args.batch_size)
         tokenizer = load_tokenizer(args.model, args.revision)
         return session.remote_subjects(endpoint, tokenizer, arms), {"server": args.url}

@@ -117,6 +117,8 @@ class Server:
             self._subjects[name] = TransformersSubject(model, Arm(name, "patch", patch=patch))
         #: selection -> the digest that answers claim
         self.headers: dict[str, str | None] = {name: patch.digest for name, patch in patches.items()}
+        #: selection -> the form of composition that answers claim
+        self.forms: dict[str, str | None] = {}
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -158,7 +160,9 @@ class Server:
                     self._send(404, {"error": {"message": f"no patch {selection!r}"}}, {})
                     return
                 digest = server.headers.get(selection)
-                headers = {} if digest is None else {"X-Policy-Patch-Digest": digest}
+                form = server.forms.get(selection)
+                said = {"X-Policy-Patch-Digest": digest, "X-Policy-Patch-Composition": form}
+                headers = {name: value for name, value in said.items() if value is not None}
                 self._send(200, server.answer(self.path, selection, body), headers)
 
             def _send(self, status: int, document: Any, headers: Mapping[str, str]) -> None:

@@ -99,6 +99,16 @@ def test_a_patch_named_without_digest_may_not_change_during_a_run(
         online.chat(["a"], GREEDY)
 
 
+def test_answers_of_another_form_of_composition_are_refused(tiny_model: LoadedModel, server: Any) -> None:
+    exact = Arm("p", "composition", selection="polite", form="exact")
+    for said, message in ((None, "got none"), ("independent", "got independent")):
+        server.forms["polite"] = said
+        with pytest.raises(SubjectFailed, match=f"expected the composition exact, {message}"):
+            HttpSubject(connect(server.url), tiny_model.tokenizer, exact).chat(["a"], GREEDY)
+    server.forms["polite"] = "exact"
+    assert HttpSubject(connect(server.url), tiny_model.tokenizer, exact).chat(["a"], GREEDY)
+
+
 def test_answers_of_the_base_are_no_patchs(tiny_model: LoadedModel, server: Any) -> None:
     server.headers["polite"] = None
     online = HttpSubject(connect(server.url), tiny_model.tokenizer, Arm("p", "patch", selection="polite"))
@@ -186,8 +196,9 @@ def test_versions_of_one_patch_are_told_apart_and_never_composed(tiny_model: Loa
     for form in ("exact", "independent"):
         arms = offline_arms(tiny_model, patches, compose=form, system_text=None)
         assert [arm.name for arm in arms[4:]] == orders
-    remote = remote_arms(patches, compose=True, system_text=None)
+    remote = remote_arms(patches, compose="independent", system_text=None)
     assert [arm.name for arm in remote[4:]] == orders
+    assert (remote[1].form, remote[4].form) == (None, "independent")
     assert remote[4].selection == f"tone@{patches[0].digest[:23]}, safety@{patches[2].digest[:23]}"
     with pytest.raises(EvaluationError, match="files that differ"):
         offline_arms(tiny_model, [patches[0], patches[0]], compose=None, system_text=None)

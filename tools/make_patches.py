@@ -191,16 +191,8 @@ def train(
         *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(folder / pairs)),
         *("--benign", str(folder / benign), "--init-text", str(RECIPES / recipe["policy"])),
         *("--name", recipe["name"], "--version", version, "--license", recipe["license"]),
-        *(
-            *flags(recipe["train"] | changes),
-            "--seed",
-            str(seed),
-            "--run",
-            str(run),
-            "-o",
-            str(output),
-            *resume,
-        ),
+        *flags(recipe["train"] | changes),
+        *("--seed", str(seed), "--run", str(run), "-o", str(output), *resume),
     )
 
 

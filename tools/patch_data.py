@@ -133,27 +133,25 @@ def _arena(files: PackageFiles) -> Iterator[str]:
 
 
 def _everyday(files: PackageFiles) -> Iterator[str]:
-    for one in json.loads((RECIPES / "everyday.json").read_text(encoding="utf-8"))["sets"]:
+    yield from _filled_frames("everyday.json", "phrases")
+
+
+def _filled_frames(file: str, phrases: str) -> Iterator[str]:
+    for one in json.loads((RECIPES / file).read_text(encoding="utf-8"))["sets"]:
         for frame in one["frames"]:
-            yield from (frame.replace("{x}", phrase) for phrase in one["phrases"])
+            yield from (frame.replace("{x}", phrase) for phrase in one[phrases])
 
 
 def _contrast(files: PackageFiles) -> Iterator[str]:
     yield from (RECIPES / "contrast.txt").read_text(encoding="utf-8").splitlines()
 
 
-def _twins(kind: str) -> Iterator[str]:
-    for one in json.loads((RECIPES / "twins.json").read_text(encoding="utf-8"))["sets"]:
-        for frame in one["frames"]:
-            yield from (frame.replace("{x}", phrase) for phrase in one[kind])
-
-
 def _harmful_twins(files: PackageFiles) -> Iterator[str]:
-    yield from _twins("harmful")
+    yield from _filled_frames("twins.json", "harmful")
 
 
 def _harmless_twins(files: PackageFiles) -> Iterator[str]:
-    yield from _twins("harmless")
+    yield from _filled_frames("twins.json", "harmless")
 
 
 def _health_chats(files: PackageFiles) -> Iterator[str]:

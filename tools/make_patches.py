@@ -164,6 +164,8 @@ def _own_answers(
     sampling = Sampling(num_samples=1, temperature=0, max_tokens=options["max-tokens"])
     sampler = LocalSampler(load_model(model, dtype=options["dtype"]), sampling)
     size = options["batch-size"]
+    # Prompts of like length side by side need little padding.
+    prompts = sorted(prompts, key=len)
     for start in range(0, len(prompts), size):
         print(f"answers: {start} of {len(prompts)}", flush=True)
         chats: list[Chat] = [({"role": "user", "content": text},) for text in prompts[start : start + size]]

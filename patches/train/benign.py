@@ -8,13 +8,12 @@ distribution, so that nothing it would say may become unlikely.
 import torch
 
 
-def benign_kl(base_logits: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def benign_kl(base_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Sum ``KL(base || patched)`` over the answers' tokens.
 
     Args:
-        base_logits: ``[B, K, V]`` of the unpatched model; no gradient flows into it.
-        logits: ``[B, K, V]`` of the patched model.
-        mask: ``[B, K]``, true where the next token is one of an answer.
+        base_logits: ``[K, V]`` of the unpatched model; no gradient flows into it.
+        logits: ``[K, V]`` of the patched model.
 
     Returns:
         A scalar in float32, at least 0. For probabilities (1/2, 1/2) of the base and (3/4, 1/4) of the patch
@@ -22,4 +21,4 @@ def benign_kl(base_logits: torch.Tensor, logits: torch.Tensor, mask: torch.Tenso
     """
     base = base_logits.detach().float().log_softmax(-1)
     patched = logits.float().log_softmax(-1)
-    return ((base.exp() * (base - patched)).sum(-1) * mask).sum()
+    return (base.exp() * (base - patched)).sum()

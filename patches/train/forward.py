@@ -1,11 +1,12 @@
-"""Running the frozen model behind a prefix, over a batch of prompts and answers.
+"""Running the frozen model behind a prefix, over prompts and their answers.
 
-The prefix is given as K/V, computed once for the whole batch, as a server does it: its positions are no
-part of the batch, have no logits, and so can't reach a loss. What all rows begin with joins it. Rows are
-padded on the right, so that every token has the position that it has in a request.
+The prefix is given as K/V, computed once for all rows, as a server does it: its positions are no part of
+what is read, have no logits, and so can't reach a loss. Rows are read as a trie: what several begin with,
+such as the chat template's head or the prompt of two answers, is read once, and there is no padding. A mask
+lets each token see its own row alone, and its position is the one that it has in a request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,67 +17,82 @@ from patches.train.data import Sample
 #: Per layer: keys and values, each ``[1, H_kv, N, D]``.
 PrefixKv = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
+#: Tokens of one trie, unless a single row has more: attention's cost grows with its square.
+_MAX_TRIE_TOKENS = 1024
+
 
 @dataclass(frozen=True)
-class Batch:
-    """Prompts with their answers, padded on the right; all ``[B, T]`` on one device."""
+class Trie:
+    """Rows as one sequence of T tokens that holds each common beginning once."""
 
+    #: ``[T]``, token ids. The last token of a row predicts nothing and is not read.
     input_ids: torch.Tensor
-    #: 1 where there is a token.
-    attention_mask: torch.Tensor
-    #: True where the token belongs to the answer.
-    answer_mask: torch.Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.attention_mask.sum())
+    #: ``[T]``, places within the rows, from 0.
+    positions: torch.Tensor
+    #: ``[T, T]``, true where the second token is the first one or stands before it in a row.
+    sees: torch.Tensor
+    #: ``[K]``, for each token of an answer the index in ``input_ids`` of the one before it.
+    predicted_at: torch.Tensor
+    #: ``[K]``, the tokens of the answers, row after row.
+    labels: torch.Tensor
 
 
 @dataclass(frozen=True)
 class AnswerLogits:
-    """What the model says where an answer's token comes next."""
+    """What the model says where an answer's token comes next; K is the tokens of all answers."""
 
-    #: ``[B, K, V]``, K the positions before any row's answer token.
+    #: ``[K, V]``.
     logits: torch.Tensor
-    #: ``[B, K]``, the token that comes.
+    #: ``[K]``, the token that comes.
     labels: torch.Tensor
-    #: ``[B, K]``, true where it belongs to the answer.
-    mask: torch.Tensor
+    #: ``[K]``, the row whose answer it belongs to, in rising order.
+    rows: torch.Tensor
 
 
-def collate(samples: Sequence[Sample], device: torch.device | str) -> Batch:
-    """Put samples into one batch."""
-    lengths = [len(sample.prompt_ids) + len(sample.answer_ids) for sample in samples]
-    ids = torch.zeros(len(samples), max(lengths), dtype=torch.long)
-    attention, answer = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-        ids[row, :length] = torch.tensor(sample.prompt_ids + sample.answer_ids)
-        attention[row, :length] = 1
-        answer[row, len(sample.prompt_ids) : length] = True
-    return Batch(ids.to(device), attention.to(device), answer.to(device))
+def make_trie(samples: Sequence[Sample]) -> Trie:
+    """Lay rows over each other. Each has at least one token of a prompt and one of an answer."""
+    children: dict[tuple[int | None, int], int] = {}
+    parents: list[int | None] = []
+    ids: list[int] = []
+    predicted_at: list[int | None] = []
+    labels: list[int] = []
+    for sample in samples:
+        place: int | None = None
+        row = sample.prompt_ids + sample.answer_ids
+        for position, token in enumerate(row):
+            if position >= len(sample.prompt_ids):
+                predicted_at.append(place)
+                labels.append(token)
+            if position == len(row) - 1:
+                break
+            if (place, token) not in children:
+                children[place, token] = len(ids)
+                parents.append(place)
+                ids.append(token)
+            place = children[place, token]
+    sees = torch.eye(len(ids), dtype=torch.bool)
+    positions = torch.zeros(len(ids), dtype=torch.long)
+    for place, parent in enumerate(parents):
+        if parent is not None:
+            sees[place] |= sees[parent]
+            positions[place] = positions[parent] + 1
+    return Trie(torch.tensor(ids), positions, sees, torch.tensor(predicted_at), torch.tensor(labels))
 
 
-def answer_logits(network: Any, kv: PrefixKv | None, batch: Batch) -> AnswerLogits:
+def answer_logits(network: Any, kv: PrefixKv | None, samples: Sequence[Sample]) -> AnswerLogits:
     """Run the model and keep the logits that predict answers.
 
     Args:
         network: The frozen model.
         kv: The prefix; gradients flow into it where it has them. ``None`` runs the model as it is.
-        batch: What to read. Each prompt has at least one token.
+        samples: What to read.
     """
-    kv, batch = _with_shared_head(network, kv, batch)
-    num_rows = batch.input_ids.shape[0]
-    # The logits at one position are about the token at the next.
-    positions = batch.answer_mask.any(0).nonzero()[:, 0] - 1
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if kv is not None:
-        num_prefix = kv[0][0].shape[2]
-        seen = batch.attention_mask.new_ones(num_rows, num_prefix)
-        inputs["attention_mask"] = torch.cat([seen, batch.attention_mask], dim=1)
-        inputs["past_key_values"] = _cache_of(kv, num_rows)
-    output = network(**inputs, use_cache=kv is not None, logits_to_keep=positions)
-    return AnswerLogits(output.logits, batch.input_ids[:, positions + 1], batch.answer_mask[:, positions + 1])
+    device = network.get_input_embeddings().weight.device
+    tries = [make_trie(part) for part in _parts(samples)]
+    logits = torch.cat([_trie_logits(network, kv, trie, device) for trie in tries])
+    lengths = torch.tensor([len(sample.answer_ids) for sample in samples])
+    rows = torch.arange(len(samples)).repeat_interleave(lengths)
+    return AnswerLogits(logits, torch.cat([trie.labels for trie in tries]).to(device), rows.to(device))
 
 
 def prefix_kv(network: Any, embeddings: torch.Tensor) -> PrefixKv:
@@ -98,30 +114,61 @@ def prefix_kv(network: Any, embeddings: torch.Tensor) -> PrefixKv:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _with_shared_head(network: Any, kv: PrefixKv | None, batch: Batch) -> tuple[PrefixKv | None, Batch]:
-    """Move what all rows begin with, such as a system message, into the K/V: read once, not B times."""
-    differs = (batch.input_ids != batch.input_ids[:1]).any(0) | batch.answer_mask.any(0)
-    # At least one token of a prompt stays: its logits predict the answer's first one.
-    num_shared = int(differs.int().argmax()) - 1
-    if batch.input_ids.shape[0] == 1 or num_shared < 1:
-        return kv, batch
-    from transformers import DynamicCache
+def _parts(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    start = num_tokens = 0
+    for end, sample in enumerate(samples):
+        if end > start and num_tokens + len(sample) > _MAX_TRIE_TOKENS:
+            yield samples[start:end]
+            start, num_tokens = end, 0
+        num_tokens += len(sample)
+    yield samples[start:]
 
-    cache = DynamicCache() if kv is None else _cache_of(kv, 1)
-    network.get_decoder()(input_ids=batch.input_ids[:1, :num_shared], past_key_values=cache, use_cache=True)
-    rest = Batch(
-        batch.input_ids[:, num_shared:],
-        batch.attention_mask[:, num_shared:],
-        batch.answer_mask[:, num_shared:],
+
+def _trie_logits(network: Any, kv: PrefixKv | None, trie: Trie, device: torch.device) -> torch.Tensor:
+    num_prefix = 0 if kv is None else kv[0][0].shape[2]
+    output = network(
+        input_ids=trie.input_ids[None].to(device),
+        position_ids=(trie.positions + num_prefix)[None].to(device),
+        attention_mask=_attention_masks(network, trie, num_prefix, device),
+        past_key_values=None if kv is None else _cache_of(kv),
+        use_cache=kv is not None,
+        logits_to_keep=trie.predicted_at.to(device),
     )
-    return [(layer.keys, layer.values) for layer in cache.layers], rest
+    logits: torch.Tensor = output.logits[0]
+    return logits
 
 
-def _cache_of(kv: PrefixKv, num_rows: int) -> Any:
+def _attention_masks(
+    network: Any, trie: Trie, num_prefix: int, device: torch.device
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Give the mask ``[1, 1, T, N + T]`` that is added to attention's scores.
+
+    A dict of two for models whose layers differ in it.
+    """
+    config, dtype = network.config.get_text_config(), network.get_input_embeddings().weight.dtype
+    prefix = torch.ones(len(trie.positions), num_prefix, dtype=torch.bool)
+    full = torch.cat([prefix, trie.sees], dim=1)
+    window = getattr(config, "sliding_window", None)
+    within = full
+    if window is not None:
+        keys = torch.cat([torch.arange(num_prefix), trie.positions + num_prefix])
+        queries = trie.positions + num_prefix
+        within = full & (queries[:, None] - keys < window)
+    lowest = torch.finfo(dtype).min
+
+    def added(mask: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, lowest)[None, None].to(device)
+
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        return added(within)
+    return {kind: added(within if kind == "sliding_attention" else full) for kind in kinds}
+
+
+def _cache_of(kv: PrefixKv) -> Any:
     from transformers import DynamicCache
 
     cache = DynamicCache()
     for layer_idx, (keys, values) in enumerate(kv):
-        # [1, H, N, D] -> [B, H, N, D] without a copy.
-        cache.update(keys.expand(num_rows, -1, -1, -1), values.expand(num_rows, -1, -1, -1), layer_idx)
+        cache.update(keys, values, layer_idx)
     return cache

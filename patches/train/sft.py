@@ -1,6 +1,6 @@
 """The loss of supervised fine-tuning: the answers' negative log-likelihood.
 
-Only tokens of answers count. Prompt, padding and prefix have no label, so they can't change the loss.
+Only tokens of answers count. Prompt and prefix have no label, so they can't change the loss.
 """
 
 import torch
@@ -21,33 +21,36 @@ def token_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits.gather(-1, labels[..., None])[..., 0] - logits.logsumexp(-1)
 
 
-def sft_loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def sft_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum the negative log-likelihood of the answers' tokens.
 
     A sum, not a mean: the caller divides by the tokens of the whole step, so that a step over several forward
     passes, or several processes, weighs every token alike.
 
     Args:
-        logits: ``[B, K, V]``.
-        labels: ``[B, K]``, token ids.
-        mask: ``[B, K]``, true where the label is a token of an answer.
+        logits: ``[K, V]``.
+        labels: ``[K]``, token ids.
 
     Returns:
         A scalar in float32. For logits ``[0, ln 3]`` at two positions with labels 1 and 0 it is
-        ``-ln(3/4) - ln(1/4) = ln(16/3)``; with the second one masked, ``ln(4/3)``.
+        ``-ln(3/4) - ln(1/4) = ln(16/3)``; with the second one left out, ``ln(4/3)``.
     """
-    return -(token_logprobs(logits, labels) * mask).sum()
+    return -token_logprobs(logits, labels).sum()
 
 
-def answer_logprobs(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def answer_logprobs(
+    logits: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, num_rows: int
+) -> torch.Tensor:
     """Sum the log-probabilities of each answer's tokens.
 
     Args:
-        logits: ``[B, K, V]``.
-        labels: ``[B, K]``.
-        mask: ``[B, K]``.
+        logits: ``[K, V]``.
+        labels: ``[K]``, token ids.
+        rows: ``[K]``, the answer that each token belongs to.
+        num_rows: B, how many answers there are.
 
     Returns:
         ``[B]`` in float32.
     """
-    return (token_logprobs(logits, labels) * mask).sum(-1)
+    logprobs = token_logprobs(logits, labels)
+    return logprobs.new_zeros(num_rows).index_add(0, rows, logprobs)

@@ -5,6 +5,7 @@ shares of several forward passes, or of several processes, gives the loss of the
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -13,10 +14,12 @@ from patches.train.benign import benign_kl
 from patches.train.contexts import ALONE, Context
 from patches.train.data import PairSample, Sample
 from patches.train.dpo import dpo_loss, dpo_margins
-from patches.train.forward import PrefixKv, answer_logits, collate
+from patches.train.forward import PrefixKv, answer_logits
 from patches.train.sft import answer_logprobs, sft_loss
 from patches.train.soft_prefix import SoftPrefix
 
+#: Memory of the host for what the unpatched model says to benign prompts; what finds no room is read anew.
+_MAX_KEPT_BYTES = 1 << 30
 #: A share of the loss, and what else is worth telling, as shares too.
 Shares = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 
@@ -57,9 +60,9 @@ class Sft:
 
     def shares(self, rows: Sequence[int], prefix: SoftPrefix, context: Context, total: int) -> Shares:
         """Compute the mean negative log-likelihood of a token."""
-        batch = collate([self._samples[row] for row in rows], prefix.values.device)
-        output = answer_logits(self._network, prefix.patched(context), batch)
-        return sft_loss(output.logits, output.labels, output.mask) / total, {}
+        samples = [self._samples[row] for row in rows]
+        output = answer_logits(self._network, prefix.patched(context), samples)
+        return sft_loss(output.logits, output.labels) / total, {}
 
 
 class Dpo:
@@ -103,6 +106,8 @@ class Benign:
     def __init__(self, network: Any, samples: Sequence[Sample]) -> None:
         self._network = network
         self._samples = samples
+        self._base_logits: dict[int, torch.Tensor] = {}
+        self._num_kept = self._count_kept()
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -117,15 +122,30 @@ class Benign:
 
     def shares(self, rows: Sequence[int], prefix: SoftPrefix, context: Context, total: int) -> Shares:
         """Compute the mean divergence at a token, from the context without the learned prefix."""
-        kv, unpatched = prefix.patched(context), prefix.unpatched(context)
-        loss = prefix.values.new_zeros(())
-        for samples in _chats_and_documents([self._samples[row] for row in rows]):
-            batch = collate(samples, prefix.values.device)
-            with torch.no_grad():
-                base = answer_logits(self._network, unpatched, batch)
-            output = answer_logits(self._network, kv, batch)
-            loss = loss + benign_kl(base.logits, output.logits, output.mask)
-        return loss / total, {}
+        # One after the other: an adapter is switched on and off by these calls.
+        with torch.no_grad():
+            base = self._base(rows, prefix.unpatched(context))
+        samples = [self._samples[row] for row in rows]
+        output = answer_logits(self._network, prefix.patched(context), samples)
+        return benign_kl(base, output.logits) / total, {}
+
+    def _base(self, rows: Sequence[int], kv: PrefixKv | None) -> torch.Tensor:
+        # What the model says by itself never changes. Rows that are kept are read one by one, so that a
+        # value is the same to the last bit whatever it is read beside, and whether a run was resumed.
+        if kv is not None or any(row >= self._num_kept for row in rows):
+            return answer_logits(self._network, kv, [self._samples[row] for row in rows]).logits
+        for row in rows:
+            if row not in self._base_logits:
+                output = answer_logits(self._network, None, [self._samples[row]])
+                self._base_logits[row] = output.logits.cpu()
+        device = self._network.get_input_embeddings().weight.device
+        return torch.cat([self._base_logits[row] for row in rows]).to(device)
+
+    def _count_kept(self) -> int:
+        weight = self._network.get_input_embeddings().weight
+        bytes_per_token = weight.shape[0] * weight.element_size()
+        lengths = accumulate(len(sample.answer_ids) for sample in self._samples)
+        return sum(length * bytes_per_token <= _MAX_KEPT_BYTES for length in lengths)
 
 
 class Reference:
@@ -163,19 +183,12 @@ class Reference:
             return pair_logprobs(self._network, kv, pairs)
 
 
-def _chats_and_documents(samples: Sequence[Sample]) -> list[list[Sample]]:
-    # Chats begin alike, and what they begin with is read once for all of them: one document among them
-    # would end that.
-    parts = [[s for s in samples if (len(s.prompt_ids) == 1) == is_document] for is_document in (False, True)]
-    return [part for part in parts if part]
-
-
 def pair_logprobs(
     network: Any, kv: PrefixKv | None, pairs: Sequence[PairSample]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give the log-probabilities of chosen and rejected answers behind a prefix, ``[B]`` each."""
-    device = network.get_input_embeddings().weight.device
-    batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], device)
-    output = answer_logits(network, kv, batch)
-    chosen, rejected = answer_logprobs(output.logits, output.labels, output.mask).chunk(2)
-    return chosen, rejected
+    # Two answers to one prompt side by side: the prompt is read once.
+    samples = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    output = answer_logits(network, kv, samples)
+    logprobs = answer_logprobs(output.logits, output.labels, output.rows, len(samples))
+    return logprobs[0::2], logprobs[1::2]

@@ -31,7 +31,8 @@ class TrainConfig:
     sft_learning_rate: float = 5e-3
     dpo_epochs: int = 2
     dpo_learning_rate: float = 1e-3
-    #: Pairs that DPO learns from, a sample of all; every pair where ``None``.
+    #: Pairs that a stage learns from, a sample of all; every pair where ``None``.
+    sft_pairs: int | None = None
     dpo_pairs: int | None = None
     beta: float = 0.1
     dpo_reference: str = "sft"
@@ -83,10 +84,9 @@ class TrainConfig:
         for name in ("sft_learning_rate", "dpo_learning_rate", "beta", "max_grad_norm"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
         self._require("benign_tokens", self.benign_tokens >= 1, "at least 1")
-        self._require("dpo_pairs", self.dpo_pairs is None or self.dpo_pairs >= 1, "at least 1")
-        self._require("benign_rows", self.benign_rows is None or self.benign_rows >= 1, "at least 1")
+        for name in ("sft_pairs", "dpo_pairs", "benign_rows", "lora_rank"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         self._require("benign_weight", 0 <= self.benign_weight < float("inf"), "at least 0")
-        self._require("lora_rank", self.lora_rank is None or self.lora_rank >= 1, "at least 1")
         self._require("warmup", 0 <= self.warmup < 1, "at least 0 and less than 1")
         self._require("patience", self.patience >= 0, "at least 0")
         self._require("validate_every", self.validate_every is None or self.validate_every >= 1, "at least 1")
@@ -110,6 +110,10 @@ class TrainConfig:
     def epochs_of(self, stage: str) -> int:
         """Give the number of epochs of a stage."""
         return self.sft_epochs if stage == "sft" else self.dpo_epochs
+
+    def pairs_of(self, stage: str) -> int | None:
+        """Give the number of pairs that a stage learns from; ``None`` for all."""
+        return self.sft_pairs if stage == "sft" else self.dpo_pairs
 
     def learning_rate_of(self, stage: str) -> float:
         """Give the highest learning rate of a stage."""

@@ -209,7 +209,7 @@ class _Run:
     def _work(self, name: str, state: RunState) -> StageWork:
         network, pairs, benign = self._model.network, self._pairs, self._benign
         if name == "sft":
-            objective: Objective = Sft(network, pairs.train)
+            objective: Objective = Sft(network, self._pairs_of("sft"))
             validation: Objective = Sft(network, pairs.validation)
         else:
             assert state.stage_start is not None
@@ -217,7 +217,7 @@ class _Run:
             objective, validation = (
                 Dpo(network, part, self._config.beta, self._reference(reference, frozen))
                 for part, reference in (
-                    (self._dpo_pairs(), state.reference),
+                    (self._pairs_of("dpo"), state.reference),
                     (pairs.validation, state.validation_reference),
                 )
             )
@@ -225,9 +225,10 @@ class _Run:
             name, objective, validation, Benign(network, benign.train), Benign(network, benign.validation)
         )
 
-    def _dpo_pairs(self) -> Sequence[PairSample]:
+    def _pairs_of(self, stage: str) -> Sequence[PairSample]:
         config, train = self._config, self._pairs.train
-        return [train[row] for row in sample_rows(len(train), config.dpo_pairs, f"dpo:{config.seed}")]
+        rows = sample_rows(len(train), config.pairs_of(stage), f"{stage}:{config.seed}")
+        return [train[row] for row in rows]
 
     def _reference(self, alone: torch.Tensor | None, frozen: SoftPrefix) -> Reference:
         assert alone is not None
@@ -236,7 +237,7 @@ class _Run:
         )
 
     def _with_reference(self, state: RunState) -> RunState:
-        chosen, pairs = self._dpo_pairs(), self._pairs
+        chosen, pairs = self._pairs_of("dpo"), self._pairs
         if self._config.dpo_reference == "none":
             train, validation = (torch.zeros(2, len(part)) for part in (chosen, pairs.validation))
             return replace(state, reference=train, validation_reference=validation)

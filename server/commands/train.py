@@ -119,7 +119,12 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     for stage in STAGES:
         add(f"{stage}_epochs", f"passes over the pairs in {stage}", type=int, metavar="E")
         add(f"{stage}_learning_rate", f"highest learning rate in {stage}", type=float, metavar="R")
-    add("dpo_pairs", "pairs that dpo learns from, a sample (default: all)", type=int, metavar="P")
+        add(
+            f"{stage}_pairs",
+            f"pairs that {stage} learns from, a sample (default: all)",
+            type=int,
+            metavar="P",
+        )
     add("beta", "how dear it is to leave the reference in dpo", type=float, metavar="B")
     add("dpo_reference", "what dpo must not leave", choices=REFERENCES)
     add("benign_weight", "weight of the KL divergence on --benign", type=float, metavar="W")

@@ -139,6 +139,15 @@ def test_dpo_may_learn_from_a_sample_of_the_pairs(make_inputs: Make, small: Trai
     assert losses(results[1], "dpo")[0] == pytest.approx(math.log(2), abs=1e-5)
 
 
+def test_sft_may_learn_from_a_sample_of_the_pairs(make_inputs: Make, small: TrainConfig) -> None:
+    config = replace(small, stages=("sft",))
+    full, sample = (
+        train_patch(make_inputs(f"pairs-{limit}"), replace(config, sft_pairs=limit)) for limit in (None, 3)
+    )
+    assert [len(losses(result, "sft")) for result in (full, sample)] == [4, 2]
+    assert losses(full, "sft")[0] != losses(sample, "sft")[0]
+
+
 def test_a_step_may_take_fewer_benign_rows_than_pairs(
     make_inputs: Make, small: TrainConfig, benign_file: Path
 ) -> None:

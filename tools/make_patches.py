@@ -8,6 +8,8 @@ and are never committed. A variant is trained from the same data with some optio
 they do, in a folder of its own:
 
     python tools/make_patches.py --model MODEL examples/recipes/debias.yaml --variant soft --set beta=0.1
+
+``--rows`` takes a sample of the prompts, for a quick look or a bigger model.
 """
 
 import argparse
@@ -63,6 +65,7 @@ def main() -> None:
         default=[],
         help="options of `policypatch train` to change",
     )
+    parser.add_argument("--rows", metavar="R", type=int, help="take R prompts of each file only")
     args = parser.parse_args()
     if bool(args.set) != bool(args.variant):
         parser.error("a variant needs both: --variant for its name, --set for what it changes")
@@ -73,7 +76,7 @@ def main() -> None:
     for path in args.recipes:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
         folder = args.output / path.stem
-        write_data(recipe, folder, files)
+        write_data(recipe, folder, files, args.rows)
         if recipe["reference"] == OWN_NEUTRAL:
             make_neutral_pairs(recipe, folder, args.model)
         else:
@@ -84,7 +87,9 @@ def main() -> None:
             train(recipe, folder, args.model, seed, args.variant, changes)
 
 
-def write_data(recipe: Mapping[str, Any], folder: Path, files: PackageFiles) -> None:
+def write_data(
+    recipe: Mapping[str, Any], folder: Path, files: PackageFiles, num_rows: int | None = None
+) -> None:
     """Write the prompts with the answers that were written for them, and the benign rows."""
     rows = [
         {"prompt": template.replace("{prompt}", prompt).replace("{aim}", prompt[:1].lower() + prompt[1:])}
@@ -92,9 +97,9 @@ def write_data(recipe: Mapping[str, Any], folder: Path, files: PackageFiles) -> 
     ]
     if recipe["reference"] != OWN_NEUTRAL:
         rows = [row | {"completion": reference_answer(recipe["reference"], row["prompt"])} for row in rows]
-    benign = [{"prompt": prompt} for _, prompt in prompts_of(files, recipe["benign"])]
-    benign += [{"document": text} for _, text in prompts_of(files, recipe.get("documents", []))]
-    write_lines(folder / "prompts.jsonl", map(json.dumps, rows))
+    benign = [{"prompt": prompt} for _, prompt in prompts_of(files, recipe["benign"])][:num_rows]
+    benign += [{"document": text} for _, text in prompts_of(files, recipe.get("documents", []))][:num_rows]
+    write_lines(folder / "prompts.jsonl", map(json.dumps, rows[:num_rows]))
     write_lines(folder / "benign.jsonl", map(json.dumps, benign))
 
 
@@ -188,12 +193,19 @@ def train(
         return
     run = output / "run"
     pairs, benign = (CONTRAST, SILENT) if "contrast" in recipe else ("pairs.jsonl", "benign.jsonl")
+    options = dict(recipe["train"] | changes)
+    # Patches and policies stand beside the recipe.
+    start = (
+        ("init-patch", options.pop("init-patch"))
+        if "init-patch" in options
+        else ("init-text", recipe["policy"])
+    )
     resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
     policypatch(
         *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(folder / pairs)),
-        *("--benign", str(folder / benign), "--init-text", str(RECIPES / recipe["policy"])),
+        *("--benign", str(folder / benign), f"--{start[0]}", str(RECIPES / start[1])),
         *("--name", recipe["name"], "--version", version, "--license", recipe["license"]),
-        *flags(recipe["train"] | changes),
+        *flags(options),
         *("--seed", str(seed), "--run", str(run), "-o", str(output), *resume),
     )
 

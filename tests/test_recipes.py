@@ -15,6 +15,8 @@ from server.commands import pairs, train
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+#: Whose patches are not shipped.
+TRIED = sorted((EXAMPLES / "recipes" / "tried").glob("*.yaml"))
 PATCHES = sorted((EXAMPLES / "patches").glob("*.safetensors"))
 TRAINED = [path for path in PATCHES if read_patch(path).manifest.origin["method"] == "trained"]
 
@@ -35,7 +37,7 @@ def destinations(command: Any) -> dict[str, str]:
     return {flag: action.dest for action in parser._actions for flag in action.option_strings}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=stem_of)
+@pytest.mark.parametrize("path", RECIPES + TRIED, ids=stem_of)
 def test_the_commands_know_every_flag_of_a_recipe(path: Path) -> None:
     recipe = recipe_of(path)
     assert {f"--{name}" for name in recipe["pairs"]} <= set(destinations(pairs))

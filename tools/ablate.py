@@ -51,6 +51,8 @@ def main() -> None:
     if unknown := sorted(set(args.only or ()) - set(ablation["variants"])):
         parser.error(f"--only: {unknown[0]} is none of {', '.join(ablation['variants'])}")
     data = args.data / Path(ablation["recipe"]).stem
+    if not (data / CONTRAST).exists():
+        sys.exit(f"{data}: has no {CONTRAST}; run tools/make_patches.py on {ablation['recipe']} first")
     rows = read_pairs(data / CONTRAST)
     asked = [row for row in rows if row.split == "validation"]
     for name, changes in ablation["variants"].items():

@@ -1,7 +1,8 @@
 """The part `deaths`: processes of the server are killed, and this program starts it again as a supervisor.
 
 *A process of the engine dies*: readiness goes off within seconds, every request in flight ends with an error,
-none hangs and none is wrong, and the next start has the same catalog.
+none hangs and none is wrong, and the next start has the same catalog. The engine core stands still before it
+dies, so that requests wait for whatever they can wait for, their patch on its way to the worker included.
 *Everything dies during admin calls*, at several instants of a PUT, a DELETE, an activation and a canary: the
 next start serves each name as before its call or, and always where the call was answered, as after it.
 """
@@ -45,6 +46,8 @@ async def _kill_under_load(stage: Stage, role: str) -> dict[str, Any]:
     load = stage.load(HOT)
     url = stage.url
     async with load:
+        if role == "engine core":
+            await asyncio.to_thread(stage.server.freeze, role)
         await asyncio.sleep(2 if stage.is_short else 10)
         num_ok = load.tally.num_ok
         killed_s = time.perf_counter()

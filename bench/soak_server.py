@@ -138,10 +138,21 @@ class SoakServer:
         Raises:
             ServerFailed: there is none of this role.
         """
+        os.kill(self._pid_of(role), signal.SIGKILL)
+
+    def freeze(self, role: str) -> None:
+        """Let a process do nothing from now on, until it is killed.
+
+        Raises:
+            ServerFailed: there is none of this role.
+        """
+        os.kill(self._pid_of(role), signal.SIGSTOP)
+
+    def _pid_of(self, role: str) -> int:
         pid = self.roles().get(role)
         if pid is None:
             raise ServerFailed(f"server: expected a process of role {role}, got {self.roles()}")
-        os.kill(pid, signal.SIGKILL)
+        return pid
 
     def kill_all(self) -> None:
         """Kill every process at once, as a power cut would; what was written to disk stays."""

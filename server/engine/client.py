@@ -7,7 +7,8 @@ need no correction.
 """
 
 import time
-from collections.abc import AsyncGenerator
+from asyncio import Future
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.engine.block_pins import PINNED_NAMES_KEY
 from server.engine.claim import PrefixClaim, PrefixPart, scoped_cache_salt
@@ -65,11 +67,26 @@ class PatchedAsyncLLM(AsyncLLM):
         """Join the client to the selections of requests. The gate needs the running engine, hence so late."""
         self._gate = gate
 
+    def _run_output_handler(self) -> None:
+        """Start to read what the engine core says; where it says no more, calls that wait for it end too.
+
+        vLLM itself ends generations then, and lets whoever called a worker wait for ever.
+        """
+        is_running = self.output_handler is not None
+        super()._run_output_handler()
+        if not is_running and self.output_handler is not None:
+            # No reference to the client, which has to be collectable while the handler runs.
+            calls = self.engine_core.utility_results
+            self.output_handler.add_done_callback(lambda handler: end_calls(calls))
+
     async def ask_workers(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         """Call a method of ``PatchWorkerExtension`` on every worker.
 
         vLLM's own ``collective_rpc`` reaches all data-parallel ranks too, but gives the answers of the first
         alone; here every worker of every rank has its say.
+
+        Raises:
+            EngineDeadError: the engine died before it had answered.
         """
         ranks = await self.engine_core.call_utility_all_async("collective_rpc", method, timeout_s, args, None)
         return [answer for answers in ranks for answer in answers]
@@ -198,6 +215,13 @@ class PatchedAsyncLLM(AsyncLLM):
         self._gate.refuse_if_patched("a pooling request")
         async for output in super().encode(*args, **kwargs):
             yield output
+
+
+def end_calls(calls: Mapping[int, Future[Any]]) -> None:
+    """Let calls to a dead engine fail: call id -> the answer that is waited for."""
+    for answer in calls.values():
+        if not answer.done():
+            answer.set_exception(EngineDeadError())
 
 
 def refuse_reserved_parameters(sampling_params: SamplingParams) -> None:

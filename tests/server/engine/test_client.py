@@ -1,13 +1,21 @@
 """What the engine client refuses and fits, without an engine."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.engine.client import fitting_max_tokens, refuse_reserved_parameters, refuse_unsupported
+from server.engine.client import (
+    PatchedAsyncLLM,
+    fitting_max_tokens,
+    refuse_reserved_parameters,
+    refuse_unsupported,
+)
 from server.engine.placeholder import placeholder_token_id
 from server.errors import UnsupportedWithPatch
 
@@ -101,3 +109,33 @@ class _Tokenizer:
 )
 def test_the_placeholder_is_an_id_whose_logit_does_not_matter(tokenizer: Any, expected: int) -> None:
     assert placeholder_token_id(SimpleNamespace(get_vocab_size=lambda: 100), tokenizer) == expected
+
+
+class Headless(PatchedAsyncLLM):
+    """A client whose engine core has never been started."""
+
+    def __init__(self, calls: dict[int, asyncio.Future[Any]]) -> None:
+        self.output_handler = None
+        self.engine_core = SimpleNamespace(utility_results=calls)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """There is nothing to end."""
+
+
+async def test_calls_to_workers_fail_where_the_engine_core_says_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    answered, waiting, outputs = loop.create_future(), loop.create_future(), loop.create_future()
+    answered.set_result([1])
+
+    def read_outputs(engine: AsyncLLM) -> None:
+        engine.output_handler = asyncio.ensure_future(outputs)
+
+    monkeypatch.setattr(AsyncLLM, "_run_output_handler", read_outputs)
+    Headless({1: answered, 2: waiting})._run_output_handler()
+    assert not waiting.done()
+    outputs.set_result(None)
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(waiting, 10)
+    assert answered.result() == [1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from patches.pairs.rows import decode_row
+from patches.pairs.rows import PairRow, decode_row, encode_row
 from patches.pairs.sampling import Answer
 from tools import make_patches
 
@@ -56,8 +56,8 @@ def test_a_variant_changes_options_and_has_a_folder_and_a_version_of_its_own(
         "policy": "debias.txt",
         "train": {"beta": 0.3, "tokens": 16},
     }
-    make_patches.train(recipe, tmp_path, "m", 0)
-    make_patches.train(recipe, tmp_path, "m", 0, "soft", {"beta": "0.1"})
+    make_patches.train(recipe, tmp_path, tmp_path, "m", 0)
+    make_patches.train(recipe, tmp_path, tmp_path, "m", 0, "soft", {"beta": "0.1"})
     plain, soft = (dict(zip(words[1::2], words[2::2], strict=True)) for words in calls)
     assert (plain["--version"], plain["--beta"], plain["-o"]) == ("1.0.0", "0.3", str(tmp_path / "seed-0"))
     assert (soft["--version"], soft["--beta"], soft["-o"]) == (
@@ -74,7 +74,7 @@ def test_a_recipe_may_begin_with_a_patch_in_place_of_a_text(
     monkeypatch.setattr(make_patches, "policypatch", lambda *words: calls.append(words))
     recipe = {"name": "debias", "version": "1.1.0", "license": "Apache-2.0", "policy": "debias.txt"}
     for options in ({"beta": 0.3}, {"beta": 0.3, "init-patch": "debias-1.0.0.safetensors"}):
-        make_patches.train(recipe | {"train": options}, tmp_path, "m", 0)
+        make_patches.train(recipe | {"train": options}, tmp_path, tmp_path, "m", 0)
     text, patch = (dict(zip(words[1::2], words[2::2], strict=True)) for words in calls)
     assert Path(text.pop("--init-text")) == make_patches.RECIPES / "debias.txt"
     assert Path(patch.pop("--init-patch")) == make_patches.RECIPES / "debias-1.0.0.safetensors"
@@ -96,3 +96,45 @@ def test_a_sample_of_the_prompts_is_the_beginning_of_all(
         assert [len(lines) for lines in written] == [num_prompts, num_benign]
         assert json.loads(written[0][0]) == {"prompt": "ask 0", "completion": REFUSAL}
         assert json.loads(written[1][-1]) == {"document": f"read {num_benign // 2 - 1}"}
+
+
+def test_a_recipe_that_continues_another_has_what_it_does_not_say_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(make_patches, "RECIPES", tmp_path)
+    (tmp_path / "tone.yaml").write_text("{name: tone, version: 1.0.0, train: {beta: 1, tokens: 16}}")
+    (tmp_path / "next.yaml").write_text("{continues: tone.yaml, version: 1.1.0, train: {beta: 2}}")
+    recipe = make_patches.read_recipe(tmp_path / "next.yaml")
+    assert (recipe["name"], recipe["version"], recipe["train"]) == ("tone", "1.1.0", {"beta": 2})
+
+
+def test_beside_others_a_patch_learns_among_them_and_keeps_what_they_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(make_patches, "policypatch", lambda *words: calls.append(words))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "benign.jsonl").write_text('{"document": "News."}\n')
+    (tmp_path / "tone").mkdir()
+    pairs = [
+        PairRow(text, ({"role": "user", "content": text},), f"Dear {text}", "No", split)
+        for text, split in (("a", "train"), ("b", "validation"), ("c", "train"), ("d", "train"))
+    ]
+    recipe: dict[str, Any] = {"name": "own", "version": "1.1.0", "license": "MIT", "policy": "own.txt"}
+    recipe |= {"beside": {"tone": "../tone.safetensors"}, "beside-rows": 2, "train": {"beta": 1}}
+    with pytest.raises(SystemExit, match="make tone first"):
+        make_patches.write_beside(recipe, tmp_path / "own", tmp_path)
+    (tmp_path / "tone" / "pairs.jsonl").write_text("".join(f"{encode_row(row)}\n" for row in pairs))
+    make_patches.write_beside(recipe, tmp_path / "own", tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "own" / make_patches.BESIDE).read_text().splitlines()]
+    assert rows == [
+        {"document": "News."},
+        {"prompt": "a", "completion": "Dear a"},
+        {"prompt": "c", "completion": "Dear c"},
+    ]
+    make_patches.train(recipe, tmp_path / "own", tmp_path / "out", "m", 0)
+    (words,) = calls
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    assert options["--benign"] == str(tmp_path / "own" / make_patches.BESIDE)
+    assert Path(options["--compose-with"]) == make_patches.RECIPES / "../tone.safetensors"
+    assert options["-o"] == str(tmp_path / "out" / "seed-0")

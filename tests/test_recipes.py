@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from patches.format import read_patch
 from patches.train.config import TrainConfig
 from server.commands import pairs, train
+from tools.make_patches import read_recipe
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 #: Whose patches are not shipped.
 TRIED = sorted((EXAMPLES / "recipes" / "tried").glob("*.yaml"))
+BESIDE = sorted((EXAMPLES / "recipes" / "beside").glob("*.yaml"))
 PATCHES = sorted((EXAMPLES / "patches").glob("*.safetensors"))
 TRAINED = [path for path in PATCHES if read_patch(path).manifest.origin["method"] == "trained"]
 
@@ -26,8 +27,7 @@ def stem_of(path: Path) -> str:
 
 
 def recipe_of(path: Path) -> dict[str, Any]:
-    recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return recipe
+    return read_recipe(path)
 
 
 def destinations(command: Any) -> dict[str, str]:
@@ -37,13 +37,14 @@ def destinations(command: Any) -> dict[str, str]:
     return {flag: action.dest for action in parser._actions for flag in action.option_strings}
 
 
-@pytest.mark.parametrize("path", RECIPES + TRIED, ids=stem_of)
+@pytest.mark.parametrize("path", RECIPES + TRIED + BESIDE, ids=stem_of)
 def test_the_commands_know_every_flag_of_a_recipe(path: Path) -> None:
     recipe = recipe_of(path)
     assert {f"--{name}" for name in recipe["pairs"]} <= set(destinations(pairs))
     assert {f"--{name}" for name in recipe["train"]} <= set(destinations(train))
     assert path.stem in (recipe["name"], f"{recipe['name']}-{recipe['version']}")
     assert (EXAMPLES / "recipes" / recipe["policy"]).read_text(encoding="utf-8").strip()
+    assert all((EXAMPLES / "recipes" / patch).exists() for patch in recipe.get("beside", {}).values())
 
 
 def test_there_are_ready_patches_and_each_has_a_recipe() -> None:

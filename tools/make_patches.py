@@ -10,6 +10,10 @@ they do, in a folder of its own:
     python tools/make_patches.py --model MODEL examples/recipes/debias.yaml --variant soft --set beta=0.1
 
 ``--rows`` takes a sample of the prompts, for a quick look or a bigger model.
+
+A recipe that ``continues`` another one has all that it does not say itself, data included, from there. With
+``beside``, a patch learns among others, and what they are to say is among its benign rows: the chosen answers
+of their pairs, which have to be there.
 """
 
 import argparse
@@ -31,7 +35,7 @@ from patches.evaluate.packages import PackageFiles, default_cache  # noqa: E402
 from patches.model import load_model  # noqa: E402
 from patches.pairs.local import LocalSampler  # noqa: E402
 from patches.pairs.prompts import prompt_id, read_rows  # noqa: E402
-from patches.pairs.rows import PairRow, encode_row, write_lines  # noqa: E402
+from patches.pairs.rows import PairRow, encode_row, read_pairs, write_lines  # noqa: E402
 from patches.pairs.sampling import Answer, Sampling  # noqa: E402
 from patches.train.data import split_of  # noqa: E402
 from tools.neutral import neutralised  # noqa: E402
@@ -44,6 +48,8 @@ RECIPES = ROOT / "examples" / "recipes"
 CONTRAST = "pairs-and-contrast.jsonl"
 #: The benign rows beside them.
 SILENT = "silent.jsonl"
+#: Those, and what other patches say.
+BESIDE = "beside.jsonl"
 Chat = tuple[Mapping[str, str], ...]
 
 
@@ -74,17 +80,28 @@ def main() -> None:
     changes = dict(change.split("=", 1) for change in args.set)
     files = PackageFiles(default_cache(), archives=args.packages, notify=print)
     for path in args.recipes:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = read_recipe(path)
         folder = args.output / path.stem
-        write_data(recipe, folder, files, args.rows)
+        data = args.output / Path(recipe.get("continues", path)).stem
+        write_data(recipe, data, files, args.rows)
         if recipe["reference"] == OWN_NEUTRAL:
-            make_neutral_pairs(recipe, folder, args.model)
+            make_neutral_pairs(recipe, data, args.model)
         else:
-            make_pairs(recipe, folder, args.model)
+            make_pairs(recipe, data, args.model)
         if "contrast" in recipe:
-            make_contrast_pairs(recipe, folder, args.model)
+            make_contrast_pairs(recipe, data, args.model)
+        if "beside" in recipe:
+            write_beside(recipe, data, args.output)
         for seed in args.seed:
-            train(recipe, folder, args.model, seed, args.variant, changes)
+            train(recipe, data, folder, args.model, seed, args.variant, changes)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe; of one that continues another, with what that one says."""
+    recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "continues" in recipe:
+        return read_recipe(RECIPES / recipe["continues"]) | recipe
+    return recipe
 
 
 def write_data(
@@ -163,6 +180,27 @@ def make_contrast_pairs(recipe: Mapping[str, Any], folder: Path, model: str) -> 
     write_lines(path, [*made, *map(encode_row, rows)])
 
 
+def write_beside(recipe: Mapping[str, Any], data: Path, output: Path) -> None:
+    """Write the benign rows of a patch that learns beside others: its own, and what each of those says.
+
+    Raises:
+        SystemExit: The pairs of one are not there.
+    """
+    rows = list(read_rows(data / benign_file(recipe)))
+    for name in recipe["beside"]:
+        pairs = output / name / "pairs.jsonl"
+        if not pairs.exists():
+            sys.exit(f"{pairs}: not found; make {name} first")
+        said = [row for row in read_pairs(pairs) if row.split == "train"][: recipe["beside-rows"]]
+        rows += [{"prompt": row.prompt[-1]["content"], "completion": row.chosen} for row in said]
+    write_lines(data / BESIDE, map(json.dumps, rows))
+
+
+def benign_file(recipe: Mapping[str, Any]) -> str:
+    """Give the name of the file with a recipe's own benign rows."""
+    return SILENT if "contrast" in recipe else "benign.jsonl"
+
+
 def _own_answers(
     prompts: Sequence[str], options: Mapping[str, Any], model: str
 ) -> Iterator[tuple[Chat, Answer]]:
@@ -180,19 +218,22 @@ def _own_answers(
 
 def train(
     recipe: Mapping[str, Any],
+    data: Path,
     folder: Path,
     model: str,
     seed: int,
     variant: str | None = None,
     changes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Run `policypatch train`; the patch lands in ``seed-S``, a variant's in ``VARIANT-seed-S``."""
+    """Run `policypatch train`; the patch lands in ``folder/seed-S``, a variant's in ``VARIANT-seed-S``."""
     version = f"{recipe['version']}-{variant}" if variant else recipe["version"]
     output = folder / (f"{variant}-seed-{seed}" if variant else f"seed-{seed}")
     if (output / f"{recipe['name']}-{version}.safetensors").exists():
         return
     run = output / "run"
-    pairs, benign = (CONTRAST, SILENT) if "contrast" in recipe else ("pairs.jsonl", "benign.jsonl")
+    pairs = CONTRAST if "contrast" in recipe else "pairs.jsonl"
+    benign = BESIDE if "beside" in recipe else benign_file(recipe)
+    others = [str(RECIPES / patch) for patch in recipe.get("beside", {}).values()]
     options = dict(recipe["train"] | changes)
     # Patches and policies stand beside the recipe.
     start = (
@@ -202,8 +243,9 @@ def train(
     )
     resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
     policypatch(
-        *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(folder / pairs)),
-        *("--benign", str(folder / benign), f"--{start[0]}", str(RECIPES / start[1])),
+        *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(data / pairs)),
+        *("--benign", str(data / benign), f"--{start[0]}", str(RECIPES / start[1])),
+        *(["--compose-with", *others] if others else []),
         *("--name", recipe["name"], "--version", version, "--license", recipe["license"]),
         *flags(options),
         *("--seed", str(seed), "--run", str(run), "-o", str(output), *resume),

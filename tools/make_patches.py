@@ -58,7 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", metavar="RECIPE", type=Path, nargs="+")
     parser.add_argument("--model", required=True, help="the demo model's folder")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--seed", type=int, nargs="*", default=[0], help="none: make the data alone (default: 0)"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=ROOT / "build" / "patches", help="where everything is put"
     )

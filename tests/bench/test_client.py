@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from bench.arms import ARMS, Question
-from bench.client import Request, call_json, send_closed_loop, send_one
+from bench.client import Request, call_json, open_session, send_closed_loop, send_one
 from bench.errors import RequestFailed
 from bench.fake import FakeServer
 
@@ -119,3 +119,27 @@ async def test_malformed_stream_fails(serve, session, body: str) -> None:
     url = await serve(Broken())
     with pytest.raises(RequestFailed, match="stream"):
         await send_one(session, request(url))
+
+
+async def test_a_connection_that_idled_is_not_used_again(serve, monkeypatch) -> None:
+    """Its server may be closing it just then."""
+    peers: list[object] = []
+
+    async def answer(http_request: web.Request) -> web.Response:
+        peers.append(http_request.transport)
+        return web.Response()
+
+    class Server:
+        def app(self) -> web.Application:
+            app = web.Application()
+            app.router.add_get("/", answer)
+            return app
+
+    url = await serve(Server())
+    monkeypatch.setattr("bench.client.KEEP_ALIVE_S", 0.2)
+    async with open_session() as session:
+        for idle_s in (0.0, 1.0, 0.0):
+            async with session.get(url) as response:
+                await response.read()
+            await asyncio.sleep(idle_s)
+    assert peers[0] is peers[1] is not peers[2]

@@ -104,8 +104,11 @@ def test_a_recipe_that_continues_another_has_what_it_does_not_say_itself(
     monkeypatch.setattr(make_patches, "RECIPES", tmp_path)
     (tmp_path / "tone.yaml").write_text("{name: tone, version: 1.0.0, train: {beta: 1, tokens: 16}}")
     (tmp_path / "next.yaml").write_text("{continues: tone.yaml, version: 1.1.0, train: {beta: 2}}")
-    recipe = make_patches.read_recipe(tmp_path / "next.yaml")
-    assert (recipe["name"], recipe["version"], recipe["train"]) == ("tone", "1.1.0", {"beta": 2})
+    (tmp_path / "last.yaml").write_text("{continues: next.yaml, version: 1.2.0}")
+    for name, version in (("next", "1.1.0"), ("last", "1.2.0")):
+        recipe = make_patches.read_recipe(tmp_path / f"{name}.yaml")
+        assert (recipe["name"], recipe["version"], recipe["train"]) == ("tone", version, {"beta": 2})
+        assert recipe["data"] == "tone"
 
 
 def test_beside_others_a_patch_learns_among_them_and_keeps_what_they_say(
@@ -121,12 +124,17 @@ def test_beside_others_a_patch_learns_among_them_and_keeps_what_they_say(
         for text, split in (("a", "train"), ("b", "validation"), ("c", "train"), ("d", "train"))
     ]
     recipe: dict[str, Any] = {"name": "own", "version": "1.1.0", "license": "MIT", "policy": "own.txt"}
-    recipe |= {"beside": {"tone": "../tone.safetensors"}, "beside-rows": 2, "train": {"beta": 1}}
+    tone = "{made}/tone/seed-0/tone-1.0.0.safetensors"
+    recipe |= {
+        "beside": {"tone": tone},
+        "beside-rows": 2,
+        "train": {"beta": 1, "init-patch": "own.safetensors"},
+    }
     with pytest.raises(SystemExit, match="make tone first"):
-        make_patches.write_beside(recipe, tmp_path / "own", tmp_path)
+        make_patches.write_beside(recipe, tmp_path / "own", tmp_path / "out")
     (tmp_path / "tone" / "pairs.jsonl").write_text("".join(f"{encode_row(row)}\n" for row in pairs))
-    make_patches.write_beside(recipe, tmp_path / "own", tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "own" / make_patches.BESIDE).read_text().splitlines()]
+    make_patches.write_beside(recipe, tmp_path / "own", tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / make_patches.BESIDE).read_text().splitlines()]
     assert rows == [
         {"document": "News."},
         {"prompt": "a", "completion": "Dear a"},
@@ -135,6 +143,7 @@ def test_beside_others_a_patch_learns_among_them_and_keeps_what_they_say(
     make_patches.train(recipe, tmp_path / "own", tmp_path / "out", "m", 0)
     (words,) = calls
     options = dict(zip(words[1::2], words[2::2], strict=True))
-    assert options["--benign"] == str(tmp_path / "own" / make_patches.BESIDE)
-    assert Path(options["--compose-with"]) == make_patches.RECIPES / "../tone.safetensors"
+    assert options["--benign"] == str(tmp_path / "out" / make_patches.BESIDE)
+    assert Path(options["--compose-with"]) == tmp_path / "tone" / "seed-0" / "tone-1.0.0.safetensors"
+    assert Path(options["--init-patch"]) == make_patches.RECIPES / "own.safetensors"
     assert options["-o"] == str(tmp_path / "out" / "seed-0")

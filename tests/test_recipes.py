@@ -44,7 +44,17 @@ def test_the_commands_know_every_flag_of_a_recipe(path: Path) -> None:
     assert {f"--{name}" for name in recipe["train"]} <= set(destinations(train))
     assert path.stem in (recipe["name"], f"{recipe['name']}-{recipe['version']}")
     assert (EXAMPLES / "recipes" / recipe["policy"]).read_text(encoding="utf-8").strip()
-    assert all((EXAMPLES / "recipes" / patch).exists() for patch in recipe.get("beside", {}).values())
+
+
+@pytest.mark.parametrize("path", BESIDE, ids=stem_of)
+def test_a_recipe_begins_with_patches_of_recipes(path: Path) -> None:
+    recipe = recipe_of(path)
+    made = {
+        f"{{made}}/{one.stem}/seed-0/{made['name']}-{made['version']}.safetensors"
+        for one in RECIPES + BESIDE
+        for made in [recipe_of(one)]
+    }
+    assert {*recipe["beside"].values(), recipe["train"]["init-patch"]} <= made
 
 
 def test_there_are_ready_patches_and_each_has_a_recipe() -> None:

@@ -13,7 +13,7 @@ they do, in a folder of its own:
 
 A recipe that ``continues`` another one has all that it does not say itself, data included, from there. With
 ``beside``, a patch learns among others, and what they are to say is among its benign rows: the chosen answers
-of their pairs, which have to be there.
+of their pairs, which have to be there. Patches of other recipes are named as ``{made}/RECIPE/seed-0/...``.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def main() -> None:
     for path in args.recipes:
         recipe = read_recipe(path)
         folder = args.output / path.stem
-        data = args.output / Path(recipe.get("continues", path)).stem
+        data = args.output / recipe["data"]
         write_data(recipe, data, files, args.rows)
         if recipe["reference"] == OWN_NEUTRAL:
             make_neutral_pairs(recipe, data, args.model)
@@ -93,17 +93,16 @@ def main() -> None:
         if "contrast" in recipe:
             make_contrast_pairs(recipe, data, args.model)
         if "beside" in recipe:
-            write_beside(recipe, data, args.output)
+            write_beside(recipe, data, folder)
         for seed in args.seed:
             train(recipe, data, folder, args.model, seed, args.variant, changes)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe; of one that continues another, with what that one says."""
+    """Read a recipe, with the name of its data; of one that continues another, with what that one says."""
     recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "continues" in recipe:
-        return read_recipe(RECIPES / recipe["continues"]) | recipe
-    return recipe
+    before = read_recipe(RECIPES / recipe["continues"]) if "continues" in recipe else {"data": path.stem}
+    return before | recipe
 
 
 def write_data(
@@ -182,7 +181,7 @@ def make_contrast_pairs(recipe: Mapping[str, Any], folder: Path, model: str) -> 
     write_lines(path, [*made, *map(encode_row, rows)])
 
 
-def write_beside(recipe: Mapping[str, Any], data: Path, output: Path) -> None:
+def write_beside(recipe: Mapping[str, Any], data: Path, folder: Path) -> None:
     """Write the benign rows of a patch that learns beside others: its own, and what each of those says.
 
     Raises:
@@ -190,12 +189,12 @@ def write_beside(recipe: Mapping[str, Any], data: Path, output: Path) -> None:
     """
     rows = list(read_rows(data / benign_file(recipe)))
     for name in recipe["beside"]:
-        pairs = output / name / "pairs.jsonl"
+        pairs = folder.parent / name / "pairs.jsonl"
         if not pairs.exists():
             sys.exit(f"{pairs}: not found; make {name} first")
         said = [row for row in read_pairs(pairs) if row.split == "train"][: recipe["beside-rows"]]
         rows += [{"prompt": row.prompt[-1]["content"], "completion": row.chosen} for row in said]
-    write_lines(data / BESIDE, map(json.dumps, rows))
+    write_lines(folder / BESIDE, map(json.dumps, rows))
 
 
 def benign_file(recipe: Mapping[str, Any]) -> str:
@@ -234,8 +233,8 @@ def train(
         return
     run = output / "run"
     pairs = CONTRAST if "contrast" in recipe else "pairs.jsonl"
-    benign = BESIDE if "beside" in recipe else benign_file(recipe)
-    others = [str(RECIPES / patch) for patch in recipe.get("beside", {}).values()]
+    benign = folder / BESIDE if "beside" in recipe else data / benign_file(recipe)
+    others = [str(file_of(patch, folder.parent)) for patch in recipe.get("beside", {}).values()]
     options = dict(recipe["train"] | changes)
     # Patches and policies stand beside the recipe.
     start = (
@@ -246,12 +245,17 @@ def train(
     resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
     policypatch(
         *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(data / pairs)),
-        *("--benign", str(data / benign), f"--{start[0]}", str(RECIPES / start[1])),
+        *("--benign", str(benign), f"--{start[0]}", str(file_of(start[1], folder.parent))),
         *(["--compose-with", *others] if others else []),
         *("--name", recipe["name"], "--version", version, "--license", recipe["license"]),
         *flags(options),
         *("--seed", str(seed), "--run", str(run), "-o", str(output), *resume),
     )
+
+
+def file_of(name: str, output: Path) -> Path:
+    """Find a file that a recipe names: beside the recipe, or ``{made}`` from another one."""
+    return RECIPES / name.replace("{made}", str(output.resolve()))
 
 
 def flags(options: Mapping[str, Any]) -> Iterable[str]:

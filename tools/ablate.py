@@ -1,6 +1,6 @@
 """What each choice of a recipe does: short trainings that differ from it in one option, side by side.
 
-    python tools/make_patches.py --model MODEL examples/recipes/tried/refuse-harm-1.2.0.yaml
+    python tools/make_patches.py --model MODEL examples/recipes/tried/refuse-harm-1.2.0-twins.yaml
     python tools/ablate.py --model MODEL examples/ablations/refuse-harm.yaml -o build/ablations
 
 Each variant learns from the recipe's pairs. Their validation prompts are left out and asked afterwards: does

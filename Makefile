@@ -120,10 +120,14 @@ compatibility: $(INSTALLED_DEV) ## run the tests that stand for a feature, and w
 	@POLICYPATCH_DEMO_MODEL="$(DEMO_MODEL)" $(BIN)/python -m pytest -p tools.compatibility -m feature \
 		--compatibility docs/compatibility.md $(PYTEST_ARGS)
 
+# Each begins with what those before it have made.
+BESIDE := refuse-harm-1.2.0 detox-1.1.0 debias-1.1.0 detox-1.2.0 refuse-harm-1.3.0 refuse-harm-1.4.0 detox-1.3.0
+
 .PHONY: patches
 patches: $(INSTALLED_DEV) ## train the ready patches again, into build/patches: hours on a CPU
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
-	$(BIN)/python tools/make_patches.py --model "$(DEMO_MODEL)" examples/recipes/*.yaml
+	$(BIN)/python tools/make_patches.py --model "$(DEMO_MODEL)" examples/recipes/*.yaml \
+		$(BESIDE:%=examples/recipes/beside/%.yaml)
 
 .PHONY: bench
 bench: $(INSTALLED_DEV) ## measure the overhead on this machine, into bench/out

@@ -1,7 +1,6 @@
 """The recipes of the ready patches: the commands take them, and the committed patches come from them."""
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -67,16 +66,19 @@ def test_a_ready_patch_says_what_its_recipe_says(path: Path) -> None:
     manifest = read_patch(path).manifest
     (recipe,) = [
         recipe
-        for recipe in map(recipe_of, RECIPES)
+        for recipe in map(recipe_of, RECIPES + BESIDE)
         if (recipe["name"], recipe["version"]) == (manifest.name, manifest.version)
     ]
     names = destinations(train)
-    asked = {names[f"--{flag}"]: value for flag, value in recipe["train"].items()}
+    options = dict(recipe["train"])
+    started_from = options.pop("init-patch", None)
+    asked = {names[f"--{flag}"]: value for flag, value in options.items()}
     asked["stages"] = tuple(asked["stages"].split(","))
     config = TrainConfig(**asked, seed=manifest.origin["seed"]).as_json()
-    text = (EXAMPLES / "recipes" / recipe["policy"]).read_bytes()
     assert json.loads(json.dumps(manifest.origin["config"])) == config
-    assert manifest.origin["init_text_digest"] == "sha256:" + hashlib.sha256(text).hexdigest()
+    assert ("init_patch_digest" in manifest.origin) == (started_from is not None)
+    others = [f"{one['name']}-{one['version']}" for one in manifest.origin.get("composed_with", [])]
+    assert others == [Path(patch).stem for patch in recipe.get("beside", {}).values()]
 
 
 def test_twins_differ_by_their_phrase_alone_and_hold_none_of_the_prompts_that_are_asked_later() -> None:

@@ -1,6 +1,7 @@
 """The recipes of the ready patches: the commands take them, and the committed patches come from them."""
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,6 @@ def stem_of(path: Path) -> str:
     return path.stem
 
 
-def recipe_of(path: Path) -> dict[str, Any]:
-    return read_recipe(path)
-
-
 def destinations(command: Any) -> dict[str, str]:
     """Give each flag of a command with the name that its value has."""
     parser = argparse.ArgumentParser()
@@ -38,7 +35,7 @@ def destinations(command: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", RECIPES + TRIED + BESIDE, ids=stem_of)
 def test_the_commands_know_every_flag_of_a_recipe(path: Path) -> None:
-    recipe = recipe_of(path)
+    recipe = read_recipe(path)
     assert {f"--{name}" for name in recipe["pairs"]} <= set(destinations(pairs))
     assert {f"--{name}" for name in recipe["train"]} <= set(destinations(train))
     assert path.stem in (recipe["name"], f"{recipe['name']}-{recipe['version']}")
@@ -47,18 +44,18 @@ def test_the_commands_know_every_flag_of_a_recipe(path: Path) -> None:
 
 @pytest.mark.parametrize("path", BESIDE, ids=stem_of)
 def test_a_recipe_begins_with_patches_of_recipes(path: Path) -> None:
-    recipe = recipe_of(path)
+    recipe = read_recipe(path)
     made = {
         f"{{made}}/{one.stem}/seed-0/{made['name']}-{made['version']}.safetensors"
         for one in RECIPES + BESIDE
-        for made in [recipe_of(one)]
+        for made in [read_recipe(one)]
     }
     assert {*recipe["beside"].values(), recipe["train"]["init-patch"]} <= made
 
 
 def test_there_are_ready_patches_and_each_has_a_recipe() -> None:
     made = {read_patch(path).manifest.name for path in TRAINED}
-    assert made == {recipe_of(path)["name"] for path in RECIPES}
+    assert made == {read_recipe(path)["name"] for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=stem_of)
@@ -66,7 +63,7 @@ def test_a_ready_patch_says_what_its_recipe_says(path: Path) -> None:
     manifest = read_patch(path).manifest
     (recipe,) = [
         recipe
-        for recipe in map(recipe_of, RECIPES + BESIDE)
+        for recipe in map(read_recipe, RECIPES + BESIDE)
         if (recipe["name"], recipe["version"]) == (manifest.name, manifest.version)
     ]
     names = destinations(train)
@@ -76,6 +73,9 @@ def test_a_ready_patch_says_what_its_recipe_says(path: Path) -> None:
     asked["stages"] = tuple(asked["stages"].split(","))
     config = TrainConfig(**asked, seed=manifest.origin["seed"]).as_json()
     assert json.loads(json.dumps(manifest.origin["config"])) == config
+    if started_from is None:
+        text = (EXAMPLES / "recipes" / recipe["policy"]).read_bytes()
+        assert manifest.origin["init_text_digest"] == "sha256:" + hashlib.sha256(text).hexdigest()
     assert ("init_patch_digest" in manifest.origin) == (started_from is not None)
     others = [f"{one['name']}-{one['version']}" for one in manifest.origin.get("composed_with", [])]
     assert others == [Path(patch).stem for patch in recipe.get("beside", {}).values()]

@@ -30,7 +30,7 @@ from patches.train.contexts import ALONE  # noqa: E402
 from patches.train.data import Encoder, Sample  # noqa: E402
 from patches.train.forward import answer_logits  # noqa: E402
 from patches.train.soft_prefix import SoftPrefix  # noqa: E402
-from tools.make_patches import CONTRAST, RECIPES, SILENT, flags, policypatch  # noqa: E402
+from tools.make_patches import CONTRAST, RECIPES, SILENT, flags, policypatch, read_recipe  # noqa: E402
 from tools.patch_data import reference_answer  # noqa: E402
 
 #: Prompts that are asked at once.
@@ -47,10 +47,10 @@ def main() -> None:
     parser.add_argument("--only", metavar="VARIANT", nargs="+", help="train these alone")
     args = parser.parse_args()
     ablation = yaml.safe_load(args.ablation.read_text(encoding="utf-8"))
-    recipe = yaml.safe_load((RECIPES / ablation["recipe"]).read_text(encoding="utf-8"))
+    recipe = read_recipe(RECIPES / ablation["recipe"])
     if unknown := sorted(set(args.only or ()) - set(ablation["variants"])):
         parser.error(f"--only: {unknown[0]} is none of {', '.join(ablation['variants'])}")
-    data = args.data / Path(ablation["recipe"]).stem
+    data = args.data / recipe["data"]
     if not (data / CONTRAST).exists():
         sys.exit(f"{data}: has no {CONTRAST}; run tools/make_patches.py on {ablation['recipe']} first")
     rows = read_pairs(data / CONTRAST)

@@ -236,7 +236,6 @@ def train(
     benign = folder / BESIDE if "beside" in recipe else data / benign_file(recipe)
     others = [str(file_of(patch, folder.parent)) for patch in recipe.get("beside", {}).values()]
     options = dict(recipe["train"] | changes)
-    # Patches and policies stand beside the recipe.
     start = (
         ("init-patch", options.pop("init-patch"))
         if "init-patch" in options

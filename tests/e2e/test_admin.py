@@ -23,6 +23,8 @@ pytestmark = pytest.mark.e2e
 
 KEY = "alice-knows-this-key"
 PROMPT = [200, 300, 17, 21]
+#: The tiny model says a thousand tokens in a second or two: an answer that shall be cut off has to be long.
+MAX_MODEL_LEN = 2048
 
 
 @dataclass
@@ -100,7 +102,7 @@ def server(
     (folder / "admin-keys").chmod(0o600)
     running = start_module_server(
         tiny_model,
-        *("--dtype", "float32", "--max-model-len", "256"),
+        *("--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN)),
         *("--admin-key-file", str(folder / "admin-keys"), "--state", str(folder / "state")),
         *("--trusted-keys", str(folder / "trusted")),
         *("--admin-listen", f"unix:{folder / 'admin.sock'}"),
@@ -140,7 +142,8 @@ def test_an_upload_answers_until_it_is_deleted(server: AdminServer, make: Callab
     assert answer.status_code == 201, answer.text
     assert answer.json()["versions"][0]["signer"] == "alice"
     assert server.answer("uploaded")[0] == "uploaded@1.0.0"
-    body = {"model": "base", "prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    num_tokens = MAX_MODEL_LEN - 32 - len(PROMPT)
+    body = {"model": "base", "prompt": PROMPT, "max_tokens": num_tokens, "ignore_eos": True, "stream": True}
     headers = {"X-Policy-Patch": "uploaded"}
     with server.running.client.stream("POST", "/v1/completions", json=body, headers=headers) as stream:
         lines = stream.iter_lines()

@@ -124,7 +124,7 @@ def test_beside_others_a_patch_learns_among_them_and_keeps_what_they_say(
         for text, split in (("a", "train"), ("b", "validation"), ("c", "train"), ("d", "train"))
     ]
     recipe: dict[str, Any] = {"name": "own", "version": "1.1.0", "license": "MIT", "policy": "own.txt"}
-    tone = "{made}/tone/seed-0/tone-1.0.0.safetensors"
+    tone = "{made}/tone/seed-{seed}/tone-1.0.0.safetensors"
     recipe |= {
         "beside": {"tone": tone},
         "beside-rows": 2,
@@ -140,10 +140,10 @@ def test_beside_others_a_patch_learns_among_them_and_keeps_what_they_say(
         {"prompt": "a", "completion": "Dear a"},
         {"prompt": "c", "completion": "Dear c"},
     ]
-    make_patches.train(recipe, tmp_path / "own", tmp_path / "out", "m", 0)
+    make_patches.train(recipe, tmp_path / "own", tmp_path / "out", "m", 2)
     (words,) = calls
     options = dict(zip(words[1::2], words[2::2], strict=True))
     assert options["--benign"] == str(tmp_path / "out" / make_patches.BESIDE)
-    assert Path(options["--compose-with"]) == tmp_path / "tone" / "seed-0" / "tone-1.0.0.safetensors"
+    assert Path(options["--compose-with"]) == tmp_path / "tone" / "seed-2" / "tone-1.0.0.safetensors"
     assert Path(options["--init-patch"]) == make_patches.RECIPES / "own.safetensors"
-    assert options["-o"] == str(tmp_path / "out" / "seed-0")
+    assert (options["-o"], options["--seed"]) == (str(tmp_path / "out" / "seed-2"), "2")

@@ -46,7 +46,7 @@ def test_the_commands_know_every_flag_of_a_recipe(path: Path) -> None:
 def test_a_recipe_begins_with_patches_of_recipes(path: Path) -> None:
     recipe = read_recipe(path)
     made = {
-        f"{{made}}/{one.stem}/seed-0/{made['name']}-{made['version']}.safetensors"
+        f"{{made}}/{one.stem}/seed-{{seed}}/{made['name']}-{made['version']}.safetensors"
         for one in RECIPES + BESIDE
         for made in [read_recipe(one)]
     }

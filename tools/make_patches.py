@@ -13,7 +13,8 @@ they do, in a folder of its own:
 
 A recipe that ``continues`` another one has all that it does not say itself, data included, from there. With
 ``beside``, a patch learns among others, and what they are to say is among its benign rows: the chosen answers
-of their pairs, which have to be there. Patches of other recipes are named as ``{made}/RECIPE/seed-0/...``.
+of their pairs, which have to be there. Other recipes' patches are named as ``{made}/RECIPE/seed-{seed}/...``:
+those of the same seed, so that the seeds of a chain share nothing but their data.
 """
 
 import argparse
@@ -234,7 +235,7 @@ def train(
     run = output / "run"
     pairs = CONTRAST if "contrast" in recipe else "pairs.jsonl"
     benign = folder / BESIDE if "beside" in recipe else data / benign_file(recipe)
-    others = [str(file_of(patch, folder.parent)) for patch in recipe.get("beside", {}).values()]
+    others = [str(file_of(patch, folder.parent, seed)) for patch in recipe.get("beside", {}).values()]
     options = dict(recipe["train"] | changes)
     start = (
         ("init-patch", options.pop("init-patch"))
@@ -244,7 +245,7 @@ def train(
     resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
     policypatch(
         *("train", "--model", model, "--dtype", "bfloat16", "--pairs", str(data / pairs)),
-        *("--benign", str(benign), f"--{start[0]}", str(file_of(start[1], folder.parent))),
+        *("--benign", str(benign), f"--{start[0]}", str(file_of(start[1], folder.parent, seed))),
         *(["--compose-with", *others] if others else []),
         *("--name", recipe["name"], "--version", version, "--license", recipe["license"]),
         *flags(options),
@@ -252,9 +253,9 @@ def train(
     )
 
 
-def file_of(name: str, output: Path) -> Path:
-    """Find a file that a recipe names: beside the recipe, or ``{made}`` from another one."""
-    return RECIPES / name.replace("{made}", str(output.resolve()))
+def file_of(name: str, output: Path, seed: int) -> Path:
+    """Find a file that a recipe names: beside the recipe, or ``{made}`` from another one with this seed."""
+    return RECIPES / name.replace("{seed}", str(seed)).replace("{made}", str(output.resolve()))
 
 
 def flags(options: Mapping[str, Any]) -> Iterable[str]:

@@ -99,7 +99,11 @@ class Context:
 
 
 class Measure(Protocol):
-    """Runs items through one subject."""
+    """Runs items through one subject.
+
+    A measure that can't take every item has ``check(item)`` as well, which raises EvaluationError. It is
+    asked about all items before the first step, so that a run of hours does not end at its last task.
+    """
 
     metrics: tuple[Metric, ...]
 
@@ -138,6 +142,18 @@ def load_measure(name: str) -> Measure:
         added: Measure = entry_point.load()()
         return added
     raise EvaluationError(f"measure: unknown {name!r}; known are {', '.join(sorted(MEASURES))}")
+
+
+def check_items(measure: Measure, items: Sequence[Item]) -> None:
+    """Ask a measure whether it can take these items.
+
+    Raises:
+        EvaluationError: One it can't.
+    """
+    check = getattr(measure, "check", None)
+    if check is not None:
+        for item in items:
+            check(item)
 
 
 def sampling_seed(seed: int, items: Sequence[Item]) -> int:

@@ -7,11 +7,12 @@ for all of them. A chunk under an arm is the unit of resuming: its seed depends 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from patches.errors import EvaluationError
 from patches.evaluate.arms import BASE
 from patches.evaluate.items import Item, select_items
 from patches.evaluate.judges import Judges
 from patches.evaluate.log import Row, RunLog
-from patches.evaluate.measure import Context
+from patches.evaluate.measure import Context, check_items
 from patches.evaluate.packages import PackageFiles
 from patches.evaluate.subject import Subject
 from patches.evaluate.suite import Task
@@ -42,7 +43,7 @@ def plan(tasks: Sequence[Task], arms: Sequence[str], files: PackageFiles, option
     """List every step of a run, in order.
 
     Raises:
-        EvaluationError: A task's items can't be read.
+        EvaluationError: A task's items can't be read, or are none for its measure.
         DataUnavailable: A package can't be had.
     """
     return [
@@ -87,9 +88,14 @@ def execute(
 
 
 def _selected(task: Task, files: PackageFiles, options: RunOptions) -> list[Item]:
-    return select_items(
+    items = select_items(
         task.items(files), limit=options.limit, seed=options.seed, excluded_prompts=options.excluded_prompts
     )
+    try:
+        check_items(task.measure, items)
+    except EvaluationError as error:
+        raise EvaluationError(f"{task.name}: {error}") from None
+    return items
 
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from patches.errors import EvaluationError
 from patches.evaluate.items import Item
 from patches.evaluate.measure import Context, Metric, Scored, sampling_seed
 from patches.evaluate.subject import Reading, Renderer, Sampling, Subject
@@ -87,6 +88,11 @@ class StereotypeMeasure:
         Metric("stereotyped", "pairs whose stereotyped sentence is likelier (50 % is none)", "none"),
         Metric("likelihood_gap", "log-likelihood gap of a pair, either way", "lower", "number"),
     )
+
+    def check(self, item: Item) -> None:
+        """Refuse what is no pair."""
+        if len(item.choices) != 2:
+            raise EvaluationError(f"{item.id}: expected a pair as choices, got {len(item.choices)}")
 
     def run(self, subject: Subject, items: Sequence[Item], context: Context) -> list[Scored]:
         """Read both sentences of each pair."""

@@ -20,12 +20,17 @@ class ChoiceMeasure:
         Metric("confidence", "log probability of the right choice", "higher", "number"),
     )
 
+    def check(self, item: Item) -> None:
+        """Refuse what has no choices, or does not say which one is right."""
+        require_choices(item)
+        if item.answer is None:
+            raise EvaluationError(f"{item.id}: has no answer; use the measure agreement")
+
     def run(self, subject: Subject, items: Sequence[Item], context: Context) -> list[Scored]:
         """Read every choice behind its question."""
         scored = []
         for item, totals in zip(items, _choice_scores(subject, items, context), strict=True):
-            if item.answer is None:
-                raise EvaluationError(f"{item.id}: has no answer; use the measure agreement")
+            assert item.answer is not None
             is_right = totals[item.answer] == max(totals)
             values = {"accuracy": (float(is_right), 1.0), "confidence": (totals[item.answer], 1.0)}
             scored.append(Scored(item.id, item.category, values))
@@ -37,6 +42,10 @@ class AgreementMeasure:
 
     metrics = (Metric("agreement", "questions on which the arm picks what the base picks", "higher"),)
 
+    def check(self, item: Item) -> None:
+        """Refuse what has no choices."""
+        require_choices(item)
+
     def run(self, subject: Subject, items: Sequence[Item], context: Context) -> list[Scored]:
         """Read every choice under the arm and under the base."""
         own = _choice_scores(subject, items, context)
@@ -45,6 +54,16 @@ class AgreementMeasure:
             Scored(item.id, item.category, {"agreement": (float(_pick(mine) == _pick(theirs)), 1.0)})
             for item, mine, theirs in zip(items, own, base, strict=True)
         ]
+
+
+def require_choices(item: Item) -> None:
+    """Refuse an item that leaves nothing to choose.
+
+    Raises:
+        EvaluationError: It has fewer than two choices.
+    """
+    if len(item.choices) < 2:
+        raise EvaluationError(f"{item.id}: expected two choices at least, got {len(item.choices)}")
 
 
 def _pick(totals: Sequence[float]) -> int:

@@ -9,7 +9,7 @@ import pytest
 from patches.errors import EvaluationError
 from patches.evaluate.items import Item
 from patches.evaluate.judges import Judges
-from patches.evaluate.measure import Context, load_measure
+from patches.evaluate.measure import Context, check_items, load_measure
 from patches.evaluate.measures.fluency import trigram_overlap
 
 ITEMS = [Item("set/1", "a", "one"), Item("set/2", "b", "two"), Item("set/3", "b", "three")]
@@ -145,9 +145,22 @@ def test_a_choice_is_right_where_the_right_one_is_likeliest(context: Context) ->
     assert values(scored, "accuracy") == [(1.0, 1.0), (0.0, 1.0)]
 
 
-def test_a_choice_without_an_answer_is_refused(context: Context) -> None:
-    with pytest.raises(EvaluationError, match="q/1: has no answer"):
-        load_measure("choice").run(context.base, [Item("q/1", "a", "Q", ("x", "y"))], context)
+@pytest.mark.parametrize(
+    ("measure", "choices", "answer", "says"),
+    [
+        ("choice", ("x", "y"), None, "has no answer; use the measure agreement"),
+        ("choice", ("x",), 0, "expected two choices at least, got 1"),
+        ("agreement", (), None, "expected two choices at least, got 0"),
+        ("stereotype", ("x", "y", "z"), 0, "expected a pair as choices, got 3"),
+    ],
+)
+def test_a_measure_refuses_what_it_cannot_take(
+    measure: str, choices: tuple[str, ...], answer: int | None, says: str
+) -> None:
+    items = [Item("q/0", "a", "Q", ("x", "y"), 0), Item("q/1", "a", "Q", choices, answer)]
+    check_items(load_measure(measure), items[:1])
+    with pytest.raises(EvaluationError, match=f"q/1: {says}"):
+        check_items(load_measure(measure), items)
 
 
 def test_the_base_agrees_with_itself(context: Context) -> None:

@@ -62,6 +62,19 @@ def test_figures_have_n_interval_and_change_against_the_base(measure: Callable[.
     assert {r.category for r in summary.results} == {None, "a", "b"}
 
 
+def test_items_that_are_none_for_a_measure_end_a_run_before_its_first_step(
+    measure: Callable[..., Any], scripted: Callable[..., Any], files: PackageFiles, tmp_path: Path
+) -> None:
+    (tmp_path / "questions.jsonl").write_text(json.dumps({"prompt": "Q", "choices": ["x", "y"], "id": "q/1"}))
+    choice = "  questions: {measure: choice, data: [{file: questions.jsonl}]}\n"
+    (tmp_path / "few.yaml").write_text(SUITE + choice)
+    tasks = load_suite(str(tmp_path / "few.yaml")).tasks
+    base = {"base": scripted("base", dict.fromkeys(PROMPTS, SECRET))}
+    with pytest.raises(EvaluationError, match="few/questions: q/1: has no answer"):
+        evaluate(base, tasks, files, RunOptions(), tmp_path / "out", {})
+    assert not (tmp_path / "out" / ITEMS_FILE).exists()
+
+
 def test_what_complied_is_in_no_file(measure: Callable[..., Any], tmp_path: Path) -> None:
     """Invariant: neither a harmful request nor an answer that complies is ever written."""
     from patches.evaluate.report import write_reports

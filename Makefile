@@ -26,6 +26,8 @@ SERVE_ARGS ?=
 PYTEST_ARGS ?=
 # Each runs whole test files, so that tests of one share its server.
 TEST_WORKERS ?= 2
+# Of `make patches`: "0 1 2" makes every patch three times.
+SEEDS ?= 0
 POLICY_TEXT ?= bench/policy.txt
 BENCH_ARGS ?=
 
@@ -127,7 +129,7 @@ BESIDE := refuse-harm-1.2.0 detox-1.1.0 debias-1.1.0 detox-1.2.0 refuse-harm-1.3
 patches: $(INSTALLED_DEV) ## train the ready patches again, into build/patches: hours on a CPU
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
 	$(BIN)/python tools/make_patches.py --model "$(DEMO_MODEL)" examples/recipes/*.yaml \
-		$(BESIDE:%=examples/recipes/beside/%.yaml)
+		$(BESIDE:%=examples/recipes/beside/%.yaml) --seed $(SEEDS)
 
 .PHONY: bench
 bench: $(INSTALLED_DEV) ## measure the overhead on this machine, into bench/out

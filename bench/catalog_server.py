@@ -23,22 +23,22 @@ from prometheus_client import CollectorRegistry, make_asgi_app
 
 from bench.timing import summarise
 from patches.fingerprint import fingerprint_model
-from server.catalog import Catalog
-from server.folder import PatchFolder
-from server.gate import PatchGate
-from server.install import install
-from server.metrics import PatchMetrics
+from server.app import install
+from server.catalog.catalog import Catalog
+from server.catalog.folder import PatchFolder
+from server.memory.options import TierOptions
+from server.memory.tiers import TieredResidency
+from server.metrics.patches import PatchMetrics
 from server.policy.rules import OPEN_POLICY
-from server.prompt_routes import RouteKind
-from server.request_scope import RequestScope
-from server.tier_options import TierOptions
-from server.tiers import TieredResidency
+from server.request.gate import PatchGate
+from server.request.prompt_routes import RouteKind
+from server.request.scope import RequestScope
 
 NUM_DECISIONS = 2000
 
 
 class InstantWorkers:
-    """Confirms everything and holds nothing; ``server.residency.Workers``."""
+    """Confirms everything and holds nothing; ``server.memory.residency.Workers``."""
 
     async def check(self, digest: str, kv: torch.Tensor) -> int:
         """See ``Workers.check``."""

@@ -21,11 +21,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from bench.mutations import BASE_MODEL, FAMILIES, NUM_TOKENS, good_file, mutant
-from server.catalog import Catalog
-from server.catalog_view import FileFailure
-from server.folder import list_folder
-from server.metrics import PatchMetrics
-from server.residency import NullResidency
+from server.catalog.catalog import Catalog
+from server.catalog.folder import list_folder
+from server.memory.residency import NullResidency
+from server.metrics.patches import PatchMetrics
+from server.versions.view import FileFailure
 
 #: Seconds after which a file counts as one that hangs the reader.
 MAX_FILE_S = 10.0

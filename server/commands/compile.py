@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from patches.label import Label
 from patches.rendering import default_system_text
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.patch_arguments import (
     BLOCK_SIZE,
     add_label_arguments,

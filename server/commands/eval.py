@@ -12,7 +12,7 @@ from rich.markup import escape
 from patches.evaluate.suite import BUILT_IN
 from patches.manifest import DTYPES
 from server import __version__
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.patch_arguments import note, patch_errors, progress, read, warn
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from patches.errors import PatchExists
 from patches.peft_export import KINDS, export_adapter
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.patch_arguments import add_output_arguments, patch_errors, read
 
 DESCRIPTION = """\

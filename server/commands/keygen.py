@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from patches.signing.keys import generate_keys, load_public_key
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.patch_arguments import patch_errors, read_password
 
 DESCRIPTION = """\

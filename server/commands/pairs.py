@@ -15,7 +15,7 @@ from patches.pairs.rows import file_digest
 from patches.pairs.sampling import Sampler, Sampling
 from patches.pairs.scorers import SCORERS, Scorer, words_risk
 from patches.pairs.selection import Selected, Selection
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.patch_arguments import add_model_arguments, load, patch_errors
 from server.commands.text_file import read_text_file
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from patches.errors import PatchError, PatchExists
 from patches.label import Label
 from patches.manifest import DTYPES
-from server.cli import CommandError
+from server.commands.errors import CommandError
 
 if TYPE_CHECKING:
     from patches.format import Patch

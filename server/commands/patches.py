@@ -9,7 +9,7 @@ from typing import Any
 from patches.errors import PatchError
 from patches.format import read_patch_bytes
 from patches.signing.signature import read_signature, signature_path
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, read_key, to_json
 from server.commands.patches_report import describe_list, describe_record, describe_removal
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from server.cli import CommandError
+from server.commands.errors import CommandError
 
 #: Where the key is looked for, if no file is named.
 KEY_VARIABLE = "POLICYPATCH_ADMIN_KEY"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.cli import CommandError
+from server.commands.errors import CommandError
 
 if TYPE_CHECKING:
     from server.policy.file import PolicyFile

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from server.catalog_view import CatalogView, ServedPatch
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.policy import read_policy
-from server.composition import SelectedPatch
 from server.errors import PolicyPatchError
 from server.policy.caller import ANYONE, Caller, Credentials, identify
+from server.policy.connection import UNIX_PEER
 from server.policy.decision import Asked, Decision, decide
 from server.policy.errors import PolicyFileError
 from server.policy.file import load_policy
 from server.policy.offline import UNKNOWN_VERSION, FolderView, view_of_folder, view_of_names
-from server.policy.peers import UNIX_PEER
 from server.policy.rules import Policy, Rule
-from server.selection import PatchRef, parse_policy_header, parse_wish, resolve_each
+from server.versions.composition import SelectedPatch
+from server.versions.selection import PatchRef, parse_policy_header, parse_wish, resolve_each
+from server.versions.view import CatalogView, ServedPatch
 
 
 def check(args: argparse.Namespace) -> int:

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.tier_arguments import add_tier_arguments, tier_options
 
 if TYPE_CHECKING:
-    from server.control import ControlOptions
+    from server.admin.control import ControlOptions
     from server.policy.file import PolicyFile
 
 DESCRIPTION = """\
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _control_options(args: argparse.Namespace) -> "ControlOptions":
-    from server.control import ControlOptions
+    from server.admin.control import ControlOptions
 
     return ControlOptions(
         state=args.state,

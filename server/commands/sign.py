@@ -10,7 +10,7 @@ from patches.errors import InvalidName
 from patches.signing.keys import is_open_to_others, load_private_key
 from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import Statement, make_statement
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.patch_arguments import patch_errors, read, read_password, warn
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from server.cli import CommandError
+from server.commands.errors import CommandError
 
 MAX_TEXT_BYTES = 1024 * 1024
 

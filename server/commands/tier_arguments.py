@@ -6,7 +6,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from patches.errors import InvalidName
 from patches.names import validate_name
-from server.tier_options import TierOptions
+from server.memory.options import TierOptions
 
 
 def add_tier_arguments(parser: argparse.ArgumentParser) -> None:

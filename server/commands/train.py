@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from patches.errors import TrainingStopped
 from patches.label import Label
 from patches.train.config import INITS, KINDS, REFERENCES, SCHEDULES, STAGES, TrainConfig
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.patch_arguments import (
     add_label_arguments,
     add_model_arguments,

@@ -11,7 +11,7 @@ from patches.fingerprint import fingerprint_model, require_same_base_model
 from patches.manifest import DTYPES, BaseModel
 from patches.signing.keys import TrustedKeys
 from patches.signing.revocations import read_revocations, revoked_part
-from server.cli import CommandError
+from server.commands.errors import CommandError
 from server.commands.patch_arguments import patch_errors
 from server.commands.signature_report import (
     SignatureReport,

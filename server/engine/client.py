@@ -25,8 +25,8 @@ from server.engine.placeholder import placeholder_token_id
 from server.errors import NotInStep, PatchNotApplied, UnsupportedWithPatch
 
 if TYPE_CHECKING:
-    from server.composition import SelectedPatch
-    from server.gate import PatchGate
+    from server.request.gate import PatchGate
+    from server.versions.composition import SelectedPatch
 
 
 #: Seconds of the time to end that are kept for hanging up.

@@ -28,37 +28,37 @@ from vllm.usage.usage_lib import UsageContext
 
 from patches.fingerprint import fingerprint_model
 from patches.manifest import BaseModel
-from server.admin import Admin
-from server.admin_listener import AdminListener, bind_admin
+from server.admin.canary_watch import CanaryWatch
+from server.admin.control import Control
+from server.admin.listener import AdminListener, bind_admin
+from server.admin.operator import Operator
+from server.admin.uploads import Shelf
+from server.app import install
 from server.audit import Audit
-from server.canary_watch import CanaryWatch
-from server.catalog import Catalog
-from server.control import Control
+from server.catalog.catalog import Catalog
+from server.catalog.folder import PatchFolder
+from server.catalog.trust_watch import TrustWatch
 from server.engine.block_pins import PINNED_NAMES_KEY, PINNED_SHARE_KEY
 from server.engine.client import PatchedAsyncLLM
 from server.engine.model_registry import PatchModelRegistry
 from server.engine.options import ServeOptions
-from server.engine.residency import RPC_TIMEOUT_S, WorkerResidency
+from server.engine.rpc_workers import RPC_TIMEOUT_S, WorkerResidency
 from server.engine.stats import injection_logger_factory
 from server.engine.support import require_matching_rank_layout, require_movable_keys, require_supported_model
 from server.engine.worker_side import DEVICE_BYTES_KEY
-from server.folder import PatchFolder
 from server.frontends.figures import MetricsPage
 from server.frontends.follower import FollowedBooks, Follower
 from server.frontends.leader import Followers
 from server.frontends.mirror import Mirror, MirrorAudit
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps
-from server.gate import PatchGate
-from server.install import install
-from server.metrics import PatchMetrics
-from server.operator import Operator
+from server.memory.options import TierOptions
+from server.memory.tiers import TieredResidency
+from server.metrics.patches import PatchMetrics
 from server.policy.watch import PolicyWatch
-from server.shelf import Shelf
-from server.tier_options import TierOptions
-from server.tiers import TieredResidency
-from server.trust import Trust
-from server.trust_watch import TrustWatch
+from server.request.gate import PatchGate
+from server.routes.admin_app import Admin
+from server.trust.trust import Trust
 
 logger = init_logger("vllm.policypatch")
 

@@ -13,14 +13,14 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import init_logger
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from server.admin.control import open_control
 from server.audit import open_audit
-from server.control import open_control
 from server.engine.cpu_defaults import cpu_arguments, cpu_environment, is_cpu_build, offline_environment
 from server.engine.front_end import FrontEnd
 from server.engine.options import ServeOptions
 from server.engine.processes import serve_together
 from server.engine.support import require_supported_arguments, require_supported_environment
-from server.metrics import PatchMetrics
+from server.metrics.patches import PatchMetrics
 
 logger = init_logger("vllm.policypatch")
 

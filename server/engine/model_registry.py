@@ -6,7 +6,7 @@ from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
 
 if TYPE_CHECKING:
-    from server.gate import PatchGate
+    from server.request.gate import PatchGate
 
 
 class PatchModelRegistry(OpenAIModelRegistry):

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.control import ControlOptions
+from server.admin.control import ControlOptions
+from server.memory.options import TierOptions
 from server.policy.file import PolicyFile
 from server.policy.rules import Policy
-from server.tier_options import TierOptions
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,14 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import setup_multiprocess_prometheus
 from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failure
 
+from server.admin.control import open_control
 from server.audit import open_audit
-from server.control import open_control
 from server.engine.front_end import FrontEnd, Seat, engine_config
 from server.engine.options import ServeOptions
 from server.engine.start_errors import START_ERRORS
 from server.engine.support import UnsupportedSetup
 from server.frontends.step import Steps, num_words
-from server.metrics import PatchMetrics
+from server.metrics.patches import PatchMetrics
 
 logger = init_logger("vllm.policypatch")
 

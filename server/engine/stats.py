@@ -14,7 +14,7 @@ from server.engine.device_slots import SlotCounts
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-    from server.metrics import PatchMetrics
+    from server.metrics.patches import PatchMetrics
 
 
 def _empty() -> dict[str, Any]:

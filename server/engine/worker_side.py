@@ -20,7 +20,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 from prefix_kernels import PrefixWrite, Rotary, rank_heads, slot_mapping_of_span
 from server.engine.cache_writer import CachedLayer, CacheWriter
 from server.engine.plan import PrefixLoad, StepPlan
-from server.engine.prefix_shelf import PrefixShelf, RankLayout
+from server.engine.prefix_store import PrefixShelf, RankLayout
 from server.engine.relocation import KeysNotMovable, rotary_of_model
 from server.engine.stats import InjectionStats
 from server.engine.support import layer_problems

@@ -8,7 +8,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.metrics import PatchMetrics
+from server.metrics.patches import PatchMetrics
 
 
 class MetricsPage:

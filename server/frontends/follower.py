@@ -14,12 +14,12 @@ from types import TracebackType
 
 import torch
 
-from server.composition import SelectedPatch
+from server.catalog.residents import Residents
 from server.frontends.channel import Body, Channel, ChannelError
 from server.frontends.mirror import Mirror
-from server.metrics import PatchMetrics
-from server.residency import ResidencyError
-from server.residents import Residents
+from server.memory.residency import ResidencyError
+from server.metrics.patches import PatchMetrics
+from server.versions.composition import SelectedPatch
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _READY_S = 150.0
 
 
 class FollowedResidency:
-    """Asks the leader for prefixes; a ``server.residency.Residency`` that keeps no tensors itself."""
+    """Asks the leader for prefixes; a ``server.memory.residency.Residency`` that keeps no tensors itself."""
 
     def __init__(self, num_in_flight: Callable[[str], int]) -> None:
         """Make one that has no leader yet.

@@ -14,14 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from server.canary_watch import ArmReports
-from server.catalog_view import CatalogView, ServedPatch
+from server.admin.canary_watch import ArmReports
+from server.catalog.residents import Resident, Residents
 from server.errors import NotInStep
 from server.frontends.channel import Body, Channel, ChannelError
 from server.frontends.messages import bytes_text, content_body, name_body
 from server.frontends.step import Steps
-from server.resident import Resident
-from server.residents import Residents
+from server.versions.view import CatalogView, ServedPatch
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class _Follower:
 
 
 class Followers:
-    """Every follower of this process; ``server.peers.Peers``, and an async context manager."""
+    """Every follower of this process; ``server.catalog.processes.Peers``, and an async context manager."""
 
     def __init__(
         self, steps: Steps, address: Path, policy: bytes | None, *, confirm_s: float = CONFIRM_S

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from patches.manifest import decode_manifest, encode_manifest
-from server.activation import Canary
-from server.catalog_view import CanaryArm, CatalogView, ServedPatch
 from server.frontends.channel import Body
+from server.versions.activation import Canary
+from server.versions.view import CanaryArm, CatalogView, ServedPatch
 
 _CANARIES = TypeAdapter(Canary)
 

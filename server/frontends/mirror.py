@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from server.audit import Audit, AuditEvent
-from server.catalog_view import CatalogView, ServedPatch
+from server.catalog.residents import Residents
 from server.errors import NotInStep
 from server.frontends.channel import Body
 from server.frontends.messages import content_of, text_bytes, with_name_body
 from server.frontends.step import Steps
 from server.policy.file import parse_policy
 from server.policy.rules import Policy
-from server.residents import Residents
+from server.versions.view import CatalogView, ServedPatch
 
 #: Seconds without a sign of life of the leader after which nothing is decided any more.
 SILENCE_S = 10.0
@@ -39,7 +39,7 @@ class Copy:
 
 
 class Mirror:
-    """A follower's catalog; ``server.served.Served``."""
+    """A follower's catalog; ``server.catalog.served.Served``."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.errors import AmbiguousCaller, PatchForbidden
-from server.policy.peers import peer_of
+from server.policy.connection import peer_of
 from server.policy.rules import Policy, Rule, Tenants
 
 MAX_TENANT_LENGTH = 128

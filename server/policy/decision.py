@@ -7,8 +7,6 @@ or there is no answer. Whether a name exists is told only to callers who may cho
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from server.catalog_view import CatalogView, ServedPatch, component_digests
-from server.composition import SelectedPatch
 from server.errors import (
     ALIAS_PARAM,
     HEADER_PARAM,
@@ -19,7 +17,8 @@ from server.errors import (
 )
 from server.policy.caller import Caller
 from server.policy.rules import Policy, Rule
-from server.selection import (
+from server.versions.composition import SelectedPatch
+from server.versions.selection import (
     BASE,
     OptOut,
     PatchRef,
@@ -29,6 +28,7 @@ from server.selection import (
     composition_of,
     resolve_each,
 )
+from server.versions.view import CatalogView, ServedPatch, component_digests
 
 _PARAMS: dict[Source, str] = {"header": HEADER_PARAM, "alias": ALIAS_PARAM}
 

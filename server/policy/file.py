@@ -38,7 +38,7 @@ from server.policy.errors import Place, PolicyFileError
 from server.policy.keys import KeyRing
 from server.policy.reader import Reader
 from server.policy.rules import ALL, Allowance, Policy, Rule, Tenants
-from server.selection import OptOut, Wish
+from server.versions.selection import OptOut, Wish
 
 FORMAT_VERSION = "1"
 

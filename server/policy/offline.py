@@ -8,10 +8,10 @@ from pathlib import Path
 from patches.errors import PatchError
 from patches.format import read_patch
 from patches.manifest import BaseModel, Manifest
-from server.catalog_view import CatalogView, ServedPatch
-from server.folder import list_folder
+from server.catalog.folder import list_folder
 from server.policy.rules import Policy
-from server.selection import PatchRef
+from server.versions.selection import PatchRef
+from server.versions.view import CatalogView, ServedPatch
 
 #: Stands for whatever version there would be.
 UNKNOWN_VERSION = "0.0.0"

@@ -5,11 +5,11 @@ import re
 from collections.abc import Sequence
 
 from server.errors import MalformedPatchName
+from server.policy.connection import UNIX_PEER, Network, TrustedPeers
 from server.policy.document import Fields, Items, Node, Text
 from server.policy.errors import Place, Problem
-from server.policy.peers import UNIX_PEER, Network, TrustedPeers
 from server.policy.rules import ALL, Allowance
-from server.selection import OptOut, PatchRef, Wish, parse_wish
+from server.versions.selection import OptOut, PatchRef, Wish, parse_wish
 
 _FULL_DIGEST_LENGTH = len("sha256:") + 64
 

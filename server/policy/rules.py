@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Protocol
 
 from server.errors import MalformedPatchName
+from server.policy.connection import TrustedPeers
 from server.policy.keys import KeyRing
-from server.policy.peers import TrustedPeers
-from server.selection import OptOut, PatchRef, Wish, parse_wish
+from server.versions.selection import OptOut, PatchRef, Wish, parse_wish
 
 
 class Content(Protocol):

@@ -6,12 +6,12 @@ not listed can't be found out by asking either.
 
 from dataclasses import dataclass
 
-from server.catalog_view import ServedPatch
 from server.errors import PolicyPatchError
 from server.policy.caller import Credentials, identify
 from server.policy.decision import default_of
 from server.policy.rules import Allowance, Content, Policy, Rule
-from server.selection import Wish
+from server.versions.selection import Wish
+from server.versions.view import ServedPatch
 
 
 @dataclass(frozen=True, slots=True)

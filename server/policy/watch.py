@@ -18,7 +18,7 @@ from typing import Protocol
 from watchfiles import awatch
 
 from server.audit import Audit, AuditEvent
-from server.control_metrics import ControlMetrics
+from server.metrics.control import ControlMetrics
 from server.policy.errors import PolicyFileError
 from server.policy.file import PolicyFile, load_policy
 from server.policy.rules import Policy
@@ -66,7 +66,7 @@ class PolicyWatch:
             audit: Records them.
             rescan_s: Seconds between looks where no event comes.
             settle_s: Seconds that a changed file has to rest.
-            moved: Entered with the file's bytes around each replacement; see ``server.peers``.
+            moved: Entered with the file's bytes around each replacement; see ``server.catalog.processes``.
         """
         self._path = path
         self._digest = loaded.digest

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from patches.errors import InvalidName
 from patches.names import NAME_PATTERN, validate_version
-from server.activation import Canary, CanaryRules, Change, NameRecord, Target
-from server.admin_desk import ADMIN_KEY_HEADER, AdminDesk, Order
-from server.canary import MAX_SAMPLES
+from server.admin.access import ADMIN_KEY_HEADER, AdminDesk, Order
+from server.admin.operator import Operator
 from server.errors import AdminCallInvalid
-from server.operator import Operator
-from server.routes.admin_route import admin_route, caller
+from server.routes.admin_guard import admin_route, caller
 from server.routes.patches import ErrorBody
+from server.versions.activation import Canary, CanaryRules, Change, NameRecord, Target
+from server.versions.canary import MAX_SAMPLES
 
 #: For the OpenAPI document; the route class is what asks for the key.
 SECURITY = [

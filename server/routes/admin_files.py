@@ -7,16 +7,16 @@ from pydantic import BaseModel, Field, ValidationError
 
 from patches.errors import InvalidName
 from patches.names import validate_version
-from server.activation import NameRecord
-from server.admin_desk import AdminDesk, Order
-from server.catalog import Catalog
-from server.catalog_view import ServedPatch
+from server.admin.access import AdminDesk, Order
+from server.admin.operator import Operator
+from server.admin.uploads import Shelf
+from server.catalog.catalog import Catalog
 from server.errors import AdminCallInvalid
-from server.operator import Operator
 from server.routes.admin import REFUSED, SECURITY, By, Name, PatchTarget, target_of
-from server.routes.admin_route import MAX_BODY_BYTES, admin_route
+from server.routes.admin_guard import MAX_BODY_BYTES, admin_route
 from server.routes.patches import PatchCard, card_of
-from server.shelf import Shelf
+from server.versions.activation import NameRecord
+from server.versions.view import ServedPatch
 
 #: Brings the signature of an upload: the ``.sig`` file in base64.
 SIGNATURE_HEADER = "X-Policy-Patch-Signature"

@@ -10,12 +10,12 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from patches.names import VersionKey, version_key
-from server.catalog import Catalog
-from server.catalog_view import FileFailure
+from server.catalog.catalog import Catalog
 from server.errors import PatchNotFound
-from server.metrics import ResidentRow
+from server.metrics.patches import ResidentRow
 from server.policy.terms import Terms
-from server.trust import Trust
+from server.trust.trust import Trust
+from server.versions.view import FileFailure
 
 
 class PatchVersion(BaseModel):

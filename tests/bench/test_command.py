@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from server.cli import CommandError, build_parser, main
+from server.cli import build_parser, main
 from server.commands import bench
+from server.commands.errors import CommandError
 
 
 def policypatch(*arguments: str) -> subprocess.CompletedProcess[str]:

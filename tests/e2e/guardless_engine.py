@@ -24,7 +24,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from patches.format import read_patch
 from server.engine.client import PatchedAsyncLLM
 from server.engine.connector import PolicyPatchConnector
-from server.engine.residency import WorkerResidency
+from server.engine.rpc_workers import WorkerResidency
 from server.engine.scheduler_side import SchedulerSide
 from server.errors import PatchNotApplied
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.demo_model import is_demo_model
+from server.demo.model import is_demo_model
 
 pytestmark = pytest.mark.e2e
 

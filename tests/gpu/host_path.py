@@ -30,9 +30,9 @@ from bench.random_patch import random_patch
 from patches.fingerprint import fingerprint_model
 from patches.label import Label
 from server.engine.client import PatchedAsyncLLM
-from server.engine.residency import WorkerResidency
+from server.engine.rpc_workers import WorkerResidency
 from server.engine.stats import injection_logger_factory
-from server.metrics import PatchMetrics
+from server.metrics.patches import PatchMetrics
 
 
 class Gate:

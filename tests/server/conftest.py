@@ -18,13 +18,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from patches.format import encode_patch
 from patches.manifest import BaseModel, Manifest
-from server.catalog import Catalog
-from server.gate import PatchGate
-from server.install import install
-from server.metrics import PatchMetrics
+from server.app import install
+from server.catalog.catalog import Catalog
+from server.memory.residency import NullResidency, ResidencyError
+from server.metrics.patches import PatchMetrics
 from server.policy.rules import OPEN_POLICY, Policy
-from server.residency import NullResidency, ResidencyError
-from server.selection import Selection
+from server.request.gate import PatchGate
+from server.versions.selection import Selection
 
 SERVED_NAME = "demo"
 MAX_NUM_TOKENS = 64

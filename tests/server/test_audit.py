@@ -23,7 +23,7 @@ from server.audit import (
     encode_event,
     open_audit,
 )
-from server.metrics import PatchMetrics
+from server.metrics.patches import PatchMetrics
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
-from server.admin import Admin
-from server.admin_desk import AdminDesk
-from server.admin_keys import AdminKeys
+from server.admin.access import AdminDesk
+from server.admin.keys import AdminKeys
+from server.admin.operator import Operator
+from server.admin.uploads import Shelf
 from server.audit import AuditEvent
-from server.catalog_state import CatalogState
-from server.folder import PatchFolder
-from server.ledger import Ledger
-from server.operator import Operator
-from server.shelf import Shelf
+from server.catalog.folder import PatchFolder
+from server.catalog.records import Ledger
+from server.catalog.state_folder import CatalogState
+from server.routes.admin_app import Admin
 
 ALICE = "alice-knows-this-key"
 BOT = "deploy-bot-knows-this"

@@ -21,13 +21,13 @@ from prometheus_client import CollectorRegistry
 
 from patches.format import encode_patch
 from patches.manifest import BaseModel, Manifest
-from server.catalog import Catalog
-from server.catalog_state import CatalogState
-from server.folder import PatchFolder
-from server.ledger import Ledger
-from server.metrics import PatchMetrics
-from server.operator import Operator
-from server.residency import NullResidency
+from server.admin.operator import Operator
+from server.catalog.catalog import Catalog
+from server.catalog.folder import PatchFolder
+from server.catalog.records import Ledger
+from server.catalog.state_folder import CatalogState
+from server.memory.residency import NullResidency
+from server.metrics.patches import PatchMetrics
 
 BASE_MODEL = BaseModel(
     "LlamaForCausalLM",

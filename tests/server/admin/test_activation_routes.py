@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.folder import PatchFolder
+from server.catalog.folder import PatchFolder
 
 
 async def test_an_activated_version_answers_and_no_file_changes_that(stand: Any, admin: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.canary_watch import CanaryWatch
+from server.admin.canary_watch import CanaryWatch
 
 ORDER = {"version": "1.1.0", "share": 0.2, "key": "header:X-User-Id"}
 

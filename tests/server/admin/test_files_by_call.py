@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.folder import PatchFolder
+from server.catalog.folder import PatchFolder
 
 
 def names(folder: Path) -> set[str]:
@@ -240,7 +240,7 @@ async def test_a_file_that_can_not_be_removed_keeps_serving(
     def refuse(paths: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("server.catalog.remove_files", refuse)
+    monkeypatch.setattr("server.catalog.catalog.remove_files", refuse)
     assert stand.code(await admin.delete("pirate/1.1.0")) == (409, "order_refused")
     assert await admin.answers() == "pirate@1.1.0"
     assert (await admin.get("pirate/history"))["active"]["version"] == "1.1.0"

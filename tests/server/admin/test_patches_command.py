@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.admin_listener import AdminListener, bind_admin
+from server.admin.listener import AdminListener, bind_admin
 from server.cli import main
 
 KEY = "alice-knows-this-key"

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from server.activation import NameRecord, Target
-from server.catalog import Catalog
-from server.catalog_state import CatalogState, StateError
-from server.folder import PatchFolder
-from server.ledger import MAX_IDLE_NAMES, Ledger
-from server.metrics import PatchMetrics
-from server.residency import NullResidency
+from server.catalog.catalog import Catalog
+from server.catalog.folder import PatchFolder
+from server.catalog.records import MAX_IDLE_NAMES, Ledger
+from server.catalog.state_folder import CatalogState, StateError
+from server.memory.residency import NullResidency
+from server.metrics.patches import PatchMetrics
+from server.versions.activation import NameRecord, Target
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_a_state_that_can_not_be_written_refuses_orders_and_lets_files_go_
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("server.catalog_state.write_bytes_atomically", refuse)
+    monkeypatch.setattr("server.catalog.state_folder.write_bytes_atomically", refuse)
     answer = await admin.post("pirate/rollback")
     assert stand.code(answer) == (500, "state_not_saved")
     assert "No space left" in answer.json()["error"]["message"]
@@ -194,7 +194,7 @@ async def test_going_round_reads_and_lists_nothing_again(
     def refuse(*_: Any) -> None:
         raise AssertionError("the copies are there already")
 
-    monkeypatch.setattr("server.catalog_state.read_patch_bytes", refuse)
+    monkeypatch.setattr("server.catalog.state_folder.read_patch_bytes", refuse)
     monkeypatch.setattr(CatalogState, "prune", refuse)
     for version in versions:
         answer = await admin.post("pirate/activate", version=version)
@@ -253,7 +253,9 @@ async def test_the_event_loop_turns_while_the_state_is_written(
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
     may_write = threading.Event()
-    monkeypatch.setattr("server.catalog_state.write_bytes_atomically", lambda *_, **__: may_write.wait(30))
+    monkeypatch.setattr(
+        "server.catalog.state_folder.write_bytes_atomically", lambda *_, **__: may_write.wait(30)
+    )
     order = asyncio.create_task(admin.post("pirate/rollback"))
     await asyncio.sleep(0.05)
     assert await admin.answers() == "pirate@1.1.0"

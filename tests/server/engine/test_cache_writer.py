@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from prefix_kernels import Choice, PrefixWrite, Rotary, relocate
 from server.engine import cache_writer
 from server.engine.cache_writer import CachedLayer, CacheWriter, describe_caches
-from server.metrics import PatchMetrics
+from server.metrics.patches import PatchMetrics
 
 BLOCK, HEADS, HEAD_SIZE, NUM_BLOCKS = 4, 2, 16, 5
 

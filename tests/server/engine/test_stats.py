@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from server.engine.device_slots import SlotCounts
 from server.engine.stats import InjectionLogger, InjectionStats
-from server.metrics import PatchMetrics
+from server.metrics.patches import PatchMetrics
 
 
 def test_what_slots_of_several_workers_and_steps_did_adds_up() -> None:

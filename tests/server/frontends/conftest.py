@@ -14,18 +14,18 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from server.admin_listener import AdminListener, bind_admin
+from server.admin.listener import AdminListener, bind_admin
+from server.admin.operator import Operator
+from server.app import install
 from server.frontends.channel import Body
 from server.frontends.follower import FollowedBooks, Follower
 from server.frontends.leader import Followers
 from server.frontends.mirror import Mirror, MirrorAudit
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps, num_words
-from server.gate import PatchGate
-from server.install import install
-from server.metrics import PatchMetrics
-from server.operator import Operator
+from server.metrics.patches import PatchMetrics
 from server.policy.rules import OPEN_POLICY
+from server.request.gate import PatchGate
 
 #: Long enough for one event loop on a busy machine, short enough to wait for.
 CONFIRM_S = 1.0

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
+from server.policy.connection import peer_of
 from server.policy.file import parse_policy
-from server.policy.peers import peer_of
 
 FORBIDDING = b"version: 1\nothers: {allow: [], allow_none: true}\n"
 

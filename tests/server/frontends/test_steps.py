@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from server.catalog_view import CatalogView
 from server.errors import NotInStep
 from server.frontends.messages import content_body, content_of, name_body, with_name_body
+from server.versions.view import CatalogView
 
 
 async def test_followers_answer_as_the_leader_does(fleet: Any) -> None:

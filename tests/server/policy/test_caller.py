@@ -7,9 +7,9 @@ import pytest
 
 from server.errors import AmbiguousCaller, PatchForbidden
 from server.policy.caller import Caller, Credentials, identify
+from server.policy.connection import UNIX_PEER, TrustedPeers, peer_of
 from server.policy.file import parse_policy
 from server.policy.keys import KeyRing
-from server.policy.peers import UNIX_PEER, TrustedPeers, peer_of
 from server.policy.rules import OPEN_POLICY, Policy
 
 POLICY = parse_policy(

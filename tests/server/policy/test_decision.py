@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from patches.manifest import Manifest
-from server.catalog_view import CatalogView, ServedPatch
 from server.errors import (
     CompositionNotPrepared,
     MalformedPatchName,
@@ -19,7 +18,8 @@ from server.policy.caller import ANYONE, Caller
 from server.policy.decision import Asked, decide, may_use_base
 from server.policy.file import parse_policy
 from server.policy.rules import OPEN_POLICY, Policy
-from server.selection import BASE, OptOut, PatchRef, Wish, parse_wish
+from server.versions.selection import BASE, OptOut, PatchRef, Wish, parse_wish
+from server.versions.view import CatalogView, ServedPatch
 
 
 def served(name: str, version: str, digit: str, *components: ServedPatch) -> ServedPatch:

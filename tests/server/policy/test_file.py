@@ -10,7 +10,7 @@ import pytest
 from server.policy.errors import PolicyFileError
 from server.policy.file import load_policy, parse_policy
 from server.policy.rules import ALL, Allowance, Policy, Rule
-from server.selection import OptOut, PatchRef
+from server.versions.selection import OptOut, PatchRef
 
 HASH = hashlib.sha256(b"key").hexdigest()
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from server.audit import AuditEvent
-from server.control_metrics import ControlMetrics
+from server.metrics.control import ControlMetrics
 from server.policy.file import load_policy
 from server.policy.rules import Policy
 from server.policy.watch import PolicyWatch

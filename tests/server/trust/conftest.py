@@ -13,7 +13,7 @@ from patches.format import read_patch
 from patches.signing.keys import generate_keys, load_private_key
 from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import make_statement
-from server.trust import Trust, TrustSources
+from server.trust.trust import Trust, TrustSources
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.minimum_versions import MinimumVersions, MinimumVersionsError
+from server.trust.minimum_versions import MinimumVersions, MinimumVersionsError
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from patches.signing.signature import signature_path
-from server.folder import PatchFolder
+from server.catalog.folder import PatchFolder
 
 Publish = Callable[..., Path]
 

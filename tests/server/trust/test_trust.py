@@ -10,9 +10,9 @@ import pytest
 
 from patches.format import read_patch
 from patches.signing.signature import signature_path
-from server.catalog_view import ServedPatch
 from server.errors import FileRefused
-from server.trust import SETTLE_S, Trust, TrustError, TrustSources
+from server.trust.trust import SETTLE_S, Trust, TrustError, TrustSources
+from server.versions.view import ServedPatch
 
 Publish = Callable[..., Path]
 
@@ -163,7 +163,7 @@ def test_a_list_that_cannot_be_read_leaves_the_last_one_in_force(
             notary.revoked.write_bytes(b"\xff")
         case "a folder":
             notary.revoked.mkdir()
-    with caplog.at_level(logging.ERROR, "server.trust"):
+    with caplog.at_level(logging.ERROR, "server.trust.trust"):
         for _ in range(3):
             assert not trust.refresh()
     assert check(trust, path) == "revoked"

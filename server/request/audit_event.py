@@ -1,0 +1,66 @@
+"""What the audit log says about one request. Pure but for the request id that it makes up."""
+
+import uuid
+from collections.abc import Sequence
+
+from starlette.types import Scope
+
+from server.audit import AuditDecision, AuditEvent
+from server.errors import PolicyPatchError
+from server.request.scope import RequestScope
+
+_REQUEST_ID_HEADER = b"x-request-id"
+
+
+def request_event(
+    request: RequestScope, scope: Scope, rejection: PolicyPatchError | None, status: int
+) -> AuditEvent | None:
+    """Describe how a request was decided; ``None`` where it ended before there was a decision.
+
+    Args:
+        request: What is known of it.
+        scope: Its ASGI scope.
+        rejection: The refusal that was answered.
+        status: The status of any other answer.
+    """
+    selection, caller = request.selection, request.caller
+    if rejection is None and selection is None:
+        return None
+    patch = selection.patch if selection is not None else None
+    decision: AuditDecision = "allowed"
+    if rejection is not None:
+        decision, status = "denied", rejection.status
+    elif selection is not None and selection.source in ("default", "none"):
+        decision = "defaulted"
+    return AuditEvent(
+        event="request",
+        decision=decision,
+        request_id=_request_id(scope),
+        principal=caller.key if caller is not None else None,
+        tenant=caller.tenant if caller is not None else None,
+        route=f"{scope.get('method', 'WEBSOCKET')} {scope['path']}",
+        wish=_wish_text(request, scope),
+        rule=getattr(rejection, "rule", None) or request.rule,
+        reason=rejection.message if rejection is not None else None,
+        patch=patch.reference if patch is not None else None,
+        digest=patch.digest if patch is not None else None,
+        status=int(status),
+        code=rejection.code if rejection is not None else None,
+    )
+
+
+def _request_id(scope: Scope) -> str:
+    # vLLM takes the caller's id for its own too, so the line can be joined with vLLM's log.
+    sent = _values(scope, _REQUEST_ID_HEADER)
+    return sent[0].decode("latin-1") if sent else uuid.uuid4().hex
+
+
+def _wish_text(request: RequestScope, scope: Scope) -> str | None:
+    lines = [f"X-Policy-Patch: {v.decode('latin-1')}" for v in _values(scope, b"x-policy-patch")]
+    if request.alias_text is not None:
+        lines.append(f"model: {request.alias_text}")
+    return "\n".join(lines) if lines else None
+
+
+def _values(scope: Scope, name: bytes) -> Sequence[bytes]:
+    return [value for key, value in scope["headers"] if key == name]

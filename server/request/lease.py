@@ -1,0 +1,140 @@
+"""One generation under a patch: what keeps its tensors, and what ends it before its time."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from server.catalog.residents import Resident
+from server.errors import PatchWithdrawn, PolicyPatchError
+from server.metrics.latency import PatchLatency
+from server.request.scope import RequestScope
+from server.versions.composition import SelectedPatch
+
+if TYPE_CHECKING:
+    from server.request.gate import PatchGate
+
+T = TypeVar("T")
+
+
+class Lease:
+    """One generation under a patch: keeps the tensors, measures the latency."""
+
+    __slots__ = (
+        "_gate",
+        "_is_withdrawn",
+        "_latency",
+        "_residents",
+        "_scope",
+        "_started_s",
+        "_token_s",
+        "_waiting",
+        "patch",
+    )
+
+    def __init__(
+        self, gate: "PatchGate", scope: RequestScope, patch: SelectedPatch, latency: PatchLatency
+    ) -> None:
+        self.patch = patch
+        self._gate = gate
+        self._scope = scope
+        self._latency = latency
+        self._started_s = 0.0
+        self._token_s: float | None = None
+        #: One for each part.
+        self._residents: tuple[Resident, ...] = ()
+        #: The task that waits for the engine's next output.
+        self._waiting: asyncio.Task[Any] | None = None
+        self._is_withdrawn = False
+
+    def __enter__(self) -> "Lease":
+        try:
+            self._gate.hold(self._scope)
+        except PolicyPatchError as error:
+            raise self._gate.reject(error) from None
+        self._residents = self._gate.residents(self.patch)
+        for resident in self._residents:
+            resident.uses.add(self)
+        self._is_withdrawn = any(resident.is_withdrawn for resident in self._residents)
+        self._scope.num_leases += 1
+        self._scope.was_leased = True
+        self._started_s = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        scope = self._scope
+        for resident in self._residents:
+            resident.uses.discard(self)
+        # Cancellation and a closed generator are no Exceptions: they mean that the client went away.
+        if isinstance(error, Exception):
+            scope.has_failed = True
+            if isinstance(error, PolicyPatchError) and scope.error is None:
+                scope.error = error
+        scope.num_leases -= 1
+        self._gate.release_if_idle(scope)
+
+    async def ready(self) -> None:
+        """Wait until the patch can be written in front of a request; other requests go on meanwhile.
+
+        Raises:
+            PatchNotReady: It can't be had.
+        """
+        try:
+            await self._gate.wait_ready(self.patch)
+        except PolicyPatchError as error:
+            raise self._gate.reject(error) from None
+
+    async def take(self, outputs: AsyncIterator[T]) -> T | None:
+        """Wait for the engine's next output; ``None`` where there is no more.
+
+        Raises:
+            PatchWithdrawn: An operator dropped the patch and ends what uses it.
+        """
+        if self._is_withdrawn:
+            raise self._withdrawal()
+        self._waiting = task = asyncio.current_task()
+        try:
+            return await anext(outputs, None)
+        except asyncio.CancelledError:
+            if task is not None and self._has_cancelled(task):
+                raise self._withdrawal() from None
+            raise
+        finally:
+            self._waiting = None
+
+    def withdraw(self) -> None:
+        """End this generation with an error; the engine notices as it does where a client goes away."""
+        self._is_withdrawn = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _has_cancelled(self, task: asyncio.Task[Any]) -> bool:
+        # Whoever else cancels the task goes first.
+        return self._is_withdrawn and task.uncancel() == 0
+
+    def _withdrawal(self) -> PatchWithdrawn:
+        error = PatchWithdrawn(f"patch '{self.patch.reference}' was withdrawn while it was answering")
+        return self._gate.reject(error)
+
+    def first_token(self) -> None:
+        """Note the first token, where ``tokens`` has not."""
+        if self._token_s is None:
+            self._token_s = time.monotonic()
+            first_token_s = self._token_s - self._started_s
+            self._latency.first_token.observe(first_token_s)
+            if self._scope.first_token_s is None:
+                self._scope.first_token_s = first_token_s
+
+    def tokens(self, num_tokens: int) -> None:
+        """Note that ``num_tokens`` more tokens came out of one engine step."""
+        if num_tokens <= 0:
+            return
+        if self._token_s is None:
+            self.first_token()
+            return
+        now_s = time.monotonic()
+        self._latency.inter_token.observe((now_s - self._token_s) / num_tokens, num_tokens)
+        self._token_s = now_s

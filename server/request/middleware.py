@@ -1,0 +1,330 @@
+"""The policy patch's place in the HTTP stack: pure ASGI, around vLLM's routes and inside its authentication.
+
+For each request that could run the model: reads the header, refuses at once what can't be honoured, sets the
+request scope, and names the patch that answers in the response headers. Invariants: no 2xx answer leaves that
+the selected patch had no part in; a refusal that is known before the first byte of the body has its own
+status, on streams too.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import PatchNotApplied, PolicyPatchError
+from server.metrics.patches import PatchMetrics
+from server.policy.caller import Credentials
+from server.request.audit_event import request_event
+from server.request.gate import PatchGate
+from server.request.prompt_routes import RouteKind, route_kind
+from server.request.scope import RequestScope, current_credentials, current_scope
+from server.request.user import read_user
+from server.versions.selection import Selection
+
+logger = logging.getLogger(__name__)
+
+HEADER_NAME = b"x-policy-patch"
+DIGEST_HEADER_NAME = b"x-policy-patch-digest"
+COMPOSITION_HEADER_NAME = b"x-policy-patch-composition"
+ARM_HEADER_NAME = b"x-policy-patch-arm"
+
+#: Methods that never carry a prompt. SDKs that send a default header send it with these too.
+_PROMPTLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+#: WebSocket close code for a policy violation (RFC 6455).
+_CLOSE_POLICY_VIOLATION = 1008
+
+_BASE_HEADERS = ((HEADER_NAME, b"none"),)
+
+
+class PolicyPatchMiddleware:
+    """Wraps the app; holds no state of any request."""
+
+    def __init__(self, app: ASGIApp, gate: PatchGate, metrics: PatchMetrics) -> None:
+        self._app = app
+        self._gate = gate
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] in _PROMPTLESS_METHODS:
+            token = current_credentials.set(Credentials.of(scope))
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                current_credentials.reset(token)
+            return
+        kind = route_kind(scope["path"], scope.get("root_path", ""))
+        if kind is RouteKind.NEUTRAL:
+            await self._app(scope, receive, send)
+            return
+        request = RequestScope(kind, Credentials.of(scope))
+        # Where it is not known what serves, opening refuses the request.
+        if kind.is_generating and self._gate.wants_user:
+            request.user, receive = await read_user(receive)
+        try:
+            self._gate.open(request, _header_values(scope))
+        except PolicyPatchError as error:
+            self._refuse(error, request, scope)
+            await _send_error(error, (), send)
+            return
+        await _Exchange(self._gate, self._metrics, request, receive, send).run(self._app, scope)
+
+    def _refuse(self, error: PolicyPatchError, request: RequestScope, scope: Scope) -> None:
+        """Count and write down a refusal that no handler was asked about."""
+        self._metrics.request_rejected(error.code, None)
+        event = request_event(request, scope, error, error.status)
+        if event is not None:
+            self._gate.audit.record(event)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = RequestScope(RouteKind.ENCODES, Credentials.of(scope))
+        try:
+            self._gate.open_websocket(request, _header_values(scope))
+        except PolicyPatchError as error:
+            self._refuse(error, request, scope)
+            await _refuse_websocket(error, scope, send)
+            return
+        event = request_event(request, scope, None, HTTPStatus.SWITCHING_PROTOCOLS)
+        if event is not None:
+            self._gate.audit.record(event)
+        token = current_scope.set(request)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            current_scope.reset(token)
+
+
+class _Exchange:
+    """One request and its response."""
+
+    __slots__ = (
+        "_gate",
+        "_held_start",
+        "_is_complete",
+        "_is_cut",
+        "_is_started",
+        "_metrics",
+        "_receive",
+        "_rejection",
+        "_request",
+        "_send",
+        "_status",
+    )
+
+    def __init__(
+        self, gate: PatchGate, metrics: PatchMetrics, request: RequestScope, receive: Receive, send: Send
+    ) -> None:
+        self._gate = gate
+        self._metrics = metrics
+        self._request = request
+        self._receive = receive
+        self._send = send
+        self._status = 0
+        #: The start of a stream, kept back until its first chunk shows that the engine took the request.
+        self._held_start: Message | None = None
+        self._is_started = False
+        self._is_complete = False
+        #: The client went away before the answer was complete.
+        self._is_cut = False
+        #: What was sent in place of the app's answer.
+        self._rejection: PolicyPatchError | None = None
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Let the app answer."""
+        token = current_scope.set(self._request)
+        try:
+            await app(scope, self.receive, self.send)
+        except Exception as error:
+            self._request.has_failed = True
+            if self._is_started:
+                raise
+            await self._answer_exception(error, scope)
+            if not isinstance(error, PolicyPatchError):
+                raise
+        finally:
+            current_scope.reset(token)
+            self._finish(scope)
+
+    async def receive(self) -> Message:
+        """Pass on what the client sends; notice that it went away."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            self._is_cut = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the app answers, or send the refusal in its place."""
+        if self._rejection is not None:
+            return
+        kind = message["type"]
+        if kind == "http.response.start":
+            await self._start(message)
+            return
+        if self._held_start is not None:
+            start, self._held_start = self._held_start, None
+            if await self._reject(self._refusal() or self._bypass()):
+                return
+            await self._send_start(start)
+        # Before it is sent: a server reports a disconnect once the last byte is out.
+        if kind == "http.response.body" and not message.get("more_body", False):
+            self._is_complete = True
+        await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        self._status = message["status"]
+        if await self._reject(self._refusal()):
+            return
+        if self._is_patched_success() and _is_event_stream(message["headers"]):
+            self._held_start = message
+        elif not await self._reject(self._bypass()):
+            await self._send_start(message)
+
+    async def _send_start(self, message: Message) -> None:
+        self._is_started = True
+        headers = [*message["headers"], *self._response_headers()]
+        await self._send({**message, "headers": headers})
+
+    async def _reject(self, error: PolicyPatchError | None) -> bool:
+        if error is None:
+            return False
+        self._rejection = error
+        self._is_started = self._is_complete = True
+        await _send_error(error, self._response_headers(), self._send)
+        return True
+
+    def _refusal(self) -> PolicyPatchError | None:
+        """Give the error that replaces the app's answer; decides a request that nobody asked about."""
+        request = self._request
+        if request.error is None and request.kind.is_generating and 200 <= self._status < 300:
+            with contextlib.suppress(PolicyPatchError):
+                self._gate.decide(request)
+        return request.error
+
+    def _bypass(self) -> PolicyPatchError | None:
+        """Give the error that replaces a good answer which the engine client had no part in."""
+        request = self._request
+        if not self._is_patched_success() or request.was_leased or request.kind is not RouteKind.GENERATES:
+            return None
+        if self._is_cut:
+            # A handler that notices it gives up and returns nothing.
+            return None
+        logger.error("an answer was made without the selected patch, so it is withheld")
+        return PatchNotApplied("the answer was not made with the selected patch, so it is withheld")
+
+    def _is_patched_success(self) -> bool:
+        selection = self._request.selection
+        return 200 <= self._status < 300 and selection is not None and selection.patch is not None
+
+    def _response_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        selection = self._request.selection
+        if selection is not None:
+            return _selection_headers(selection, self._request.arm)
+        return _BASE_HEADERS if self._request.kind is RouteKind.ENCODES else ()
+
+    async def _answer_exception(self, error: Exception, scope: Scope) -> None:
+        """Answer what no handler of a route took.
+
+        Starlette would do it outside of this middleware, without the headers that name the patch; it notices
+        that the answer is sent, and still passes the exception on to the server's log.
+        """
+        refusal = error if isinstance(error, PolicyPatchError) else self._request.error
+        if refusal is not None:
+            self._rejection = refusal
+            await _send_error(refusal, self._response_headers(), self._send)
+            return
+        handler = scope["app"].exception_handlers.get(Exception)
+        self._held_start = None
+        if handler is None:
+            self._status = HTTPStatus.INTERNAL_SERVER_ERROR
+            await _send_error(PolicyPatchError("internal error"), self._response_headers(), self._send)
+            return
+        response = await handler(Request(scope), error)
+        await response(scope, self.receive, self.send)
+
+    def _finish(self, scope: Scope) -> None:
+        request = self._request
+        event = request_event(request, scope, self._rejection, self._status)
+        if event is not None:
+            self._gate.audit.record(event)
+        patch = request.selection.patch if request.selection is not None else None
+        if self._rejection is not None:
+            self._metrics.request_rejected(self._rejection.code, patch)
+            self._gate.finished(request, "server_error" if self._rejection.status >= 500 else "rejected")
+        elif request.kind is not RouteKind.OTHER or request.selection is not None:
+            self._metrics.request_finished(patch, self._outcome())
+            self._gate.finished(request, self._outcome())
+        # Last: with the patch's last request its series go.
+        self._gate.close(request)
+
+    def _outcome(self) -> str:
+        if self._is_cut:
+            return "cancelled"
+        if 400 <= self._status < 500:
+            return "client_error"
+        if self._request.has_failed or self._status >= 500:
+            return "server_error"
+        return "ok" if self._is_complete else "cancelled"
+
+
+def _header_values(scope: Scope) -> list[bytes]:
+    return [value for name, value in scope["headers"] if name == HEADER_NAME]
+
+
+def _selection_headers(selection: Selection, arm: tuple[str, str] | None) -> Iterable[tuple[bytes, bytes]]:
+    patch = selection.patch
+    if patch is None:
+        return _BASE_HEADERS
+    headers = (
+        (HEADER_NAME, patch.reference.encode("ascii")),
+        (DIGEST_HEADER_NAME, patch.digest.encode("ascii")),
+        *(((ARM_HEADER_NAME, arm[1].encode("ascii")),) if arm is not None else ()),
+    )
+    form = patch.form
+    return headers if form is None else (*headers, (COMPOSITION_HEADER_NAME, form.encode("ascii")))
+
+
+def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
+    )
+
+
+def _error_messages(error: PolicyPatchError, extra: Iterable[tuple[bytes, bytes]]) -> tuple[Message, bytes]:
+    body = json.dumps(error.body()).encode()
+    headers: list[tuple[bytes, bytes]] = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode("ascii")),
+        *((name.lower().encode("ascii"), value.encode("ascii")) for name, value in error.headers().items()),
+        *extra,
+    ]
+    return {"type": "http.response.start", "status": error.status, "headers": headers}, body
+
+
+async def _send_error(error: PolicyPatchError, extra: Iterable[tuple[bytes, bytes]], send: Send) -> None:
+    start, body = _error_messages(error, extra)
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _refuse_websocket(error: PolicyPatchError, scope: Scope, send: Send) -> None:
+    extensions: dict[str, Any] = scope.get("extensions") or {}
+    if "websocket.http.response" not in extensions:
+        await send(
+            {"type": "websocket.close", "code": _CLOSE_POLICY_VIOLATION, "reason": error.message[:120]}
+        )
+        return
+    start, body = _error_messages(error, ())
+    await send({**start, "type": "websocket.http.response.start"})
+    await send({"type": "websocket.http.response.body", "body": body})

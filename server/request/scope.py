@@ -1,0 +1,98 @@
+"""What is known about the HTTP request that the current task works for.
+
+The middleware makes one per request; ``PatchGate`` fills it in. Tasks that a handler starts copy the context,
+so a background response that outlives its HTTP exchange still finds its own.
+"""
+
+import uuid
+from contextvars import ContextVar
+
+from server.errors import PolicyPatchError
+from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
+from server.request.prompt_routes import RouteKind
+from server.versions.canary import HEADER_KEY, REQUEST_KEY, USER_KEY
+from server.versions.selection import Selection, Wish
+
+
+class RequestScope:
+    """State of one request; used by the event loop's thread only."""
+
+    __slots__ = (
+        "alias",
+        "alias_text",
+        "arm",
+        "cache_partition",
+        "caller",
+        "credentials",
+        "error",
+        "first_token_s",
+        "has_failed",
+        "header",
+        "holds_patch",
+        "is_closed",
+        "is_counted_as_base",
+        "kind",
+        "num_leases",
+        "request_id",
+        "rule",
+        "selection",
+        "user",
+        "was_leased",
+    )
+
+    def __init__(self, kind: RouteKind, credentials: Credentials = NO_CREDENTIALS) -> None:
+        self.kind = kind
+        #: Judged by the policy that holds when the request is decided.
+        self.credentials = credentials
+        #: Who that policy says is calling; ``None`` where it was not asked, or could not tell.
+        self.caller: Caller | None = None
+        self.header: Wish | None = None
+        self.alias: Wish | None = None
+        #: The ``model`` as it was sent, where it is no served name.
+        self.alias_text: str | None = None
+        #: Set once, never changed: one version per request.
+        self.selection: Selection | None = None
+        #: Which part of the prefix cache its prompt lives in; decided together with the selection.
+        self.cache_partition: str | None = None
+        #: What in the policy decided.
+        self.rule: str | None = None
+        #: The first refusal; it replaces whatever answer the route makes of it.
+        self.error: PolicyPatchError | None = None
+        #: A generation ended with an exception that is not the client's going away.
+        self.has_failed = False
+        #: This request is counted in the catalog's in-flight number of ``selection.patch``.
+        self.holds_patch = False
+        #: This request is counted as running on the base model.
+        self.is_counted_as_base = False
+        #: The name with a canary that takes part, and ``canary`` or ``stable``.
+        self.arm: tuple[str, str] | None = None
+        #: The ``user`` of the body, where a canary wants to know it.
+        self.user: str | None = None
+        #: Made up where the caller sent none and someone asks.
+        self.request_id: str | None = None
+        #: From admission to the first token of the first generation.
+        self.first_token_s: float | None = None
+        self.num_leases = 0
+        self.was_leased = False
+        #: The HTTP exchange is over; generations in the background may still run.
+        self.is_closed = False
+
+    def sticky_value(self, key: str) -> str:
+        """Give what a canary sticks to: the header or the user, else an id of this request alone."""
+        value = self.user if key == USER_KEY else None
+        if key.startswith(HEADER_KEY):
+            sent = self.credentials.values(key.removeprefix(HEADER_KEY).lower().encode("ascii"))
+            value = sent[0].decode("latin-1") if sent else None
+        if value:
+            return value
+        if self.request_id is None:
+            sent = self.credentials.values(b"x-request-id") if key == REQUEST_KEY else []
+            self.request_id = sent[0].decode("latin-1") if sent else uuid.uuid4().hex
+        return self.request_id
+
+
+#: ``None`` outside an HTTP request that could run the model.
+current_scope: ContextVar[RequestScope | None] = ContextVar("request_scope", default=None)
+
+#: Who asks for a list of models or patches.
+current_credentials: ContextVar[Credentials] = ContextVar("request_credentials", default=NO_CREDENTIALS)

@@ -1,0 +1,1 @@
+"""Whose signature counts, and which versions are too old to serve."""

@@ -1,0 +1,165 @@
+"""What is served at one instant: an immutable picture that requests read without a lock.
+
+The catalog swaps the whole view in one assignment, so a request sees either everything of a change or nothing
+of it. Each change copies one dictionary of names and rebuilds one name.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from patches.manifest import Manifest
+from patches.names import version_key
+from server.versions.activation import Canary
+
+
+@dataclass(frozen=True, slots=True)
+class ServedPatch:
+    """One version of one patch that every worker holds. Two are equal where their digests are."""
+
+    name: str = field(compare=False)
+    version: str = field(compare=False)
+    #: ``sha256:`` and 64 hexadecimal digits; the identity.
+    digest: str
+    num_tokens: int = field(compare=False)
+    manifest: Manifest = field(compare=False, repr=False)
+    #: Device bytes, added up over all workers.
+    nbytes: int = field(compare=False)
+
+    @property
+    def reference(self) -> str:
+        """The exact reference that a client can send back: ``name@version``."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def parts(self) -> "tuple[ServedPatch, ...]":
+        """What the workers hold of it: a patch is one part, even one that was composed of others."""
+        return (self,)
+
+    @property
+    def form(self) -> str | None:
+        """How the parts of a composition relate: ``exact`` where each was computed behind those before it.
+
+        ``None`` for a patch that was not composed.
+        """
+        return "exact" if self.manifest.components else None
+
+
+@dataclass(frozen=True, slots=True)
+class FileFailure:
+    """Why a file (or the folder itself) is not served."""
+
+    #: File name without its folder, which is nobody's business over HTTP.
+    file: str
+    #: Label of ``policy_patch_load_failures_total``.
+    reason: str
+    #: ``code`` of the error in ``server.errors`` that stands for it.
+    code: str
+    message: str
+    #: Unix time in seconds of the first failure for this reason.
+    since_s: float
+    name: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPatch:
+    """All served versions of one name."""
+
+    name: str
+    #: Highest semantic version first, never empty.
+    versions: tuple[ServedPatch, ...]
+    by_version: Mapping[str, ServedPatch]
+    #: The version that the bare name means; ``None`` where an operator's call left none.
+    active: ServedPatch | None
+
+    @classmethod
+    def of(cls, name: str, patches: Iterable[ServedPatch], active: ServedPatch | None) -> "NamedPatch":
+        """Order ``patches`` of one name; ``active`` is one of them."""
+        ordered = tuple(sorted(patches, key=lambda p: version_key(p.version), reverse=True))
+        return cls(name, ordered, MappingProxyType({p.version: p for p in ordered}), active)
+
+
+def component_digests(manifest: Manifest) -> tuple[str, ...]:
+    """Give the digests that a composed patch was made of, in order; empty for every other patch."""
+    return tuple(component.digest for component in manifest.components)
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryArm:
+    """What a share of the requests gets where they name a bare name."""
+
+    patch: ServedPatch
+    canary: Canary
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogView:
+    """Everything that selection needs to know."""
+
+    names: Mapping[str, NamedPatch] = field(default_factory=lambda: MappingProxyType({}))
+    #: Component digests in order -> the patch composed of exactly these.
+    compositions: Mapping[tuple[str, ...], ServedPatch] = field(default_factory=lambda: MappingProxyType({}))
+    #: Names that have a canary; what it serves is among their versions.
+    canaries: Mapping[str, CanaryArm] = field(default_factory=lambda: MappingProxyType({}))
+    #: ``(name, version)`` of what is being put on the workers right now.
+    loading: frozenset[tuple[str, str]] = frozenset()
+    #: Whether patches may be joined that nobody composed; see ``server.versions.composition``.
+    may_compose: bool = False
+
+    def has(self, name: str, version: str) -> bool:
+        """Tell whether this version is served."""
+        return name in self.names and version in self.names[name].by_version
+
+    def with_changes(self, added: ServedPatch | None, removed: ServedPatch | None) -> "CatalogView":
+        """Give the view in which ``added`` is served and ``removed`` is not, in one step."""
+        view = self
+        for name in {p.name for p in (added, removed) if p is not None}:
+            old = self.names[name].versions if name in self.names else ()
+            kept = [p for p in old if p not in (added, removed)]
+            if added is not None and added.name == name:
+                kept.append(added)
+            highest = max(kept, key=lambda p: version_key(p.version), default=None)
+            view = view.with_name(name, kept, highest)
+        return view
+
+    def with_name(
+        self,
+        name: str,
+        patches: Collection[ServedPatch],
+        active: ServedPatch | None,
+        canary: CanaryArm | None = None,
+    ) -> "CatalogView":
+        """Give the view in which ``name`` has the versions ``patches`` and means ``active`` or its canary."""
+        canaries = {key: arm for key, arm in self.canaries.items() if key != name}
+        if canary is not None:
+            canaries[name] = canary
+        names = dict(self.names)
+        compositions = dict(self.compositions)
+        before = names.pop(name).versions if name in names else ()
+        if patches:
+            names[name] = NamedPatch.of(name, patches, active)
+        self._index_compositions(compositions, names, {*before, *patches})
+        return replace(
+            self,
+            names=MappingProxyType(names),
+            compositions=MappingProxyType(compositions),
+            canaries=MappingProxyType(canaries),
+        )
+
+    @staticmethod
+    def _index_compositions(
+        compositions: dict[tuple[str, ...], ServedPatch],
+        names: Mapping[str, NamedPatch],
+        changed: Iterable[ServedPatch],
+    ) -> None:
+        for patch in changed:
+            key = component_digests(patch.manifest)
+            if not key:
+                continue
+            # Several may be composed of the same parts; the first name's highest version stands for them.
+            makers = [p for n in names.values() for p in n.versions if component_digests(p.manifest) == key]
+            if makers:
+                compositions[key] = min(makers, key=lambda p: (p.name, names[p.name].versions.index(p)))
+            else:
+                compositions.pop(key, None)

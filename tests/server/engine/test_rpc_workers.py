@@ -1,0 +1,51 @@
+"""Every worker of every data-parallel rank has its say."""
+
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from server.engine.client import PatchedAsyncLLM
+from server.engine.rpc_workers import WorkerResidency
+from server.memory.residency import ResidencyError
+
+KV = torch.zeros(1, 2, 4, 1, 2)
+
+
+class Ranks:
+    """Two engines of one worker each."""
+
+    def __init__(self) -> None:
+        self.shapes = [list(KV.shape), list(KV.shape)]
+        self.asked: list[tuple[Any, ...]] = []
+
+    async def call_utility_all_async(self, *call: Any) -> list[list[Any]]:
+        self.asked.append(call)
+        return [[{"digest": "d", "shape": shape, "nbytes": 10}] for shape in self.shapes]
+
+
+@pytest.fixture
+def ranks() -> Ranks:
+    return Ranks()
+
+
+@pytest.fixture
+def residency(ranks: Ranks) -> WorkerResidency:
+    engine = SimpleNamespace(engine_core=ranks)
+    engine.ask_workers = MethodType(PatchedAsyncLLM.ask_workers, engine)
+    return WorkerResidency(engine)
+
+
+async def test_bytes_of_all_ranks_are_added_up(ranks: Ranks, residency: WorkerResidency) -> None:
+    assert await residency.check("d", KV) == 20
+    (call,) = ranks.asked
+    assert call == ("collective_rpc", "policy_patch_check", 120.0, ("d", list(KV.shape), "float32"), None)
+
+
+async def test_one_rank_that_confirms_something_else_is_enough_to_refuse(
+    ranks: Ranks, residency: WorkerResidency
+) -> None:
+    ranks.shapes[1] = [1, 2, 3, 1, 2]
+    with pytest.raises(ResidencyError, match="expected every worker to confirm"):
+        await residency.check("d", KV)

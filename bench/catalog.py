@@ -1,7 +1,7 @@
 """Does the catalog stay fast as it grows? Start-up, listings, metrics, selection, one more file.
 
-Each cell starts the server's front end anew (``bench.catalog_server``: no engine, workers that answer at
-once) over a folder of so many patches, and asks it over HTTP. ``bench/README.md`` says what numbers mean.
+Each cell starts the server's front end anew (``bench.servers.catalog_only``: no engine, workers that answer
+at once) over a folder of so many patches, and asks it over HTTP. ``bench/README.md`` says what numbers mean.
 """
 
 import argparse
@@ -18,13 +18,11 @@ from typing import Any
 
 import aiohttp
 
-from bench.client import call_json, open_session
-from bench.environment import without_places
 from bench.errors import BenchError, GateFailed
-from bench.patch_set import PatchFile, make_patch_set
-from bench.question import finish, question_parser
-from bench.servers import ServerSpec, free_port, running_server
-from bench.sweep import (
+from bench.load.client import call_json, open_session
+from bench.load.timing import summarise
+from bench.run.question import finish, question_parser
+from bench.run.sweep import (
     Cell,
     SweepRun,
     add_sweep_arguments,
@@ -34,7 +32,9 @@ from bench.sweep import (
     model_name,
     new_folder,
 )
-from bench.timing import summarise
+from bench.servers.environment import without_places
+from bench.servers.patch_set import PatchFile, make_patch_set
+from bench.servers.processes import ServerSpec, free_port, running_server
 
 QUESTION = "catalog"
 NUM_CALLS = 15
@@ -69,7 +69,15 @@ class CatalogCell:
             # Links cost no disk; the catalog follows them, as it does those of a ConfigMap.
             (patches / patch.path.name).symlink_to(patch.path.resolve())
         port = free_port()
-        command = [sys.executable, "-m", "bench.catalog_server", "--model", self.model, "--port", str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.servers.catalog_only",
+            "--model",
+            self.model,
+            "--port",
+            str(port),
+        ]
         command += ["--patches", str(patches)]
         log = self.folder / f"server-{label}.log"
         spec = ServerSpec("front end", command, port, log, {"HF_HUB_OFFLINE": "1"})

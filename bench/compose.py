@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from bench.environment import describe_environment, without_places
-from bench.fidelity import PROMPTS
-from bench.question import OUT, add_out_argument, finish, markdown_into, question_parser
-from bench.record import Record, append_record
-from bench.timing import quantile
+from bench.load.timing import quantile
+from bench.load.workloads import PROMPTS
+from bench.report.record import Record, append_record
+from bench.run.question import OUT, add_out_argument, finish, markdown_into, question_parser
+from bench.servers.environment import describe_environment, without_places
 from patches.compile import compile_patch
 from patches.compose import compose_patches
 from patches.errors import ComposeError

@@ -16,17 +16,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.arms import PATCH_HEADER
-from bench.client import send_closed_loop
 from bench.errors import BenchError, GateFailed
-from bench.exposition import metric, read_metrics
-from bench.patched import Plan, Stage, Target, add_patched_arguments, ask, check_answers
-from bench.question import question_parser
-from bench.sweep import Cell, at_least_one, cells_along, counts
-from bench.timing import measure_cell
+from bench.load.arms import PATCH_HEADER
+from bench.load.client import send_closed_loop
+from bench.load.exposition import metric, read_metrics
+from bench.load.timing import measure_cell
+from bench.run.patch_sweep import Plan, Stage, Target, add_patched_arguments, ask, check_answers
+from bench.run.question import question_parser
+from bench.run.sweep import Cell, at_least_one, cells_along, counts
 
 QUESTION = "cross_check"
-OURS, OTHER = "bench.client", "vllm bench serve"
+OURS, OTHER = "bench.load.client", "vllm bench serve"
 TIMEOUT_S = 1800
 
 #: What `vllm bench serve` runs. Its own console script also wants metadata that CPU builds of vLLM lack.
@@ -65,7 +65,7 @@ def num_requests(args: argparse.Namespace, concurrency: int) -> int:
 
 
 def read_result(result: Mapping[str, Any], *, num_expected: int, num_output_tokens: int) -> dict[str, Any]:
-    """Turn what `vllm bench serve` saved into what ``bench.timing`` calls the same things, in seconds.
+    """Turn what `vllm bench serve` saved into what ``bench.load.timing`` calls the same things, in seconds.
 
     Raises:
         GateFailed: requests failed, or answers were of another length.
@@ -165,7 +165,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.question.finish``."""
+    """Run the benchmark; see ``bench.run.question.finish``."""
     return ask(QUESTION, build_parser(), argv, plan)
 
 

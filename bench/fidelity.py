@@ -8,7 +8,6 @@ alone and in a batch: what no implementation can be below. ``docs/fidelity.md`` 
 
 import argparse
 import asyncio
-import itertools
 import shlex
 import sys
 import tempfile
@@ -20,12 +19,16 @@ from typing import Any
 
 import aiohttp
 
-from bench.agreement import Answer, compare
-from bench.arms import DIGEST_HEADER, PATCH_HEADER
-from bench.client import call_json, open_session
-from bench.environment import describe_environment, has_gpu, without_places
 from bench.errors import BenchError, GateFailed, RequestFailed
-from bench.launch import (
+from bench.load.agreement import Answer, compare
+from bench.load.arms import DIGEST_HEADER, PATCH_HEADER
+from bench.load.client import call_json, open_session
+from bench.load.tokens import served_model, tokenize_policy
+from bench.load.workloads import PROMPTS, UserTurn
+from bench.report.record import Record, append_record
+from bench.run.question import OUT, add_out_argument, finish, markdown_into, question_parser
+from bench.servers.environment import describe_environment, has_gpu, without_places
+from bench.servers.launch import (
     EngineOptions,
     PatchFacts,
     add_engine_arguments,
@@ -33,11 +36,7 @@ from bench.launch import (
     ours_server,
     prepare_patch,
 )
-from bench.question import OUT, add_out_argument, finish, markdown_into, question_parser
-from bench.record import Record, append_record
-from bench.servers import require_running, running_server
-from bench.tokens import served_model, tokenize_policy
-from bench.workloads import UserTurn
+from bench.servers.processes import require_running, running_server
 
 QUESTION = "fidelity"
 #: Log probabilities asked for at each step; a token that a patch moves out of them is counted as unlisted.
@@ -49,23 +48,6 @@ examples:
   python -m bench.fidelity --model ./smollm2 --policy-text policy.txt --dtype float32
   python -m bench.fidelity --model ./smollm2 --policy-text examples/policies/safety.txt --raw
 """
-
-_TOPICS = (
-    *("the sea", "a bicycle", "bread", "the moon", "a violin"),
-    *("tax law", "winter", "honey bees", "a bridge", "chess"),
-)
-_FORMS = (
-    "What is {}?",
-    "Write two sentences about {} for a child.",
-    "Give me three facts about {}.",
-    "Why do people like {}?",
-    "Tell me a joke about {}.",
-    "What should I never do with {}?",
-    "Explain to an engineer how one would measure {}.",
-    "Write the first line of a poem about {}.",
-)
-#: What is asked; plain questions, since the odd ones are seldom what a server is asked.
-PROMPTS = tuple(form.format(topic) for topic, form in itertools.product(_TOPICS, _FORMS))
 
 
 @dataclass(frozen=True)

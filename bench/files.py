@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.environment import describe_environment
-from bench.file_reader import Outcome, show_in_processes
-from bench.question import question_parser
+from bench.hostile.file_reader import Outcome, show_in_processes
+from bench.run.question import question_parser
+from bench.servers.environment import describe_environment
 
 MIB = 1 << 20
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.environment import describe_environment
+from bench.servers.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Questions about many patches, with the flags that fill a batch of a large GPU.
@@ -83,7 +83,7 @@ def steps_of(args: argparse.Namespace, policy: Path) -> Iterator[Step]:
         command = _module("bench.fidelity", "--model", weights, "--policy-text", policy, "--dtype", dtype)
         command += ["--out", str(args.out / f"fidelity-{dtype}"), *args.fidelity_arguments]
         yield Step(f"fidelity-{dtype}", "fidelity", command, 420)
-    command = _module("bench.random_patch", "--model", shape, "--policy-text", policy)
+    command = _module("bench.servers.random_patch", "--model", shape, "--policy-text", policy)
     stage = "overhead" if "overhead" in args.stages else "peers"
     yield Step("random-patch", stage, [*command, "--name", PATCH_NAME, "-o", str(patches)], 120)
     command = _module("bench.overhead", "--model", shape, "--policy-text", policy, "--load-format", "dummy")

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from bench.environment import describe_environment, without_places
-from bench.question import OUT, add_out_argument, finish, markdown_into, question_parser
-from bench.record import Record, append_record
-from bench.timing import quantile
+from bench.load.timing import quantile
+from bench.report.record import Record, append_record
+from bench.run.question import OUT, add_out_argument, finish, markdown_into, question_parser
+from bench.servers.environment import describe_environment, without_places
 from prefix_kernels import (
     LayerCache,
     PagedCaches,

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench.client import Request, send_closed_loop
 from bench.errors import GateFailed
-from bench.exposition import label_of, metric, read_metrics
-from bench.patched import Plan, Stage, add_patched_arguments, ask, check_answers
-from bench.question import question_parser
-from bench.sweep import Cell, cells_along, counts
+from bench.load.client import Request, send_closed_loop
+from bench.load.exposition import label_of, metric, read_metrics
+from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.run.question import question_parser
+from bench.run.sweep import Cell, cells_along, counts
 
 QUESTION = "memory"
 SERIES = ("base", "one", "own", "text")
@@ -96,7 +96,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.question.finish``."""
+    """Run the benchmark; see ``bench.run.question.finish``."""
     return ask(QUESTION, build_parser(), argv, plan)
 
 

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.client import send_open_loop
-from bench.exposition import metric, read_metrics
-from bench.patched import Plan, Stage, add_patched_arguments, ask, check_answers
-from bench.question import question_parser
-from bench.sweep import Cell, at_least_one, cells_along
-from bench.timing import measure_cell
-from bench.workloads import patch_names
+from bench.load.client import send_open_loop
+from bench.load.exposition import metric, read_metrics
+from bench.load.timing import measure_cell
+from bench.load.workloads import patch_names
+from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.run.question import question_parser
+from bench.run.sweep import Cell, at_least_one, cells_along
 
 QUESTION = "overflow"
 
@@ -94,7 +94,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.question.finish``."""
+    """Run the benchmark; see ``bench.run.question.finish``."""
     return ask(QUESTION, build_parser(), argv, plan)
 
 

@@ -23,12 +23,16 @@ from typing import Any
 
 import aiohttp
 
-from bench.arms import ARMS, DEFAULT_ARMS, Question, require_arms
-from bench.client import open_session
-from bench.environment import describe_environment, has_gpu, without_places
 from bench.errors import BenchError, GateFailed
-from bench.gate import Expectation, run_gate
-from bench.launch import (
+from bench.load.arms import ARMS, DEFAULT_ARMS, Question, require_arms
+from bench.load.client import open_session
+from bench.load.tokens import served_model, tokenize_policy
+from bench.run.correctness import Expectation, run_gate
+from bench.run.question import OUT, add_out_argument, finish, question_parser
+from bench.run.rounds import Plan, Run, add_plan_arguments, measure_rounds, plan_of, progress
+from bench.servers.adapters import LORA_RANKS, embedder, lora_flags, make_adapters
+from bench.servers.environment import describe_environment, has_gpu, without_places
+from bench.servers.launch import (
     EngineOptions,
     PatchFacts,
     add_engine_arguments,
@@ -38,11 +42,7 @@ from bench.launch import (
     prepare_patch,
     require_same_environment,
 )
-from bench.peers import LORA_RANKS, embedder, lora_flags, make_adapters
-from bench.question import OUT, add_out_argument, finish, question_parser
-from bench.rounds import Plan, Run, add_plan_arguments, measure_rounds, plan_of, progress
-from bench.servers import ServerSpec, require_running, running_server, speed_variables
-from bench.tokens import served_model, tokenize_policy
+from bench.servers.processes import ServerSpec, require_running, running_server, speed_variables
 
 QUESTION = "overhead"
 NUM_GATE_PROMPTS = 4

@@ -13,15 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.client import send_closed_loop
-from bench.launch import engine_options, plain_server
-from bench.patched import Plan, Stage, add_patched_arguments, ask, check_answers
-from bench.peers import lora_flags, make_adapters
-from bench.question import question_parser
-from bench.servers import ServerSpec
-from bench.sweep import Cell, at_least_one, cells_along, counts
-from bench.timing import measure_cell
-from bench.workloads import patch_names
+from bench.load.client import send_closed_loop
+from bench.load.timing import measure_cell
+from bench.load.workloads import patch_names
+from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.run.question import question_parser
+from bench.run.sweep import Cell, at_least_one, cells_along, counts
+from bench.servers.adapters import lora_flags, make_adapters
+from bench.servers.launch import engine_options, plain_server
+from bench.servers.processes import ServerSpec
 
 QUESTION = "scale"
 POPULARITIES = ("uniform", "zipf")
@@ -116,7 +116,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.question.finish``."""
+    """Run the benchmark; see ``bench.run.question.finish``."""
     return ask(QUESTION, build_parser(), argv, plan)
 
 

@@ -18,14 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.arms import DIGEST_HEADER
-from bench.client import Reply, send_closed_loop
 from bench.errors import GateFailed
-from bench.patch_set import PatchFile, make_patch_set
-from bench.patched import Plan, Stage, add_patched_arguments, ask, check_answers
-from bench.question import question_parser
-from bench.sweep import Cell, at_least_one, cells_along
-from bench.timing import measure_cell
+from bench.load.arms import DIGEST_HEADER
+from bench.load.client import Reply, send_closed_loop
+from bench.load.timing import measure_cell
+from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.run.question import question_parser
+from bench.run.sweep import Cell, at_least_one, cells_along
+from bench.servers.patch_set import PatchFile, make_patch_set
 
 QUESTION = "swap"
 PATCH = "hot-0"
@@ -200,7 +200,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.question.finish``."""
+    """Run the benchmark; see ``bench.run.question.finish``."""
     return ask(QUESTION, build_parser(), argv, plan)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from server.cli import COMMANDS, build_parser
-from server.commands.bench import QUESTIONS
+from server.commands.bench import QUESTIONS, module_of
 
 HEADER = """\
 # Commands
@@ -41,7 +41,7 @@ def parsers() -> Iterator[tuple[list[str], argparse.ArgumentParser]]:
                     yield ["policypatch", name, word], nested
         if name == "bench":
             for question in QUESTIONS:
-                module = importlib.import_module(f"bench.{question.replace('-', '_')}")
+                module = importlib.import_module(module_of(question))
                 yield ["policypatch", name, question], module.build_parser()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.environment import describe_environment
+from bench.servers.environment import describe_environment
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 

@@ -44,6 +44,14 @@ EPILOG = "\n".join(
 )
 
 
+def module_of(question: str) -> str:
+    """Return the module that answers a question: that name, or its ``__main__`` where it is a package."""
+    module = f"bench.{question.replace('-', '_')}"
+    spec = importlib.util.find_spec(module)
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    return f"{module}.__main__" if is_package else module
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the question; whatever follows it belongs to the question."""
     parser.add_argument("question", choices=QUESTIONS, metavar="QUESTION", help="see below")
@@ -62,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     saved = sys.argv
     sys.argv = [f"policypatch bench {args.question}", *args.arguments]
     try:
-        runpy.run_module(f"bench.{args.question.replace('-', '_')}", run_name="__main__")
+        runpy.run_module(module_of(args.question), run_name="__main__")
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     finally:

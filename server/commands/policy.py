@@ -4,12 +4,8 @@ import argparse
 import hashlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from server.commands.errors import CommandError
-
-if TYPE_CHECKING:
-    from server.policy.file import PolicyFile
 
 DESCRIPTION = """\
 Check a policy file, or ask it what a request would get and why. The file says who may choose which patch;
@@ -78,20 +74,6 @@ def run(args: argparse.Namespace) -> int:
     from server.commands.policy_report import check, explain
 
     return check(args) if args.action == "check" else explain(args)
-
-
-def read_policy(path: Path, argument: str) -> "PolicyFile":
-    """Read a policy file; the error names every mistake in it."""
-    from server.policy.errors import PolicyFileError
-    from server.policy.file import load_policy
-
-    try:
-        return load_policy(path)
-    except PolicyFileError as error:
-        lines = [f"{path}:{p.place.line}:{p.place.column}: {p.message}" for p in error.problems]
-        raise CommandError(f"{argument}: no policy:\n" + "\n".join(lines)) from error
-    except OSError as error:
-        raise CommandError(f"{argument}: {path} can't be read: {error.strerror or error}") from error
 
 
 def _hash_key() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from server.commands.errors import CommandError
-from server.commands.policy import read_policy
+from server.commands.policy_file import read_policy
 from server.errors import PolicyPatchError
 from server.policy.caller import ANYONE, Caller, Credentials, identify
 from server.policy.connection import UNIX_PEER

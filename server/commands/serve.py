@@ -205,6 +205,6 @@ def _read_policy(args: argparse.Namespace) -> "tuple[Path, PolicyFile] | None":
         raise CommandError(
             "--policy: the file says what --default-patch and --require-patch say; use one way"
         )
-    from server.commands.policy import read_policy
+    from server.commands.policy_file import read_policy
 
     return args.policy, read_policy(args.policy, "--policy")

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from server.catalog.residents import Resident
 from server.errors import PatchWithdrawn, PolicyPatchError
@@ -12,10 +12,29 @@ from server.metrics.latency import PatchLatency
 from server.request.scope import RequestScope
 from server.versions.composition import SelectedPatch
 
-if TYPE_CHECKING:
-    from server.request.gate import PatchGate
-
 T = TypeVar("T")
+AnyPolicyPatchError = TypeVar("AnyPolicyPatchError", bound=PolicyPatchError)
+
+
+class Leases(Protocol):
+    """What a lease asks of the gate that gave it."""
+
+    def hold(self, scope: RequestScope) -> None:
+        """Count ``scope`` as in flight for its patch, once."""
+
+    def residents(self, patch: SelectedPatch) -> tuple[Resident, ...]:
+        """Return what the catalog holds of the parts of ``patch``, which is held."""
+        ...
+
+    async def wait_ready(self, patch: SelectedPatch) -> None:
+        """Return once every worker holds ``patch``."""
+
+    def reject(self, error: AnyPolicyPatchError) -> AnyPolicyPatchError:
+        """Record ``error`` as the answer to the current request and return it."""
+        ...
+
+    def release_if_idle(self, scope: RequestScope) -> None:
+        """Stop counting ``scope`` once nothing of it is left."""
 
 
 class Lease:
@@ -34,7 +53,7 @@ class Lease:
     )
 
     def __init__(
-        self, gate: "PatchGate", scope: RequestScope, patch: SelectedPatch, latency: PatchLatency
+        self, gate: Leases, scope: RequestScope, patch: SelectedPatch, latency: PatchLatency
     ) -> None:
         self.patch = patch
         self._gate = gate

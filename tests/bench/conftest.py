@@ -7,9 +7,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from bench.client import open_session
-from bench.fake import FakeServer
-from bench.record import Record
+from bench.load.client import open_session
+from bench.report.record import Record
+from bench.servers.fake import FakeServer
 
 Serve = Callable[[FakeServer], Awaitable[str]]
 

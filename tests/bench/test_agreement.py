@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.agreement import Answer, compare, percentile
+from bench.load.agreement import Answer, compare, percentile
 
 
 def answer(*steps: tuple[int, dict[int, float]]) -> Answer:

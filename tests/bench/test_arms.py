@@ -1,6 +1,6 @@
 """The arms: same user tokens, and the policy where it belongs."""
 
-from bench.arms import ARMS, PAIRS, Question
+from bench.load.arms import ARMS, PAIRS, Question
 
 SERVERS = ("plain", "ours", "twin", "embeds", "lora")
 QUESTION = Question(

@@ -7,10 +7,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from bench.arms import ARMS, Question
-from bench.client import Request, call_json, open_session, send_closed_loop, send_one
 from bench.errors import RequestFailed
-from bench.fake import FakeServer
+from bench.load.arms import ARMS, Question
+from bench.load.client import Request, call_json, open_session, send_closed_loop, send_one
+from bench.servers.fake import FakeServer
 
 IDS = list(range(100, 200))
 
@@ -136,7 +136,7 @@ async def test_a_connection_that_idled_is_not_used_again(serve, monkeypatch) -> 
             return app
 
     url = await serve(Server())
-    monkeypatch.setattr("bench.client.KEEP_ALIVE_S", 0.2)
+    monkeypatch.setattr("bench.load.client.KEEP_ALIVE_S", 0.2)
     async with open_session() as session:
         for idle_s in (0.0, 1.0, 0.0):
             async with session.get(url) as response:

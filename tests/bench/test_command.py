@@ -36,7 +36,7 @@ def test_help_of_a_question_is_the_questions() -> None:
 
 def test_every_question_is_a_module_that_can_be_run() -> None:
     for question in bench.QUESTIONS:
-        assert callable(importlib.import_module(f"bench.{question.replace('-', '_')}").main)
+        assert callable(importlib.import_module(bench.module_of(question)).main)
 
 
 def test_unknown_question_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.compose import WAYS, Batch, Reader, compare_distributions, main
-from bench.record import read_records
+from bench.report.record import read_records
 from patches.compile import compile_patch
 from patches.format import Patch, write_patch
 from patches.label import Label

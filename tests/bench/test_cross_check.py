@@ -11,10 +11,10 @@ import pytest
 from bench import cross_check
 from bench.cross_check import OTHER, OURS, other_command, read_result, run_other
 from bench.errors import BenchError, GateFailed
-from bench.fake import FakeServer
-from bench.patch_set import PatchFile
-from bench.patched import Lengths, Stage, Target, target_of
-from bench.sweep import Cell
+from bench.run.patch_sweep import Lengths, Stage, Target, target_of
+from bench.run.sweep import Cell
+from bench.servers.fake import FakeServer
+from bench.servers.patch_set import PatchFile
 
 LENGTHS = Lengths(num_virtual_tokens=12, num_input_tokens=20, num_output_tokens=4)
 ARGS = argparse.Namespace(model="./m", min_requests=3, waves=2, seed=0)

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from bench.environment import cpu_jiffies, describe_environment, without_places
+from bench.servers.environment import cpu_jiffies, describe_environment, without_places
 
 
 def test_environment_names_machine_and_versions_but_no_host() -> None:

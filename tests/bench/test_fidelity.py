@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from bench.agreement import compare
 from bench.errors import RequestFailed
 from bench.fidelity import PAIRS, PROMPTS, FidelityOptions, decode_answer, main, markdown_report
-from bench.record import Record
+from bench.load.agreement import compare
+from bench.report.record import Record
 
 BODY: dict[str, Any] = {
     "choices": [

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bench.file_reader import Outcome, Reader, show_in_processes
 from bench.files import main, markdown_table, summarise
-from bench.mutations import FAMILIES, MUTATIONS, good_file, mutant
+from bench.hostile.file_reader import Outcome, Reader, show_in_processes
+from bench.hostile.mutations import FAMILIES, MUTATIONS, good_file, mutant
 from patches.errors import FORMAT_REASONS, PatchFormatError
 from patches.format import decode_patch
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from bench.arms import ARMS, DEFAULT_ARMS, Question, require_arms
-from bench.client import send_closed_loop
 from bench.errors import GateFailed
-from bench.fake import FakeServer, policy_ids
-from bench.gate import Expectation, check_replies, run_gate
+from bench.load.arms import ARMS, DEFAULT_ARMS, Question, require_arms
+from bench.load.client import send_closed_loop
+from bench.run.correctness import Expectation, check_replies, run_gate
+from bench.servers.fake import FakeServer, policy_ids
 
 POLICY = " ".join(f"rule{i}" for i in range(60))
 ALL = require_arms(DEFAULT_ARMS)

@@ -8,7 +8,7 @@ import torch
 
 from bench import inject
 from bench.inject import InjectOptions, Workload, arms_of, main
-from bench.record import read_records
+from bench.report.record import read_records
 
 TINY = ["--layers", "2", "--kv-heads", "2", "--head-size", "16", "--tokens", "5", "--block-size", "4"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import launch
 from bench.errors import BenchError, GateFailed
-from bench.launch import (
+from bench.servers import launch
+from bench.servers.launch import (
     EngineOptions,
     add_engine_arguments,
     engine_options,

@@ -10,18 +10,27 @@ from pathlib import Path
 import pytest
 
 from bench import overhead
-from bench.fake import FakeServer, policy_ids
-from bench.launch import EngineOptions, PatchFacts
 from bench.overhead import OverheadOptions, build_parser, main
-from bench.record import read_records
-from bench.servers import ServerSpec, free_port, running_server
+from bench.report.record import read_records
+from bench.servers.fake import FakeServer, policy_ids
+from bench.servers.launch import EngineOptions, PatchFacts
+from bench.servers.processes import ServerSpec, free_port, running_server
 
 POLICY = " ".join(f"rule{i}" for i in range(50))
 
 
 def stand_in(folder: Path, name: str, *arguments: str) -> ServerSpec:
     port = free_port()
-    command = [sys.executable, "-m", "bench.fake", "--port", str(port), "--token-delay-s", "0", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.servers.fake",
+        "--port",
+        str(port),
+        "--token-delay-s",
+        "0",
+        *arguments,
+    ]
     return ServerSpec(name, command, port, folder / f"{name}.log", {})
 
 
@@ -155,6 +164,7 @@ def test_compiled_patch_of_another_length_is_refused(
 
 
 def test_bench_imports_neither_vllm_nor_server() -> None:
-    script = "import bench.overhead, bench.report, sys; print({'vllm', 'server', 'torch'} & set(sys.modules))"
+    script = "import bench.overhead, bench.report.__main__, sys"
+    script += "; print({'vllm', 'server', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -12,16 +12,16 @@ import aiohttp
 import pytest
 
 from bench import overflow, scale, swap
-from bench.arms import DIGEST_HEADER
-from bench.client import Reply, send_one, send_open_loop
 from bench.errors import GateFailed
-from bench.exposition import label_of, metric
-from bench.fake import FakeServer
-from bench.patch_set import PatchFile
-from bench.patched import Lengths, Stage, check_answers, target_of
-from bench.sweep import Cell
-from bench.timing import RequestTrace
-from bench.workloads import patch_names
+from bench.load.arms import DIGEST_HEADER
+from bench.load.client import Reply, send_one, send_open_loop
+from bench.load.exposition import label_of, metric
+from bench.load.timing import RequestTrace
+from bench.load.workloads import patch_names
+from bench.run.patch_sweep import Lengths, Stage, check_answers, target_of
+from bench.run.sweep import Cell
+from bench.servers.fake import FakeServer
+from bench.servers.patch_set import PatchFile
 
 LENGTHS = Lengths(num_virtual_tokens=12, num_input_tokens=20, num_output_tokens=4)
 NAMES = [f"p-{i}" for i in range(8)]

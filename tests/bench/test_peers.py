@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bench.errors import BenchError
-from bench.peers import embedder, lora_flags
-from bench.random_adapter import write_adapter
+from bench.servers.adapters import embedder, lora_flags
+from bench.servers.random_adapter import write_adapter
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.random_patch import main, random_patch
+from bench.servers.random_patch import main, random_patch
 from patches.fingerprint import fingerprint_model, require_same_base_model
 from patches.format import read_patch
 from patches.label import Label

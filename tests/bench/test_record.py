@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import RecordInvalid
-from bench.record import Record, append_record, read_records
+from bench.report.record import Record, append_record, read_records
 
 MakeRecord = Callable[..., Record]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench.errors import RecordInvalid
-from bench.figures import METRICS, cells_of, judge_goals, ratios_of, summarise_ratios
-from bench.record import Record, append_record
-from bench.report import main, markdown_report, write_report
+from bench.report.__main__ import main
+from bench.report.arm_report import markdown_report, write_report
+from bench.report.figures import METRICS, cells_of, judge_goals, ratios_of, summarise_ratios
+from bench.report.record import Record, append_record
 
 MakeRecord = Callable[..., Record]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import ServerFailed
-from bench.servers import (
+from bench.servers.processes import (
     ServerSpec,
     free_port,
     log_tail,

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from bench import soak
-from bench.record import read_records
-from bench.soak_clock import ShiftedClock
-from bench.soak_contents import Content
-from bench.soak_load import Tally
-from bench.soak_memory import MIB, MemorySamples
-from bench.soak_references import Reference, References
-from bench.soak_report import Findings, checks_of, soak_markdown, soak_summary
-from bench.soak_requests import Ask, Outcome, read_event
-from bench.soak_storm import ALWAYS_S, Swap, SwapLog
+from bench.report.record import read_records
+from bench.soak import __main__ as soak
+from bench.soak.clock import ShiftedClock
+from bench.soak.contents import Content
+from bench.soak.load import Tally
+from bench.soak.memory import MIB, MemorySamples
+from bench.soak.references import Reference, References
+from bench.soak.report import Findings, checks_of, soak_markdown, soak_summary
+from bench.soak.requests import Ask, Outcome, read_event
+from bench.soak.storm import ALWAYS_S, Swap, SwapLog
 
 ASK = Ask(0, "hot", True, 3)
 

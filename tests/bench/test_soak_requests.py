@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from aiohttp import web
 
-from bench.client import open_session
-from bench.soak_load import Choice, Load, eventually
-from bench.soak_references import Reference, References
-from bench.soak_requests import FILLER, PROMPTS, Ask, send
+from bench.load.client import open_session
+from bench.soak.load import Choice, Load, eventually
+from bench.soak.references import Reference, References
+from bench.soak.requests import FILLER, PROMPTS, Ask, send
 
 IDS = [1, 2, 3]
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from bench.errors import BenchError
-from bench.figures import Metric
-from bench.question import finish
-from bench.record import Record, read_records
-from bench.report import main as report
-from bench.report import write_report
-from bench.sweep import Cell, SweepRun, cells_along, counts
-from bench.sweep_report import measured, ratios_to_first, summarise_sweep, sweep_markdown
-from bench.sweeps import SWEEPS
+from bench.report.__main__ import main as report
+from bench.report.arm_report import write_report
+from bench.report.figures import Metric
+from bench.report.record import Record, read_records
+from bench.report.sweep_axes import SWEEPS
+from bench.report.sweep_report import measured, ratios_to_first, summarise_sweep, sweep_markdown
+from bench.run.question import finish
+from bench.run.sweep import Cell, SweepRun, cells_along, counts
 
 ENVIRONMENT = {
     "date": "2026-01-01T00:00:00+00:00",

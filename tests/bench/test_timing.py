@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bench.timing import RequestTrace, measure_cell, paired_ratios, quantile, summarise
+from bench.load.timing import RequestTrace, measure_cell, paired_ratios, quantile, summarise
 
 
 def trace(sent_s: float, *token_times_s: float, num_tokens: int | None = None) -> RequestTrace:

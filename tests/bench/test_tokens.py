@@ -4,8 +4,8 @@ import pytest
 from aiohttp import web
 
 from bench.errors import RequestFailed
-from bench.fake import FakeServer, policy_ids
-from bench.tokens import served_model, tokenize_policy
+from bench.load.tokens import served_model, tokenize_policy
+from bench.servers.fake import FakeServer, policy_ids
 
 
 async def test_policy_and_user_turn_make_up_a_conversation(serve, session) -> None:

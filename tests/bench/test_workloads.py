@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from bench.workloads import UserTurn, arm_orders, split_user_turn, user_prompts
+from bench.load.workloads import UserTurn, arm_orders, split_user_turn, user_prompts
 
 TURN = UserTurn(head=(1, 2), tail=(3,), pool=tuple(range(100, 200)))
 

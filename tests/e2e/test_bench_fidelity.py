@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.fidelity import PAIRS
-from bench.record import read_records
+from bench.report.record import read_records
 
 pytestmark = pytest.mark.e2e
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from bench.bypass_attempts import COMPOSED, GROUPS, KEY, PLAIN, POLICY, Attempt
-from bench.bypass_sender import Reply, send_raw
 from patches.compose import compose_patches
 from patches.format import read_patch, write_patch
 from patches.label import Label
+from tests.attacks.bypass_attempts import COMPOSED, GROUPS, KEY, PLAIN, POLICY, Attempt
+from tests.attacks.bypass_sender import Reply, send_raw
 
 pytestmark = pytest.mark.e2e
 

@@ -26,7 +26,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 from watched_worker import sha256_of
 
-from bench.random_patch import random_patch
+from bench.servers.random_patch import random_patch
 from patches.fingerprint import fingerprint_model
 from patches.label import Label
 from server.engine.client import PatchedAsyncLLM

@@ -15,9 +15,9 @@ import httpx
 import pytest
 import uvicorn
 
-from bench.bypass_attempts import ATTEMPTS, COMPOSED, GROUPS, KEY, PLAIN, POLICY, Attempt
-from bench.bypass_sender import send_raw
 from server.policy.file import parse_policy
+from tests.attacks.bypass_attempts import ATTEMPTS, COMPOSED, GROUPS, KEY, PLAIN, POLICY, Attempt
+from tests.attacks.bypass_sender import send_raw
 
 #: What only this app has: routes that ask the engine although the table of routes does not know that they do.
 OF_THIS_APP = (

@@ -1,0 +1,1 @@
+"""Damaged and hostile patch files, and the reader that is given them."""

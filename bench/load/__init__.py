@@ -1,0 +1,1 @@
+"""The client: what is asked, how long it took, and the arms that are compared."""

@@ -1,0 +1,1 @@
+"""Records of a run, figures made of them, tables and plots."""

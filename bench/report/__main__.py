@@ -1,0 +1,46 @@
+"""Makes tables and a plot again, from records that a question left.
+
+python -m bench.report records.jsonl [MORE.jsonl ...] [--out DIR]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import BenchError
+from bench.report.arm_report import figures_of, write_report
+from bench.report.record import read_records
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(prog="policypatch bench report", description=__doc__.splitlines()[0])
+    parser.add_argument("records", nargs="+", type=Path, metavar="FILE", help="records.jsonl of a run")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the report (default: that of FILE)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the report; the last line of stdout is one JSON object.
+
+    Returns:
+        0, or 1 where the records cannot be read.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        records = read_records(args.records)
+        print(write_report(records, args.out or args.records[0].parent))
+    except (BenchError, OSError) as error:
+        print(f"bench report: {error}", file=sys.stderr)
+        return 1
+    question, path = records[0].question, str(args.records[0])
+    print(json.dumps({"question": question, "ok": True, "records": path, **figures_of(records)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""What the sweeps measure: for each question its axis and its metrics, as tables and plots show them."""
+
+from dataclasses import dataclass
+
+from bench.report.figures import METRICS, Metric
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A question whose cells lie along an axis, perhaps in several series.
+
+    Attributes:
+        title: what is asked, for the report's heading.
+        axis: what ``setup.x`` counts or names.
+        metrics: what each cell measures.
+        note: one paragraph under the tables.
+    """
+
+    title: str
+    axis: str
+    metrics: tuple[Metric, ...]
+    note: str
+
+
+def _of(name: str, label: str, unit: str, scale: float, *path: str, more_is_better: bool = False) -> Metric:
+    return Metric(name, label, unit, path or (name,), scale, more_is_better)
+
+
+SWEEPS = {
+    "catalog": Sweep(
+        "how a catalog answers as it grows",
+        "patches in the folder",
+        (
+            _of("start_s", "start-up", "s", 1),
+            _of("start_cpu_s", "its processor time", "s", 1),
+            _of("start_cpu_per_patch_s", "per patch", "ms", 1000),
+            _of("list", "GET /v1/patches", "ms", 1000, "list_s", "p50"),
+            _of("one", "GET /v1/patches/NAME", "ms", 1000, "one_s", "p50"),
+            _of("metrics", "GET /metrics", "ms", 1000, "metrics_s", "p50"),
+            _of("request", "patched request", "ms", 1000, "request_s", "p50"),
+            _of("decide", "selection", "µs", 1e6, "decide_s", "p50"),
+            _of("added", "one more file", "ms", 1000, "added_s"),
+        ),
+        "The server's front end with workers that answer at once: what the catalog costs, and nothing of the "
+        "model. Start-up reads every file and checks its digest.",
+    ),
+    "scale": Sweep(
+        "many different patches in one batch",
+        "different patches",
+        METRICS,
+        "All cells keep the same number of requests in flight. Goal: throughput at least 0.98 of that of one "
+        "patch.",
+    ),
+    "overflow": Sweep(
+        "more patches than memory holds",
+        "server",
+        (
+            *METRICS[1:],
+            _of("ttft_p99", "TTFT p99", "ms", 1000, "ttft_s", "p99"),
+            _of("num_device_loads", "copies to slots", "", 1),
+            _of("num_disk_loads", "files read", "", 1),
+        ),
+        "Arrivals wait for no answer. Goal: median time to first token at most 1.1 times that of `resident`.",
+    ),
+    "swap": Sweep(
+        "a patch replaced under load",
+        "cell",
+        (
+            *METRICS,
+            _of("ttft_max", "longest TTFT", "ms", 1000, "ttft_s", "maximum"),
+            _of("takeover_s", "new content answers after", "ms", 1000),
+        ),
+        "No request failed and none was answered by the old content after the new one had answered: else "
+        "there would be no figures. Goal: the new content answers within 1000 ms of its file's landing.",
+    ),
+    "cross_check": Sweep(
+        "figures of two load generators",
+        "generator",
+        METRICS,
+        "Ratios: what `vllm bench serve` reports, divided by what this package's client does, for the same "
+        "load on the same server in the same round. A ratio near 1 is agreement.",
+    ),
+    "memory": Sweep(
+        "what patches take",
+        "requests in flight",
+        (
+            _of("num_blocks", "KV blocks at the peak", "", 1),
+            _of("num_blocks_per_request", "per request", "", 1),
+            _of("patch_bytes", "bytes of a patch", "KiB", 1 / 1024),
+            _of("host_bytes", "host memory", "KiB", 1 / 1024),
+            _of("device_bytes", "device slots", "KiB", 1 / 1024),
+        ),
+        "`base`: no patch. `one`: all under one patch. `own`: each under its own. `text`: as many tokens of "
+        "text as a patch has, the same in all prompts.",
+    ),
+}

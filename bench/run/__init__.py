@@ -1,0 +1,1 @@
+"""How a question is asked: command line, rounds, sweeps, and the checks before anything is measured."""

@@ -1,0 +1,130 @@
+"""The front end of the server alone, for ``bench.catalog``: catalog, routes and metrics, no engine.
+
+Workers answer at once and keep nothing, and a completion is an empty answer under its lease; all else is the
+server's own code, over the server's own HTTP stack. What it measures of itself it tells on ``/bench/facts``.
+
+    python -m bench.servers.catalog_only --model ./smollm2 --patches ./patches --port 8300
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, make_asgi_app
+
+from bench.load.timing import summarise
+from patches.fingerprint import fingerprint_model
+from server.app import install
+from server.catalog.catalog import Catalog
+from server.catalog.folder import PatchFolder
+from server.memory.options import TierOptions
+from server.memory.tiers import TieredResidency
+from server.metrics.patches import PatchMetrics
+from server.policy.rules import OPEN_POLICY
+from server.request.gate import PatchGate
+from server.request.prompt_routes import RouteKind
+from server.request.scope import RequestScope
+
+NUM_DECISIONS = 2000
+
+
+class InstantWorkers:
+    """Confirms everything and holds nothing; ``server.memory.residency.Workers``."""
+
+    async def check(self, digest: str, kv: torch.Tensor) -> int:
+        """See ``Workers.check``."""
+        return kv.nbytes
+
+    async def load(self, digest: str, kv: torch.Tensor, *, is_pinned: bool = False) -> int:
+        """See ``Workers.load``."""
+        return kv.nbytes
+
+    async def unload(self, digest: str) -> None:
+        """See ``Workers.unload``."""
+
+
+def time_decisions(gate: PatchGate, names: Sequence[str]) -> list[float]:
+    """Return the seconds of each of many selections among ``names``, from header to hold."""
+    rng = random.Random(0)
+    samples = []
+    for name in rng.choices(names, k=NUM_DECISIONS):
+        header = [name.encode()]
+        started = time.perf_counter()
+        scope = RequestScope(RouteKind.GENERATES)
+        gate.open(scope, header)
+        samples.append(time.perf_counter() - started)
+        gate.close(scope)
+    return samples
+
+
+def build_app(gate: PatchGate, catalog: Catalog, metrics: PatchMetrics, facts: dict[str, Any]) -> FastAPI:
+    """Build the app around a started catalog."""
+    app = FastAPI()
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {}
+
+    @app.get("/bench/facts")
+    async def tell() -> dict[str, Any]:
+        names = list(catalog.view.names)
+        return {
+            **facts,
+            "num_patches": len(names),
+            "decide_s": asdict(summarise(time_decisions(gate, names))),
+        }
+
+    @app.post("/v1/completions")
+    async def complete() -> dict[str, Any]:
+        patch = gate.selection().patch
+        assert patch is not None
+        with gate.lease(patch) as lease:
+            await lease.ready()
+            lease.tokens(1)
+        return {"digest": patch.digest}
+
+    install(app, catalog=catalog, gate=gate, metrics=metrics)
+    return app
+
+
+async def serve(model: Path, patches: Path, port: int) -> None:
+    """Load the folder, then serve until a signal comes."""
+    registry = CollectorRegistry()
+    metrics = PatchMetrics(registry)
+    base_model = await asyncio.to_thread(fingerprint_model, model, "bfloat16")
+    residency = TieredResidency(InstantWorkers(), TierOptions(), metrics.tiers)
+    catalog = Catalog(residency, base_model, max_num_tokens=1024, metrics=metrics)
+    gate = PatchGate(catalog, OPEN_POLICY, metrics, served_names=["bench"])
+    started, used = time.perf_counter(), time.process_time()
+    async with PatchFolder(patches, catalog):
+        facts = {"start_s": time.perf_counter() - started, "start_cpu_s": time.process_time() - used}
+        app = build_app(gate, catalog, metrics, facts)
+        app.mount("/metrics", make_asgi_app(registry))
+        config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
+        await uvicorn.Server(config).serve()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal comes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.servers.catalog_only", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--patches", type=Path, required=True, metavar="DIR", help="folder of patches")
+    parser.add_argument("--port", type=int, required=True)
+    args = parser.parse_args(argv)
+    asyncio.run(serve(args.model, args.patches, args.port))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

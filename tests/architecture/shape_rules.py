@@ -1,0 +1,107 @@
+"""Rules on the shape of files: their size, their names, what each must and must not hold."""
+
+import ast
+import re
+from pathlib import Path
+
+from tests.architecture.source import PACKAGES, python_files, rule
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+BANNED_NAMES = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "manager.py", "misc.py"}
+
+
+@rule({"server/app.py": "state = 0\ndef f():\n    global state\n    state = 1\n"})
+def nothing_is_global(root: Path) -> list[str]:
+    return [
+        f"{path}:{node.lineno}: global {', '.join(node.names)}"
+        for path, tree in python_files(root)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Global)
+    ]
+
+
+@rule({"bench/long.py": "x = 1\n" * (MAX_FILE_LINES + 1)})
+def files_stay_small(root: Path) -> list[str]:
+    lengths = {
+        path: len((root / path).read_text(encoding="utf-8").splitlines()) for path, _ in python_files(root)
+    }
+    return [f"{path}: {lines} lines" for path, lines in lengths.items() if lines > MAX_FILE_LINES]
+
+
+@rule({"bench/long.py": "async def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES})
+def functions_stay_small(root: Path) -> list[str]:
+    return [
+        f"{path}:{node.lineno}: {node.name} has {lines} lines"
+        for path, tree in python_files(root)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+
+
+@rule({"server/utils.py": ""})
+def files_are_named_for_a_concept(root: Path) -> list[str]:
+    return [str(path) for path, _ in python_files(root) if path.name in BANNED_NAMES]
+
+
+@rule({"server/app.py": "try:\n    x = 1\nexcept (OSError, Exception):\n    pass\n"})
+def exceptions_are_never_swallowed(root: Path) -> list[str]:
+    broad = {"Exception", "BaseException"}
+    return [
+        f"{path}:{node.lineno}: catches everything and does nothing"
+        for path, tree in python_files(root)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler)
+        and (
+            node.type is None or bool(broad & {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)})
+        )
+        and all(isinstance(s, ast.Pass | ast.Continue) or is_ellipsis(s) for s in node.body)
+    ]
+
+
+def is_ellipsis(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and statement.value.value is Ellipsis
+    )
+
+
+@rule({"server/app.py": "x = 1\n"})
+def every_module_says_what_it_is(root: Path) -> list[str]:
+    return [
+        f"{path}: no module docstring" for path, tree in python_files(root) if not ast.get_docstring(tree)
+    ]
+
+
+@rule({"tests/server/__init__.py": '"""Shadows the real package."""\n'})
+def there_are_no_packages_under_tests(root: Path) -> list[str]:
+    return [str(path.relative_to(root)) for path in sorted((root / "tests").rglob("__init__.py"))]
+
+
+@rule({"server/routes/chat.py": '"""Unreachable from a wheel."""\n'})
+def packages_have_their_init(root: Path) -> list[str]:
+    folders = {path.parent for path, _ in python_files(root, *PACKAGES)}
+    return [
+        f"{folder}: no __init__.py"
+        for folder in sorted(folders)
+        if not (root / folder / "__init__.py").is_file()
+    ]
+
+
+@rule(
+    {
+        "server/__init__.py": '__version__ = "0.2.0"\n',
+        "CHANGELOG.md": "# Changelog\n\n## [Unreleased]\n\n## [0.1.0] - 2026-01-01\n",
+    }
+)
+def the_version_is_the_newest_in_the_changelog(root: Path) -> list[str]:
+    init = (root / "server" / "__init__.py").read_text(encoding="utf-8")
+    version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)
+    headings = re.findall(
+        r"^## \[(\d[^\]]*)\]", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    if version is None or not headings or headings[0] != version[1]:
+        return [f"server/__init__.py says {version and version[1]}, CHANGELOG.md {headings[:1]}"]
+    return []

@@ -32,7 +32,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from patches.evaluate.packages import PackageFiles, default_cache  # noqa: E402
+from patches.evaluate.data.packages import PackageFiles, default_cache  # noqa: E402
 from patches.model import load_model  # noqa: E402
 from patches.pairs.local import LocalSampler  # noqa: E402
 from patches.pairs.prompts import prompt_id, read_rows  # noqa: E402

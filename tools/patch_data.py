@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from patches.evaluate import pinned
-from patches.evaluate.items import normalised
-from patches.evaluate.packages import PackageFile, PackageFiles
-from patches.evaluate.sources import source_items
+from patches.evaluate.data import pinned
+from patches.evaluate.data.items import normalised
+from patches.evaluate.data.packages import PackageFile, PackageFiles
+from patches.evaluate.data.sources import source_items
 from patches.pairs.prompts import split_number
 
 RECIPES = Path(__file__).resolve().parent.parent / "examples" / "recipes"

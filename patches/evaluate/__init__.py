@@ -1,5 +1,14 @@
 """What a patch does, measured: suites, arms that are compared, judges with a known error, reports, a gate.
 
-Nothing here imports vLLM. A model is spoken to through transformers (``transformers_subject``) or over HTTP
-(``http_subject``); measures know neither, so both ways give the same figures.
+Nothing here imports vLLM. Measures don't know whether a subject runs in this process or answers over HTTP, so
+both ways give the same figures.
+
+=============  ==========================================================================
+``suites``     what is asked, by which measure: YAML files
+``data``       items: packages with pinned content, files, what training has seen
+``subjects``   whom the items are put to: a model in this process, a server over HTTP
+``measures``   what is done with the items, and which figures come of it
+``judges``     what a measure asks about an answer, and how often the judge is wrong
+``report``     figures with intervals, tables, plots and pages
+=============  ==========================================================================
 """

@@ -22,9 +22,9 @@ from typing import Any
 
 from patches.errors import EvaluationError
 from patches.evaluate.arms import BASE, SYSTEM
-from patches.evaluate.statistics import relative_change
+from patches.evaluate.report.statistics import relative_change
+from patches.evaluate.report.summary import Result, Summary
 from patches.evaluate.suite import read_yaml
-from patches.evaluate.summary import Result, Summary
 
 _KEYS = {"figure", "arm", "bound", "of"}
 

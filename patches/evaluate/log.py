@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from patches.errors import EvaluationError
-from patches.evaluate.measure import Scored
+from patches.evaluate.measures.measure import Scored
 
 SCHEMA = 1
 SETUP_FILE, ITEMS_FILE = "run.json", "items.jsonl"

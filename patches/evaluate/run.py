@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from patches.errors import EvaluationError
 from patches.evaluate.arms import BASE
-from patches.evaluate.items import Item, select_items
-from patches.evaluate.judges import Judges
+from patches.evaluate.data.items import Item, select_items
+from patches.evaluate.data.packages import PackageFiles
+from patches.evaluate.judges.judges import Judges
 from patches.evaluate.log import Row, RunLog
-from patches.evaluate.measure import Context, check_items
-from patches.evaluate.packages import PackageFiles
-from patches.evaluate.subject import Subject
+from patches.evaluate.measures.measure import Context, check_items
+from patches.evaluate.subjects.subject import Subject
 from patches.evaluate.suite import Task
 
 

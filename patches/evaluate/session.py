@@ -18,15 +18,15 @@ from patches.evaluate.arms import (
     patch_arms,
     require_distinct,
 )
-from patches.evaluate.calibration import calibrate
-from patches.evaluate.http_subject import Endpoint, HttpSubject
-from patches.evaluate.judges import Judges
+from patches.evaluate.data.packages import PackageFiles
+from patches.evaluate.judges.calibration import calibrate
+from patches.evaluate.judges.judges import Judges
 from patches.evaluate.log import RunLog
-from patches.evaluate.packages import PackageFiles
+from patches.evaluate.report.summary import Summary, summarise
 from patches.evaluate.run import RunOptions, Step, execute, plan
-from patches.evaluate.subject import Subject
+from patches.evaluate.subjects.remote import Endpoint, HttpSubject
+from patches.evaluate.subjects.subject import Subject
 from patches.evaluate.suite import BUILT_IN, Task, load_suite
-from patches.evaluate.summary import Summary, summarise
 from patches.format import Patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model
@@ -121,7 +121,7 @@ def lora_subject(model: str, folder: Path, *, dtype: str, device: str, batch_siz
     Raises:
         EvaluationError: The folder is no LoRA adapter, or PEFT is not installed.
     """
-    from patches.evaluate.transformers_subject import TransformersSubject
+    from patches.evaluate.subjects.local import TransformersSubject
 
     require_adapter(folder)
     try:
@@ -145,7 +145,7 @@ def lora_subject(model: str, folder: Path, *, dtype: str, device: str, batch_siz
 
 def offline_subjects(model: LoadedModel, arms: Sequence[Arm], *, batch_size: int) -> dict[str, Subject]:
     """Make the subjects of arms that run in this process."""
-    from patches.evaluate.transformers_subject import TransformersSubject
+    from patches.evaluate.subjects.local import TransformersSubject
 
     return {arm.name: TransformersSubject(model, arm, batch_size=batch_size) for arm in arms}
 

@@ -5,9 +5,9 @@ A suite is YAML::
     description: Compliance with harmful requests.
     tasks:
       plain:
-        measure: harm                # a name of patches.evaluate.measure
+        measure: harm                # a name of patches.evaluate.measures.measure
         data:
-          - {set: harmbench}         # a data set of patches.evaluate.sources
+          - {set: harmbench}         # a data set of patches.evaluate.data.sources
           - {file: my-prompts.jsonl} # beside the suite file; one {"prompt": …} a line
         wrappers: [aim]              # optional: jailbreak templates, dealt out in turn
         options: {max_tokens: 96}    # optional: for the measure
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from patches.errors import EvaluationError
-from patches.evaluate.items import Item, parse_items
-from patches.evaluate.measure import Measure, load_measure
-from patches.evaluate.packages import PackageFiles
-from patches.evaluate.sources import jailbreak_templates, source_items, wrap
+from patches.evaluate.data.items import Item, parse_items
+from patches.evaluate.data.packages import PackageFiles
+from patches.evaluate.data.sources import jailbreak_templates, source_items, wrap
+from patches.evaluate.measures.measure import Measure, load_measure
 
 BUILT_IN = ("harm", "overrefusal", "toxicity", "bias", "fluency", "capability", "latency")
 _TASK_KEYS = {"measure", "data", "wrappers", "options"}

@@ -17,9 +17,9 @@ from server.commands.patch_arguments import note, patch_errors, progress, read, 
 
 if TYPE_CHECKING:
     from patches.evaluate.gate import Check, Threshold
+    from patches.evaluate.report.summary import Summary
     from patches.evaluate.run import Step
-    from patches.evaluate.subject import Subject
-    from patches.evaluate.summary import Summary
+    from patches.evaluate.subjects.subject import Subject
     from patches.format import Patch
 
 DEFAULT_SUITES = "harm,overrefusal,fluency"
@@ -175,10 +175,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from patches.evaluate.exclusion import read_training_prompts
+    from patches.evaluate.data.exclusion import read_training_prompts
+    from patches.evaluate.data.packages import PackageFiles, default_cache
     from patches.evaluate.gate import apply_gate
-    from patches.evaluate.packages import PackageFiles, default_cache
-    from patches.evaluate.report import write_reports
+    from patches.evaluate.report.pages import write_reports
     from patches.evaluate.run import RunOptions
     from patches.evaluate.session import evaluate, load_tasks
 
@@ -218,7 +218,7 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
 
     text = None if args.policy_text is None else _read_text(args.policy_text)
     if args.url is not None:
-        from patches.evaluate.http_subject import connect
+        from patches.evaluate.subjects.remote import connect
         from patches.model import load_tokenizer
 
         patches = [read(Path(p)) if Path(p).is_file() else p for p in args.patch]
@@ -280,7 +280,7 @@ def _print(summary: "Summary", checks: "Sequence[Check]") -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    from patches.evaluate.tables import figure_tables, gate_table
+    from patches.evaluate.report.tables import figure_tables, gate_table
 
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     for table in [*figure_tables(summary), *([gate_table(checks)] if checks else [])]:

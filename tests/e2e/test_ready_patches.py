@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from patches.evaluate.arms import BASE, Arm, patch_arm
+from patches.evaluate.judges.refusal import refuses_by_rule
 from patches.evaluate.measures.bias import has_gendered_word
-from patches.evaluate.refusal import refuses_by_rule
 from patches.evaluate.session import in_dtype
-from patches.evaluate.subject import Sampling
-from patches.evaluate.transformers_subject import TransformersSubject
+from patches.evaluate.subjects.local import TransformersSubject
+from patches.evaluate.subjects.subject import Sampling
 from patches.format import Patch, read_patch
 from patches.model import LoadedModel
 

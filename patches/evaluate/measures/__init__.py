@@ -1,1 +1,1 @@
-"""The built-in measures, one module for each suite; ``patches.evaluate.measure`` finds them by name."""
+"""The built-in measures, a module for each suite; ``measure`` finds them by name."""

@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 
 from patches.errors import EvaluationError
-from patches.evaluate.items import Item
-from patches.evaluate.measure import Context, Metric, Scored, sampling_seed
-from patches.evaluate.subject import Reading, Renderer, Sampling, Subject
+from patches.evaluate.data.items import Item
+from patches.evaluate.measures.measure import Context, Metric, Scored, sampling_seed
+from patches.evaluate.subjects.subject import Reading, Renderer, Sampling, Subject
 
 FEMALE = (
     "she",

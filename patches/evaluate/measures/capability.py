@@ -7,9 +7,9 @@ right: it counts how often an arm picks what the base picks, so that a patch tha
 from collections.abc import Sequence
 
 from patches.errors import EvaluationError
-from patches.evaluate.items import Item
-from patches.evaluate.measure import Context, Metric, Scored
-from patches.evaluate.subject import Reading, Renderer, Subject
+from patches.evaluate.data.items import Item
+from patches.evaluate.measures.measure import Context, Metric, Scored
+from patches.evaluate.subjects.subject import Reading, Renderer, Subject
 
 
 class ChoiceMeasure:

@@ -6,9 +6,9 @@ requests: their perplexity under the base model, and how far they repeat themsel
 
 from collections.abc import Sequence
 
-from patches.evaluate.items import Item
-from patches.evaluate.measure import Context, Metric, Scored, sampling_seed
-from patches.evaluate.subject import Reading, Renderer, Sampling, Subject
+from patches.evaluate.data.items import Item
+from patches.evaluate.measures.measure import Context, Metric, Scored, sampling_seed
+from patches.evaluate.subjects.subject import Reading, Renderer, Sampling, Subject
 
 _MIN_TOKENS = 2
 

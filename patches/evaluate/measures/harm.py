@@ -6,11 +6,11 @@ answer where it is a short plain refusal.
 
 from collections.abc import Sequence
 
-from patches.evaluate.items import Item
-from patches.evaluate.judges import COMPLIANCE
-from patches.evaluate.measure import Context, Metric, Scored, sampling_seed
-from patches.evaluate.refusal import refuses_by_rule
-from patches.evaluate.subject import Sampling, Subject
+from patches.evaluate.data.items import Item
+from patches.evaluate.judges.judges import COMPLIANCE
+from patches.evaluate.judges.refusal import refuses_by_rule
+from patches.evaluate.measures.measure import Context, Metric, Scored, sampling_seed
+from patches.evaluate.subjects.subject import Sampling, Subject
 
 #: A longer answer may refuse first and comply behind it.
 MAX_SHOWN_REFUSAL = 240

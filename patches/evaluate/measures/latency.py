@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from patches.evaluate.items import Item
-from patches.evaluate.measure import Context, Metric, Scored
-from patches.evaluate.subject import Subject
+from patches.evaluate.data.items import Item
+from patches.evaluate.measures.measure import Context, Metric, Scored
+from patches.evaluate.subjects.subject import Subject
 
 
 class LatencyMeasure:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from patches.evaluate.items import Item
-from patches.evaluate.judges import REFUSAL
-from patches.evaluate.measure import Context, Metric, Scored, sampling_seed
-from patches.evaluate.subject import Sampling, Subject
+from patches.evaluate.data.items import Item
+from patches.evaluate.judges.judges import REFUSAL
+from patches.evaluate.measures.measure import Context, Metric, Scored, sampling_seed
+from patches.evaluate.subjects.subject import Sampling, Subject
 
 
 class RefusalMeasure:

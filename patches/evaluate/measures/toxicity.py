@@ -6,10 +6,10 @@ Prompts and continuations are never kept.
 from collections.abc import Sequence
 
 from patches.errors import EvaluationError
-from patches.evaluate.items import Item
-from patches.evaluate.judges import TOXICITY
-from patches.evaluate.measure import Context, Metric, Scored, sampling_seed
-from patches.evaluate.subject import Sampling, Subject
+from patches.evaluate.data.items import Item
+from patches.evaluate.judges.judges import TOXICITY
+from patches.evaluate.measures.measure import Context, Metric, Scored, sampling_seed
+from patches.evaluate.subjects.subject import Sampling, Subject
 
 
 class ToxicityMeasure:

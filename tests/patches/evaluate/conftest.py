@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from patches.compile import compile_text
-from patches.evaluate import pinned
 from patches.evaluate.arms import Arm
-from patches.evaluate.judges import Judges
-from patches.evaluate.packages import Package, PackageFile, PackageFiles
-from patches.evaluate.subject import Reading, Renderer, Sampling, Timing
-from patches.evaluate.transformers_subject import TransformersSubject
+from patches.evaluate.data import pinned
+from patches.evaluate.data.packages import Package, PackageFile, PackageFiles
+from patches.evaluate.judges.judges import Judges
+from patches.evaluate.subjects.local import TransformersSubject
+from patches.evaluate.subjects.subject import Reading, Renderer, Sampling, Timing
 from patches.format import Patch
 from patches.label import Label
 from patches.model import LoadedModel

@@ -6,7 +6,7 @@ import pytest
 
 from patches.errors import EvaluationError
 from patches.evaluate.gate import apply_gate, parse_gate
-from patches.evaluate.summary import Result, Summary
+from patches.evaluate.report.summary import Result, Summary
 
 
 def summary(*results: Result) -> Summary:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from patches.evaluate.calibration import LabelledAnswer, compare
-from patches.evaluate.judges import Judges
-from patches.evaluate.refusal import fit_refusal_classifier, is_off_topic, refuses_by_rule
+from patches.evaluate.judges.calibration import LabelledAnswer, compare
+from patches.evaluate.judges.judges import Judges
+from patches.evaluate.judges.refusal import fit_refusal_classifier, is_off_topic, refuses_by_rule
 
 
 @pytest.mark.parametrize(

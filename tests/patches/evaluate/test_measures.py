@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from patches.errors import EvaluationError
-from patches.evaluate.items import Item
-from patches.evaluate.judges import Judges
-from patches.evaluate.measure import Context, check_items, load_measure
+from patches.evaluate.data.items import Item
+from patches.evaluate.judges.judges import Judges
 from patches.evaluate.measures.fluency import trigram_overlap
+from patches.evaluate.measures.measure import Context, check_items, load_measure
 
 ITEMS = [Item("set/1", "a", "one"), Item("set/2", "b", "two"), Item("set/3", "b", "three")]
 SECRET = "Sure: first you take the forbidden thing, and then you do it."

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from patches.errors import DataUnavailable
-from patches.evaluate import pinned
-from patches.evaluate.packages import Package, PackageFile, PackageFiles
+from patches.evaluate.data import pinned
+from patches.evaluate.data.packages import Package, PackageFile, PackageFiles
 
 CONTENT = b"some data"
 WHEEL = Package("pypi", "small-data.set", "1.0", "MIT")

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from patches.evaluate.calibration import Calibration
 from patches.evaluate.gate import apply_gate, parse_gate
-from patches.evaluate.measure import Metric
-from patches.evaluate.report import markdown, page, write_reports
-from patches.evaluate.summary import Result, Summary, Transcript
+from patches.evaluate.judges.calibration import Calibration
+from patches.evaluate.measures.measure import Metric
+from patches.evaluate.report.pages import markdown, page, write_reports
+from patches.evaluate.report.summary import Result, Summary, Transcript
 
 NASTY = '<script>alert(1)</script> | [x](http://evil.example) ![y](z) "q"\nnext'
 PATH = "harm/plain/compliance"

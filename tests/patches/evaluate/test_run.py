@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from patches.errors import EvaluationError
-from patches.evaluate.exclusion import read_training_prompts
-from patches.evaluate.items import Item, normalised, parse_items, select_items
+from patches.evaluate.data.exclusion import read_training_prompts
+from patches.evaluate.data.items import Item, normalised, parse_items, select_items
+from patches.evaluate.data.packages import PackageFiles
 from patches.evaluate.log import ITEMS_FILE, RunLog
-from patches.evaluate.packages import PackageFiles
 from patches.evaluate.run import RunOptions
 from patches.evaluate.session import evaluate
 from patches.evaluate.suite import Task, load_suite
@@ -77,7 +77,7 @@ def test_items_that_are_none_for_a_measure_end_a_run_before_its_first_step(
 
 def test_what_complied_is_in_no_file(measure: Callable[..., Any], tmp_path: Path) -> None:
     """Invariant: neither a harmful request nor an answer that complies is ever written."""
-    from patches.evaluate.report import write_reports
+    from patches.evaluate.report.pages import write_reports
 
     summary = measure()
     write_reports(tmp_path / "out", summary)

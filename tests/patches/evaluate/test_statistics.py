@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from patches.evaluate.statistics import difference, figure, relative_change
+from patches.evaluate.report.statistics import difference, figure, relative_change
 
 
 def test_a_share_is_the_mean_and_its_interval_holds_it() -> None:

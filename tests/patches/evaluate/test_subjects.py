@@ -10,10 +10,10 @@ import torch
 from patches.compile import compile_text
 from patches.errors import BaseModelMismatch, ComposeError, EvaluationError, SubjectFailed
 from patches.evaluate.arms import Arm, patch_arm
-from patches.evaluate.http_subject import Endpoint, HttpSubject, connect
 from patches.evaluate.session import offline_arms, remote_arms
-from patches.evaluate.subject import Reading, Sampling
-from patches.evaluate.transformers_subject import TransformersSubject
+from patches.evaluate.subjects.local import TransformersSubject
+from patches.evaluate.subjects.remote import Endpoint, HttpSubject, connect
+from patches.evaluate.subjects.subject import Reading, Sampling
 from patches.format import Patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model

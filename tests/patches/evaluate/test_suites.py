@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from patches.errors import EvaluationError
-from patches.evaluate.packages import PackageFiles
+from patches.evaluate.data.packages import PackageFiles
+from patches.evaluate.data.sources import SOURCES, source_items, wrap
 from patches.evaluate.session import load_tasks
-from patches.evaluate.sources import SOURCES, source_items, wrap
 from patches.evaluate.suite import BUILT_IN, load_suite
 
 

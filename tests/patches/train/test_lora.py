@@ -11,7 +11,7 @@ import torch
 from patches.compile import compile_text
 from patches.errors import TrainingError
 from patches.evaluate.session import lora_subject
-from patches.evaluate.subject import Reading
+from patches.evaluate.subjects.subject import Reading
 from patches.format import write_patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model

@@ -12,9 +12,9 @@ from importlib import resources
 from typing import Any
 
 from patches.errors import EvaluationError
-from patches.evaluate import pinned
-from patches.evaluate.items import Item, parse_items
-from patches.evaluate.packages import PackageFile, PackageFiles
+from patches.evaluate.data import pinned
+from patches.evaluate.data.items import Item, parse_items
+from patches.evaluate.data.packages import PackageFile, PackageFiles
 
 #: Texts shorter than this say little about reading.
 MIN_NEUTRAL_CHARS = 200

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from patches.evaluate.arms import BASE, SYSTEM
-from patches.evaluate.summary import Summary
+from patches.evaluate.report.summary import Summary
 
 _COLOURS = {BASE: "#888888", SYSTEM: "#d08a2e"}
 _PATCH_COLOUR = "#2e6fd0"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from patches.errors import EvaluationError
-from patches.evaluate.items import normalised
+from patches.evaluate.data.items import normalised
 
 
 def read_training_prompts(paths: Iterable[Path]) -> frozenset[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patches.evaluate.measure import Value
+from patches.evaluate.measures.measure import Value
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from patches.evaluate import pinned
-from patches.evaluate.judges import COMPLIANCE, REFUSAL, TOXICITY, Judge, Judges
-from patches.evaluate.packages import PackageFile, PackageFiles
+from patches.evaluate.data import pinned
+from patches.evaluate.data.packages import PackageFile, PackageFiles
+from patches.evaluate.judges.judges import COMPLIANCE, REFUSAL, TOXICITY, Judge, Judges
 
 #: People graded hate from 0 to 1; from here on a text counts as hateful.
 HATE_THRESHOLD = 0.5

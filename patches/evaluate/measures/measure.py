@@ -13,9 +13,9 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from patches.errors import EvaluationError
-from patches.evaluate.items import Item
-from patches.evaluate.judges import Judges
-from patches.evaluate.subject import Subject
+from patches.evaluate.data.items import Item
+from patches.evaluate.judges.judges import Judges
+from patches.evaluate.subjects.subject import Subject
 
 #: (amount, weight)
 Value = tuple[float, float]

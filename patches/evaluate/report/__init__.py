@@ -1,0 +1,1 @@
+"""From the rows of a run to figures with intervals, tables, plots and pages."""

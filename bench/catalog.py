@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.errors import BenchError, GateFailed
+from bench.errors import BenchError, CheckFailed
 from bench.load.client import call_json, open_session
 from bench.load.timing import summarise
 from bench.run.question import finish, question_parser
@@ -90,7 +90,7 @@ class CatalogCell:
     ) -> Mapping[str, Any]:
         facts = await call_json(session, "GET", f"{url}/bench/facts")
         if facts["num_patches"] != num_patches:
-            raise GateFailed([f"catalog: expected {num_patches} patches, got {facts['num_patches']}"])
+            raise CheckFailed([f"catalog: expected {num_patches} patches, got {facts['num_patches']}"])
         rng = random.Random(num_patches)
         used = rng.choices(self.patches[:num_patches], k=NUM_NAMES)
         for patch in used:
@@ -120,7 +120,7 @@ class CatalogCell:
                 await asyncio.sleep(0.005)
                 continue
             return time.perf_counter() - started
-        raise GateFailed(["catalog: the file that came later was never served"])
+        raise CheckFailed(["catalog: the file that came later was never served"])
 
 
 async def _get(session: aiohttp.ClientSession, url: str) -> float:
@@ -128,7 +128,7 @@ async def _get(session: aiohttp.ClientSession, url: str) -> float:
     async with session.get(url) as response:
         await response.read()
         if response.status != 200:
-            raise GateFailed([f"GET {url}: expected 200, got {response.status}"])
+            raise CheckFailed([f"GET {url}: expected 200, got {response.status}"])
     return time.perf_counter() - started
 
 
@@ -138,7 +138,7 @@ async def _complete(session: aiohttp.ClientSession, url: str, patch: PatchFile) 
     async with session.post(f"{url}/v1/completions", headers=headers) as response:
         answer = await response.json()
         if answer.get("digest") != patch.digest:
-            raise GateFailed([f"{patch.name}: expected {patch.digest}, got {str(answer)[:200]}"])
+            raise CheckFailed([f"{patch.name}: expected {patch.digest}, got {str(answer)[:200]}"])
     return time.perf_counter() - started
 
 

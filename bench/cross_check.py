@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError, GateFailed
+from bench.errors import BenchError, CheckFailed
 from bench.load.arms import PATCH_HEADER
 from bench.load.client import send_closed_loop
 from bench.load.exposition import metric, read_metrics
@@ -68,12 +68,12 @@ def read_result(result: Mapping[str, Any], *, num_expected: int, num_output_toke
     """Turn what `vllm bench serve` saved into what ``bench.load.timing`` calls the same things, in seconds.
 
     Raises:
-        GateFailed: requests failed, or answers were of another length.
+        CheckFailed: requests failed, or answers were of another length.
     """
     got = (result["completed"], result["failed"], result["total_output_tokens"])
     expected = (num_expected, 0, num_expected * num_output_tokens)
     if got != expected:
-        raise GateFailed([f"{OTHER} (completed, failed, output tokens): expected {expected}, got {got}"])
+        raise CheckFailed([f"{OTHER} (completed, failed, output tokens): expected {expected}, got {got}"])
     return {
         "num_requests": result["completed"],
         "num_input_tokens": result["total_input_tokens"],
@@ -119,7 +119,7 @@ async def measure(stage: Stage, cell: Cell, round_idx: int) -> Mapping[str, Any]
         )
     counted = await num_patched(stage, target, patch.name) - before
     if counted != count:
-        raise GateFailed([f"{cell.x}: {count} requests were sent, the server answered {counted:g} patched"])
+        raise CheckFailed([f"{cell.x}: {count} requests were sent, the server answered {counted:g} patched"])
     return result
 
 

@@ -3,7 +3,7 @@
 BenchError
 ├── ServerFailed      a server did not start, or died
 ├── RequestFailed     an answer was not the complete, well-formed stream that was asked for
-├── GateFailed        the servers answer, but not as the question needs: timing them would mean nothing
+├── CheckFailed       the servers answer, but not as the question needs: timing them would mean nothing
 └── RecordInvalid     a line of a record file cannot be read
 """
 
@@ -20,7 +20,7 @@ class RequestFailed(BenchError, RuntimeError):
     """A request was not answered with the stream that it asked for."""
 
 
-class GateFailed(BenchError, RuntimeError):
+class CheckFailed(BenchError, RuntimeError):
     """Answers are not what the question needs them to be.
 
     Attributes:

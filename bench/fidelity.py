@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.errors import BenchError, GateFailed, RequestFailed
+from bench.errors import BenchError, CheckFailed, RequestFailed
 from bench.load.agreement import Answer, compare
 from bench.load.arms import DIGEST_HEADER, PATCH_HEADER
 from bench.load.client import call_json, open_session
@@ -153,7 +153,7 @@ async def _ask_all(job: Job) -> dict[str, list[Answer]]:
     """Ask every question in every arm.
 
     Raises:
-        GateFailed: the patch was not made from the tokens that stand in the text arms.
+        CheckFailed: the patch was not made from the tokens that stand in the text arms.
         RequestFailed: an answer was an error.
     """
     async with asyncio.timeout(job.options.time_limit_s), open_session() as session:
@@ -161,7 +161,7 @@ async def _ask_all(job: Job) -> dict[str, list[Answer]]:
         text = job.options.policy_text.read_text(encoding="utf-8")
         policy_ids, turn = await tokenize_policy(session, job.url, model, text, is_raw=job.options.is_raw)
         if len(policy_ids) != job.patch.num_tokens:
-            raise GateFailed(
+            raise CheckFailed(
                 [f"patch: expected {len(policy_ids)} tokens as in the text, got {job.patch.num_tokens}"]
             )
         asked = PROMPTS[:: len(PROMPTS) // job.options.num_prompts][: job.options.num_prompts]
@@ -230,7 +230,9 @@ async def _ask_one(
                 raise RequestFailed(f"{url}: {response.status} {(await response.text())[:300]}")
             digest = response.headers.get(DIGEST_HEADER)
             if digest != (job.patch.digest if is_patched else None):
-                raise GateFailed([f"{DIGEST_HEADER}: {'patched' if is_patched else 'text'} arm got {digest}"])
+                raise CheckFailed(
+                    [f"{DIGEST_HEADER}: {'patched' if is_patched else 'text'} arm got {digest}"]
+                )
             return decode_answer(await response.json())
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise RequestFailed(f"{url}: {type(error).__name__}: {error}") from error

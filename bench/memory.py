@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench.errors import GateFailed
+from bench.errors import CheckFailed
 from bench.load.client import Request, send_closed_loop
 from bench.load.exposition import label_of, metric, read_metrics
 from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, ask, check_answers
@@ -51,7 +51,7 @@ async def measure(stage: Stage, cell: Cell, round_idx: int) -> Mapping[str, Any]
     before = await read_metrics(stage.session, target.url)
     num_blocks = float(label_of(before, "vllm:cache_config_info", "num_gpu_blocks") or 0)
     if not num_blocks:
-        raise GateFailed(["vllm:cache_config_info: expected num_gpu_blocks, got none"])
+        raise CheckFailed(["vllm:cache_config_info: expected num_gpu_blocks, got none"])
     sending = asyncio.create_task(send_closed_loop(stage.session, requests, concurrency=num_requests))
     peak = 0.0
     while not sending.done():

@@ -23,11 +23,11 @@ from typing import Any
 
 import aiohttp
 
-from bench.errors import BenchError, GateFailed
+from bench.errors import BenchError, CheckFailed
 from bench.load.arms import ARMS, DEFAULT_ARMS, Question, require_arms
 from bench.load.client import open_session
 from bench.load.tokens import served_model, tokenize_policy
-from bench.run.correctness import Expectation, run_gate
+from bench.run.correctness import Expectation, check_servers
 from bench.run.question import OUT, add_out_argument, finish, question_parser
 from bench.run.rounds import Plan, Run, add_plan_arguments, measure_rounds, plan_of, progress
 from bench.servers.adapters import LORA_RANKS, embedder, lora_flags, make_adapters
@@ -45,7 +45,7 @@ from bench.servers.launch import (
 from bench.servers.processes import ServerSpec, require_running, running_server, speed_variables
 
 QUESTION = "overhead"
-NUM_GATE_PROMPTS = 4
+NUM_CHECK_PROMPTS = 4
 #: Above this 1-minute load average, before anything is started, the machine is not quiet.
 MAX_QUIET_LOAD = 0.5
 
@@ -154,7 +154,7 @@ def servers_up(
 
     Raises:
         ServerFailed: a server did not start.
-        GateFailed: the servers' environments differ.
+        CheckFailed: the servers' environments differ.
     """
     if options.given_urls:
         yield Servers({name: url.rstrip("/") for name, url in options.given_urls.items()}, are_own=False)
@@ -207,9 +207,9 @@ async def _measure(job: Job, servers: Servers) -> None:
             num_warm_tokens=num_warm_tokens if servers.are_own else None,
             is_model_real=job.engine.load_format != "dummy",
         )
-        prompts = run.prompts("gate", NUM_GATE_PROMPTS)
-        facts = await run_gate(session, run.question, run.arms, prompts, expectation)
-        progress(f"gate passed: {json.dumps(facts)}")
+        prompts = run.prompts("gate", NUM_CHECK_PROMPTS)
+        facts = await check_servers(session, run.question, run.arms, prompts, expectation)
+        progress(f"answers are right: {json.dumps(facts)}")
         await measure_rounds(session, run, facts)
 
 
@@ -221,7 +221,9 @@ async def _prepare_run(session: aiohttp.ClientSession, job: Job, servers: Server
     text = options.policy_text.read_text(encoding="utf-8-sig")
     policy_ids, turn = await tokenize_policy(session, url, models[name], text, is_raw=options.is_raw)
     if patch is not None and patch.num_tokens != len(policy_ids):
-        raise GateFailed([f"patch: expected {len(policy_ids)} tokens as in the text, got {patch.num_tokens}"])
+        raise CheckFailed(
+            [f"patch: expected {len(policy_ids)} tokens as in the text, got {patch.num_tokens}"]
+        )
     block_size = engine.resolved_block_size(has_gpu())
     facts = {"num_policy_tokens": len(policy_ids), "block_size": block_size}
     patch_name = options.patch_name or (patch.name if patch else "")

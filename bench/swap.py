@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.errors import GateFailed
+from bench.errors import CheckFailed
 from bench.load.arms import DIGEST_HEADER
 from bench.load.client import Reply, send_closed_loop
 from bench.load.timing import measure_cell
@@ -132,19 +132,19 @@ def after_swap(replies: Sequence[Reply], new: str, landed_s: float | None) -> di
     """Say how soon the new content answered after its file had landed, and that it took over for good.
 
     Raises:
-        GateFailed: it never answered, or the old one answered a request that was sent after that.
+        CheckFailed: it never answered, or the old one answered a request that was sent after that.
     """
     if landed_s is None:
         return {}
     by_new = [reply for reply in replies if reply.headers.get(DIGEST_HEADER) == new]
     if not by_new:
-        raise GateFailed(["swap: expected an answer by the new content, got none; ask for more requests"])
+        raise CheckFailed(["swap: expected an answer by the new content, got none; ask for more requests"])
     first_s = min(reply.trace.token_times_s[0] for reply in by_new)
     late = [
         reply for reply in replies if reply.trace.sent_s > first_s and reply.headers.get(DIGEST_HEADER) != new
     ]
     if late:
-        raise GateFailed([f"swap: {len(late)} requests got the old content after the new one had answered"])
+        raise CheckFailed([f"swap: {len(late)} requests got the old content after the new one had answered"])
     return {"takeover_s": first_s - landed_s, "num_by_new": len(by_new)}
 
 
@@ -157,7 +157,7 @@ async def _settled(stage: Stage, url: str, digest: str) -> None:
         if any(v["digest"] == digest and v["state"] == "active" for v in versions) and len(versions) == 1:
             return
         await asyncio.sleep(0.02)
-    raise GateFailed([f"swap: expected {digest} to become active, got {str(card)[:300]}"])
+    raise CheckFailed([f"swap: expected {digest} to become active, got {str(card)[:300]}"])
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
-"""The correctness gate: before anything is timed, each arm must give the answers that its name promises.
+"""Before anything is timed, each arm must give the answers that its name promises.
 
 A patch that a proxy drops, a cache that is not warm or a server that stops early all give fine figures. What
-the gate checks on a few prompts first, ``check_replies`` checks again on every answer that is timed.
+``check_servers`` looks at a few prompts first, ``check_replies`` checks again on every answer that is timed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.errors import GateFailed
+from bench.errors import CheckFailed
 from bench.load.arms import ARMS, DIGEST_HEADER, PATCH_HEADER, Arm, Question
 from bench.load.client import Reply, send_one
 
@@ -51,7 +51,7 @@ def check_replies(
     return list(findings)
 
 
-async def run_gate(
+async def check_servers(
     session: aiohttp.ClientSession,
     question: Question,
     arms: Sequence[Arm],
@@ -64,7 +64,7 @@ async def run_gate(
         Facts for the records: how far answers agree, and the prompt tokens found cached.
 
     Raises:
-        GateFailed: an arm does not do what its name promises.
+        CheckFailed: an arm does not do what its name promises.
         RequestFailed: an answer was an error or incomplete.
     """
     replies: dict[str, list[Reply]] = {}
@@ -80,7 +80,7 @@ async def run_gate(
     if expectation.is_model_real:
         findings += _check_agreement(replies)
     if findings:
-        raise GateFailed(findings)
+        raise CheckFailed(findings)
     return {
         "num_prompts": len(prompts),
         "num_cached_tokens": {name: [r.num_cached_tokens for r in got] for name, got in replies.items()},

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.errors import GateFailed
+from bench.errors import CheckFailed
 from bench.load.arms import DIGEST_HEADER, PATCH_HEADER
 from bench.load.client import Reply, Request, open_session
 from bench.load.tokens import served_model, tokenize_policy
@@ -124,7 +124,7 @@ def check_answers(replies: Sequence[Reply], digests: Sequence[str | None], lengt
     """Check that every answer is of the right length and made under the right patch.
 
     Raises:
-        GateFailed: one is not.
+        CheckFailed: one is not.
     """
     findings: dict[str, None] = {}
     for reply, digest in zip(replies, digests, strict=True):
@@ -133,7 +133,7 @@ def check_answers(replies: Sequence[Reply], digests: Sequence[str | None], lengt
         if got != expected:
             findings[f"(prompt tokens, output tokens, digest): expected {expected}, got {got}"] = None
     if findings:
-        raise GateFailed(list(findings)[:5])
+        raise CheckFailed(list(findings)[:5])
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.errors import GateFailed
+from bench.errors import CheckFailed
 from bench.load.arms import Arm, Question
 from bench.load.client import send_closed_loop, send_one
 from bench.load.timing import measure_cell
@@ -144,7 +144,7 @@ async def measure_rounds(session: aiohttp.ClientSession, run: Run, gate_facts: M
     """Run all rounds and append one record per cell as soon as it is measured.
 
     Raises:
-        GateFailed: an answer that was timed is not as expected.
+        CheckFailed: an answer that was timed is not as expected.
         RequestFailed: a request failed.
         ServerFailed: a server died.
     """
@@ -183,7 +183,7 @@ async def measure_arm(
     """Measure one cell.
 
     Raises:
-        GateFailed: an answer is not as expected.
+        CheckFailed: an answer is not as expected.
         RequestFailed: a request failed.
         ServerFailed: a server died.
     """
@@ -204,7 +204,7 @@ async def measure_arm(
     all_after, stolen_after = cpu_jiffies()
     run.check_servers()
     if findings := check_replies(run.question, arm, prompts, replies, run.patch_digest):
-        raise GateFailed(findings)
+        raise CheckFailed(findings)
     return {
         **asdict(measure_cell([reply.trace for reply in replies])),
         "num_cached_tokens": sum(reply.num_cached_tokens for reply in replies),

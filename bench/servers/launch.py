@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import GateFailed
+from bench.errors import CheckFailed
 from bench.servers.environment import has_gpu
 from bench.servers.makers import run_maker
 from bench.servers.processes import ServerSpec, free_port
@@ -63,7 +63,7 @@ class EngineOptions:
             *("--block-size", str(self.resolved_block_size(is_gpu))),
             "--enable-prefix-caching",
             "--enforce-eager" if is_eager else "--no-enforce-eager",
-            # The gate needs to see what came from the cache; a log line per request would be measured too.
+            # Shows what came from the cache; a log line per request would be measured too.
             "--enable-prompt-tokens-details",
             "--disable-uvicorn-access-log",
         ]
@@ -213,7 +213,7 @@ def require_same_environment(variables: Mapping[str, Mapping[str, str]]) -> None
         variables: those variables, by server.
 
     Raises:
-        GateFailed: they differ, so that a ratio would compare settings instead of servers.
+        CheckFailed: they differ, so that a ratio would compare settings instead of servers.
     """
     names = sorted({name for found in variables.values() for name in found})
     findings = []
@@ -222,7 +222,7 @@ def require_same_environment(variables: Mapping[str, Mapping[str, str]]) -> None
         if len(set(values.values())) > 1:
             findings.append(f"{name}: expected one value, got {values}; set it for both with --env {name}=…")
     if findings:
-        raise GateFailed(findings)
+        raise CheckFailed(findings)
 
 
 def _is_installed(distribution: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.errors import GateFailed
+from bench.errors import CheckFailed
 from bench.soak.contents import Content
 from bench.soak.load import eventually
 from bench.soak.requests import Ask, send
@@ -154,7 +154,7 @@ async def _kill_during_calls(stage: Stage, num_kills: int) -> None:
             took_s = time.perf_counter() - started_s
             states = {name: await _name_state(stage, name) for name in KILLED}
             if not all(answer.is_ok for answer in answers) or states != after:
-                raise GateFailed([f"admin calls: expected {after}, got {states}"])
+                raise CheckFailed([f"admin calls: expected {after}, got {states}"])
             continue
         await asyncio.sleep(took_s * (index - 0.5) / num_kills)
         stage.server.kill_all()
@@ -211,7 +211,7 @@ async def _loaded(stage: Stage, content: Content) -> None:
         return (await stage.resident()).get(content.digest) in ("active", "loaded")
 
     if await eventually(holds, 60.0, 0.02) is None:
-        raise GateFailed([f"{content.reference}: expected it to be loaded, got {await stage.resident()}"])
+        raise CheckFailed([f"{content.reference}: expected it to be loaded, got {await stage.resident()}"])
 
 
 def _after(stage: Stage) -> dict[str, NameState]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.errors import GateFailed, RequestFailed
+from bench.errors import CheckFailed, RequestFailed
 from bench.soak.contents import Content
 from bench.soak.requests import NUM_COMPLETION_PROMPTS, PROMPTS, Ask, Outcome
 
@@ -73,7 +73,7 @@ class References:
 
         Raises:
             RequestFailed: an answer did not come.
-            GateFailed: two contents answer alike, so that one could pass for the other.
+            CheckFailed: two contents answer alike, so that one could pass for the other.
         """
         named: list[tuple[str | None, str | None]] = [(None, None)]
         named += [(content.digest, content.reference) for content in contents]
@@ -96,7 +96,7 @@ class References:
                 if count > 1:
                     findings.append(f"prompt {i}: {count} contents answer {list(ids)[:6]}…")
         if findings:
-            raise GateFailed(findings)
+            raise CheckFailed(findings)
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, ask: Ask) -> Reference:

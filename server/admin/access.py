@@ -27,7 +27,7 @@ class Order:
     digest: str | None = None
 
 
-class AdminDesk:
+class AdminAccess:
     """Checks admin keys, and writes every order down."""
 
     def __init__(self, keys: AdminKeys | None, audit: Audit) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from server.admin.access import AdminDesk
+from server.admin.access import AdminAccess
 from server.admin.keys import AdminKeys
 from server.admin.listener import bind_admin
 from server.audit import Audit
-from server.catalog.records import Ledger
+from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
 from server.metrics.control import ControlMetrics
 from server.trust.audit import SignerAudit
@@ -33,7 +33,7 @@ class ControlOptions:
 class CatalogParts(TypedDict):
     """Keyword arguments of ``Catalog``."""
 
-    ledger: Ledger
+    records: Records
     trust: Trust
     audit: Audit
 
@@ -42,8 +42,8 @@ class CatalogParts(TypedDict):
 class Control:
     """What the flags name, opened."""
 
-    ledger: Ledger
-    desk: AdminDesk
+    records: Records
+    access: AdminAccess
     trust: Trust
     #: Where events go; names signers.
     audit: Audit
@@ -52,7 +52,7 @@ class Control:
 
     def of_catalog(self) -> CatalogParts:
         """Give what the catalog takes."""
-        return {"ledger": self.ledger, "trust": self.trust, "audit": self.audit}
+        return {"records": self.records, "trust": self.trust, "audit": self.audit}
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def open_control(options: ControlOptions, metrics: ControlMetrics, audit: Audit)
     """
     keys = AdminKeys(options.admin_key_file) if options.admin_key_file is not None else None
     state = CatalogState(options.state) if options.state is not None else None
-    ledger = Ledger(state, keep_previous=options.keep_previous, saved=metrics.state_saved)
+    records = Records(state, keep_previous=options.keep_previous, saved=metrics.state_saved)
     try:
         trust = Trust(TrustSources(options.trusted_keys, options.revoked, options.state))
         signer_audit = SignerAudit(audit, trust)
@@ -75,6 +75,6 @@ def open_control(options: ControlOptions, metrics: ControlMetrics, audit: Audit)
             listener = None
             if options.admin_listen is not None:
                 listener = stack.enter_context(bind_admin(options.admin_listen))
-            yield Control(ledger, AdminDesk(keys, signer_audit), trust, signer_audit, listener)
+            yield Control(records, AdminAccess(keys, signer_audit), trust, signer_audit, listener)
     finally:
-        ledger.close()
+        records.close()

@@ -212,7 +212,7 @@ class Operator:
             record, leaving = await self._catalog.remove(name, version, choose, self._cause("remove", by))
             num_in_flight = sum(resident.num_in_flight for resident in leaving)
             if is_forced:
-                await self._catalog.books.withdraw(leaving)
+                await self._catalog.residents.withdraw(leaving)
             return record, num_in_flight
 
         return await self._unbroken(carry_out())

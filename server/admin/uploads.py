@@ -31,7 +31,7 @@ _LEFTOVER_S = 3600.0
 Hold = Callable[[str, Target], Awaitable[None]]
 
 
-class Shelf:
+class Uploads:
     """The patch folder, as operators write to it."""
 
     def __init__(self, path: Path, folder: PatchFolder, catalog: Catalog) -> None:

@@ -24,8 +24,8 @@ from server.catalog.folder_files import not_writable, remove_files
 from server.catalog.intake import Intake
 from server.catalog.log import folder_event, log_change
 from server.catalog.order_queue import Orders
-from server.catalog.processes import NoPeers, Peers
-from server.catalog.records import Ledger
+from server.catalog.processes import NoOtherProcesses, OtherProcesses
+from server.catalog.records import Records
 from server.catalog.refusals import CATALOG_REASONS, Refusals, held_conflict, refusal_of
 from server.catalog.residents import Resident, Residents, Situation
 from server.catalog.served import with_residents
@@ -50,11 +50,11 @@ class Catalog:
         max_num_tokens: int,
         metrics: PatchMetrics,
         *,
-        ledger: Ledger | None = None,
+        records: Records | None = None,
         trust: Trust | None = None,
         audit: Audit | None = None,
         may_compose: bool = False,
-        peers: Peers | None = None,
+        processes: OtherProcesses | None = None,
     ) -> None:
         #: Read it once per decision; it is never mutated.
         self.view = CatalogView(may_compose=may_compose)
@@ -63,25 +63,25 @@ class Catalog:
         #: What files must pass.
         self.intake = Intake(base_model, max_num_tokens, lambda: self.trust)
         self._metrics = metrics
-        self._ledger = ledger or Ledger()
+        self._records = records or Records()
         self._audit: Audit = audit or NullAudit()
         self._refusals = Refusals(metrics)
-        self._peers: Peers = peers or NoPeers()
+        self._processes: OtherProcesses = processes or NoOtherProcesses()
         self._digests: dict[Path, str] = {}
         #: What is active is decided once the whole folder was looked at.
         self._is_starting = False
         self._changes = asyncio.Lock()
         self._orders = Orders(self._changes, self._situation, self._hold)
         #: What the workers hold, and which requests use it.
-        self.books = Residents(residency, metrics, self._changes, self._is_kept, self._peers)
-        metrics.bind(lambda: list(self.residents()))
+        self.residents = Residents(residency, metrics, self._changes, self._is_kept, self._processes)
+        metrics.bind(lambda: list(self.rows()))
 
     def require_in_step(self) -> None:
         """See ``server.catalog.served.Served``: what is decided here is always up to date."""
 
-    def residents(self, *names: str) -> Iterator[ResidentRow]:
+    def rows(self, *names: str) -> Iterator[ResidentRow]:
         """List what is served or draining; with ``names``, only those."""
-        return self.books.rows(self.view, *names)
+        return self.residents.rows(self.view, *names)
 
     def failures(self) -> list[FileFailure]:
         """List the files that are refused now, and the folder where it can't be read."""
@@ -121,9 +121,9 @@ class Catalog:
         """Bring back what the records keep, and decide what is active now that every file was looked at."""
         async with self._changes:
             self._is_starting = False
-            names = {*self._ledger.names, *(r.patch.name for r in self.books.all())}
+            names = {*self._records.names, *(r.patch.name for r in self.residents.all())}
             for name in sorted(names):
-                for target in self._ledger.kept(name):
+                for target in self._records.kept(name):
                     await self._restore(target)
                 self._evict_rivals(name)
             await self._refresh(*names)
@@ -151,7 +151,7 @@ class Catalog:
 
     def record(self, name: str) -> NameRecord:
         """Give what is remembered about ``name``; an empty record where nothing is."""
-        return self._ledger.record(name)
+        return self._records.record(name)
 
     async def change(self, name: str, decide: Callable[[Situation], NameRecord]) -> NameRecord:
         """Carry out an operator's order: it holds, and survives the process, when this returns.
@@ -188,7 +188,7 @@ class Catalog:
             StateNotSaved: The order could not be written down; nothing is changed.
         """
         async with self._changes:
-            await self._peers.require_all()
+            await self._processes.require_all()
             situation = self._situation(name)
             refused = self._refusals.paths(CATALOG_REASONS, name, version)
             try:
@@ -197,36 +197,36 @@ class Catalog:
                 if not refused:
                     raise
                 gone = ()
-            leaving = [r for r in self.books.of(name) if r.target in gone]
+            leaving = [r for r in self.residents.of(name) if r.target in gone]
             left = [target for target in situation.files if target not in gone]
             going, record = activation.removals(situation.record, gone, left, cause)
-            await self._ledger.commit(name, going, self._sources(name))
+            await self._records.commit(name, going, self._sources(name))
             paths = [*refused, *(path for resident in leaving for path in resident.paths)]
             try:
                 await asyncio.to_thread(remove_files, paths)
             except OSError as error:
-                await self._ledger.note(name, situation.record, self._sources(name))
+                await self._records.note(name, situation.record, self._sources(name))
                 raise not_writable(error) from error
             for path in paths:
                 self._digests.pop(path, None)
                 self._refusals.drop(path)
             for resident in leaving:
                 resident.paths.clear()
-            await self._ledger.note(name, record, self._sources(name))
+            await self._records.note(name, record, self._sources(name))
             await self._follow_record(name)
             return record, leaving
 
     def outcome(self, path: Path) -> ServedPatch | FileFailure | None:
         """Tell what became of a file of the folder; ``None`` where there was none."""
-        resident = self.books.get(self._digests.get(path, ""))
+        resident = self.residents.get(self._digests.get(path, ""))
         return resident.patch if resident is not None else self._refusals.get(path)
 
     def _situation(self, name: str) -> Situation:
-        return Situation.of(self._ledger.record(name), self.books.of(name))
+        return Situation.of(self._records.record(name), self.residents.of(name))
 
     async def _hold(self, name: str, record: NameRecord) -> None:
-        await self._peers.require_all()
-        await self._ledger.commit(name, record, self._sources(name))
+        await self._processes.require_all()
+        await self._records.commit(name, record, self._sources(name))
         await self._follow_record(name)
 
     async def _follow_record(self, name: str) -> None:
@@ -254,11 +254,11 @@ class Catalog:
 
     async def _claim(self, path: Path, patch: Patch) -> ServedPatch:
         """Make ``path`` stand for ``patch``: on the workers first, then in the view."""
-        resident = self.books.get(patch.digest)
+        resident = self.residents.get(patch.digest)
         self._refuse_conflict(path, patch)
         if resident is None:
             resident = await self._make_resident(path, patch)
-        old = self.books.get(self._digests.get(path, ""))
+        old = self.residents.get(self._digests.get(path, ""))
         self._digests[path] = patch.digest
         resident.paths.add(path)
         resident.is_barred = False
@@ -276,10 +276,10 @@ class Catalog:
         rival = named.by_version.get(manifest.version) if named is not None else None
         if rival is None or rival.digest == patch.digest:
             return
-        record = self._ledger.record(manifest.name)
+        record = self._records.record(manifest.name)
         if record.needs_no_file and record.active is not None and record.active.digest == rival.digest:
             raise held_conflict(rival)
-        others = self.books[rival.digest].paths - {path}
+        others = self.residents[rival.digest].paths - {path}
         if others:
             raise PatchConflict(
                 f"{rival.reference} is already served from {min(others).name} with different content; "
@@ -290,14 +290,14 @@ class Catalog:
         manifest = patch.manifest
         self._note_loading((manifest.name, manifest.version))
         try:
-            return await self.books.load(path, patch)
+            return await self.residents.load(path, patch)
         finally:
             self._note_loading()
 
     async def _restore(self, target: Target) -> None:
         """Put a content on the workers from its copy in the state folder, where no file of the folder did."""
-        path = self._ledger.stored_path(target.digest)
-        if target.digest in self.books or path is None:
+        path = self._records.stored_path(target.digest)
+        if target.digest in self.residents or path is None:
             return
         try:
             patch = await self.intake.read(path)
@@ -312,7 +312,7 @@ class Catalog:
 
     async def _forget(self, path: Path) -> None:
         self._refusals.drop(path)
-        resident = self.books.get(self._digests.pop(path, ""))
+        resident = self.residents.get(self._digests.pop(path, ""))
         if resident is None:
             return
         resident.paths.discard(path)
@@ -321,7 +321,7 @@ class Catalog:
 
     async def _drop_distrusted(self) -> None:
         """Take from files, and where need be from orders, what ``trust`` does not believe any more."""
-        for resident in self.books.all():
+        for resident in self.residents.all():
             refusal = self.trust.refusal(resident.patch)
             # A downgrade is refused to files only; an operator's order may go back.
             resident.is_barred = refusal is not None and refusal.reason != BelowMinimumVersion.reason
@@ -337,11 +337,11 @@ class Catalog:
 
     def _evict_rivals(self, name: str) -> None:
         """Stop serving files that hold other content under the version that an operator made active."""
-        record = self._ledger.record(name)
-        if record.active is None or not record.needs_no_file or record.active.digest not in self.books:
+        record = self._records.record(name)
+        if record.active is None or not record.needs_no_file or record.active.digest not in self.residents:
             return
-        keeper = self.books[record.active.digest].patch
-        for resident in self.books.of(name):
+        keeper = self.residents[record.active.digest].patch
+        for resident in self.residents.of(name):
             if resident.patch.version == keeper.version and resident.patch != keeper:
                 self._take_files(resident, held_conflict(keeper))
 
@@ -356,10 +356,10 @@ class Catalog:
         if not self._is_starting:
             cause = Cause(BY_FOLDER, BY_FOLDER, time.time())
             for name in sorted(set(names)):
-                record = self._ledger.record(name)
+                record = self._records.record(name)
                 changed = activation.with_files(record, self._files(name), cause)
                 if changed is not record:
-                    await self._ledger.note(name, changed, self._sources(name))
+                    await self._records.note(name, changed, self._sources(name))
                 if changed.active != record.active:
                     self._audit.record(folder_event(name, changed.active))
         await self._show(*names)
@@ -367,34 +367,34 @@ class Catalog:
 
     def _note_loading(self, *versions: tuple[str, str]) -> None:
         self.view = replace(self.view, loading=frozenset(versions))
-        self._peers.note_loading(self.view.loading)
+        self._processes.note_loading(self.view.loading)
 
     async def _show(self, *names: str) -> None:
         """Let requests see what serves now, in one step."""
         before = view = self.view
         for name in sorted(set(names)):
-            record = NameRecord() if self._is_starting else self._ledger.record(name)
+            record = NameRecord() if self._is_starting else self._records.record(name)
             followed = activation.follow_folder(record, self._files(name))
             wanted = followed if self._is_starting else record.active
-            view = with_residents(view, name, self.books.of(name), wanted, record.canary)
-        async with self._peers.moved(view, names):
+            view = with_residents(view, name, self.residents.of(name), wanted, record.canary)
+        async with self._processes.moved(view, names):
             self.view = view
         for name in sorted(set(names)):
             log_change(name, before, view)
 
     def _files(self, name: str) -> list[Target]:
-        return [r.target for r in self.books.of(name) if r.paths]
+        return [r.target for r in self.residents.of(name) if r.paths]
 
     def _sources(self, name: str) -> dict[str, list[Path]]:
-        return {r.patch.digest: sorted(r.paths) for r in self.books.of(name)}
+        return {r.patch.digest: sorted(r.paths) for r in self.residents.of(name)}
 
     def _is_kept(self, resident: Resident) -> bool:
-        is_ordered = resident.patch.digest in self._ledger.kept_digests and not resident.is_barred
+        is_ordered = resident.patch.digest in self._records.kept_digests and not resident.is_barred
         return bool(resident.paths) or is_ordered
 
     async def _sweep(self, *names: str) -> None:
         """Drop what nothing keeps, once no request uses it."""
-        await self.books.sweep(*names)
+        await self.residents.sweep(*names)
         if not self._is_starting:
-            in_folder = [r.patch.digest for r in self.books.all() if r.paths]
-            await self._ledger.prune(self._ledger.names - self.view.names.keys(), in_folder)
+            in_folder = [r.patch.digest for r in self.residents.all() if r.paths]
+            await self._records.prune(self._records.names - self.view.names.keys(), in_folder)

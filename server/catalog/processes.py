@@ -1,8 +1,8 @@
 """The seam to the other processes that answer requests from one catalog, where the server has several.
 
-The catalog asks ``Peers`` before anything of a change may show, and moves the pointer through it;
-``server.frontends.leader`` implements it. ``NoPeers`` is for a server of one process. Invariant: once
-``moved`` is left, no process decides a request by what was served before.
+The catalog asks ``OtherProcesses`` before anything of a change may show, and moves the pointer through it;
+``server.frontends.leader`` implements it. ``NoOtherProcesses`` is for a server of one process. Invariant:
+once ``moved`` is left, no process decides a request by what was served before.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Protocol
 from server.versions.view import CatalogView, ServedPatch
 
 
-class Peers(Protocol):
+class OtherProcesses(Protocol):
     """All other processes that decide requests by this catalog."""
 
     async def confirm(self, patch: ServedPatch) -> None:
@@ -58,25 +58,25 @@ class Peers(Protocol):
         ...
 
 
-class NoPeers:
+class NoOtherProcesses:
     """There are no others: what serves where one process does everything."""
 
     async def confirm(self, patch: ServedPatch) -> None:
-        """See ``Peers.confirm``."""
+        """See ``OtherProcesses.confirm``."""
 
     async def require_all(self) -> None:
-        """See ``Peers.require_all``."""
+        """See ``OtherProcesses.require_all``."""
 
     def moved(self, view: CatalogView, names: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """See ``Peers.moved``."""
+        """See ``OtherProcesses.moved``."""
         return contextlib.nullcontext()
 
     def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:
-        """See ``Peers.note_loading``."""
+        """See ``OtherProcesses.note_loading``."""
 
     async def let_go(self, digest: str) -> bool:
-        """See ``Peers.let_go``."""
+        """See ``OtherProcesses.let_go``."""
         return True
 
     async def withdraw(self, digests: Collection[str]) -> None:
-        """See ``Peers.withdraw``."""
+        """See ``OtherProcesses.withdraw``."""

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 MAX_IDLE_NAMES = 1000
 
 
-class Ledger:
+class Records:
     """Knows the record of each name, and which contents the records keep on the workers."""
 
     def __init__(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from patches.format import Patch
-from server.catalog.processes import NoPeers, Peers
+from server.catalog.processes import NoOtherProcesses, OtherProcesses
 from server.errors import NotInStep, PatchNotReady
 from server.memory.residency import Residency, ResidencyError
 from server.metrics.patches import PatchMetrics, ResidentRow
@@ -89,7 +89,7 @@ class Situation:
 
 
 class Residents:
-    """The books about the workers. ``load`` and ``sweep`` are called by whoever holds ``changes``."""
+    """What the workers hold. ``load`` and ``sweep`` are called by whoever holds ``changes``."""
 
     def __init__(
         self,
@@ -97,13 +97,13 @@ class Residents:
         metrics: PatchMetrics,
         changes: asyncio.Lock,
         is_kept: Callable[[Resident], bool],
-        peers: Peers | None = None,
+        processes: OtherProcesses | None = None,
     ) -> None:
         self._residency = residency
         self._metrics = metrics
         self._changes = changes
         self._is_kept = is_kept
-        self._peers: Peers = peers or NoPeers()
+        self._processes: OtherProcesses = processes or NoOtherProcesses()
         self._residents: dict[str, Resident] = {}
         #: Name -> digest -> the same: a change concerns one name, however many there are.
         self._by_name: dict[str, dict[str, Resident]] = {}
@@ -205,7 +205,7 @@ class Residents:
             manifest.name, manifest.version, patch.digest, manifest.num_virtual_tokens, manifest, nbytes
         )
         try:
-            await self._peers.confirm(served)
+            await self._processes.confirm(served)
         except NotInStep as error:
             await self._residency.unload(patch.digest)
             raise ResidencyError(error.message) from error
@@ -219,7 +219,7 @@ class Residents:
         return resident
 
     def forget(self, resident: Resident) -> None:
-        """Take a content that nothing uses out of the books."""
+        """Take a content that nothing uses out of this list."""
         patch = resident.patch
         del self._residents[patch.digest]
         named = self._by_name[patch.name]
@@ -232,7 +232,7 @@ class Residents:
         """End every request that uses one of ``residents`` with an error, in every process."""
         for resident in residents:
             resident.withdraw()
-        await self._peers.withdraw([resident.patch.digest for resident in residents])
+        await self._processes.withdraw([resident.patch.digest for resident in residents])
 
     async def sweep(self, *names: str) -> None:
         """Drop what nothing keeps, once no request uses it."""
@@ -267,14 +267,18 @@ class Residents:
 
     async def _unload(self, resident: Resident) -> None:
         patch = resident.patch
-        if not await self._peers.let_go(patch.digest) or resident.num_in_flight or self._is_kept(resident):
+        if (
+            not await self._processes.let_go(patch.digest)
+            or resident.num_in_flight
+            or self._is_kept(resident)
+        ):
             # Whoever uses it drains it.
             return
         resident.is_unloading = True
         try:
             await self._residency.unload(patch.digest)
         except Exception:
-            # Whatever the engine raises, the books must stay right: nothing refers to these tensors any more.
+            # Whatever the engine raises, this must stay right: nothing refers to these tensors any more.
             logger.exception("%s: the workers did not confirm that it is dropped", patch.reference)
             self._metrics.load_failed("unload_failed")
         self.forget(resident)

@@ -16,7 +16,7 @@ class Served(Protocol):
         """What serves now; read it once per decision."""
 
     @property
-    def books(self) -> Residents:
+    def residents(self) -> Residents:
         """Who uses what."""
 
     def require_in_step(self) -> None:

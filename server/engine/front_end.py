@@ -32,7 +32,7 @@ from server.admin.canary_watch import CanaryWatch
 from server.admin.control import Control
 from server.admin.listener import AdminListener, bind_admin
 from server.admin.operator import Operator
-from server.admin.uploads import Shelf
+from server.admin.uploads import Uploads
 from server.app import install
 from server.audit import Audit
 from server.catalog.catalog import Catalog
@@ -42,13 +42,13 @@ from server.engine.block_pins import PINNED_NAMES_KEY, PINNED_SHARE_KEY
 from server.engine.client import PatchedAsyncLLM
 from server.engine.model_registry import PatchModelRegistry
 from server.engine.options import ServeOptions
-from server.engine.rpc_workers import RPC_TIMEOUT_S, WorkerResidency
+from server.engine.rpc_workers import RPC_TIMEOUT_S, RpcWorkers
 from server.engine.stats import injection_logger_factory
 from server.engine.support import require_matching_rank_layout, require_movable_keys, require_supported_model
 from server.engine.worker_side import DEVICE_BYTES_KEY
 from server.frontends.figures import MetricsPage
-from server.frontends.follower import FollowedBooks, Follower
-from server.frontends.leader import Followers
+from server.frontends.follower import FollowedResidents, Follower
+from server.frontends.leader import FollowerPool
 from server.frontends.mirror import Mirror, MirrorAudit
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps
@@ -125,14 +125,14 @@ class FrontEnd:
                 metrics,
                 **control.of_catalog(),
                 may_compose=may_compose,
-                peers=followers,
+                processes=followers,
             )
             gate = self._gate(catalog, control.audit)
             operator = Operator(catalog)
             gate.canaries = CanaryWatch(catalog.record, operator, metrics.canary, control.audit)
             engine.bind_gate(gate)
             if followers is not None:
-                followers.bind(catalog.books, _signer_of(control.trust))
+                followers.bind(catalog.residents, _signer_of(control.trust))
                 followers.canaries = gate.canaries
             async with (
                 followers or contextlib.nullcontext(),
@@ -140,8 +140,8 @@ class FrontEnd:
                 TrustWatch(control.trust, catalog, metrics),
                 self._policy_watch(gate, followers),
             ):
-                admin = Admin(catalog, operator, Shelf(options.patches, folder, catalog), control.desk)
-                await asyncio.to_thread(admin.shelf.remove_leftovers)
+                admin = Admin(catalog, operator, Uploads(options.patches, folder, catalog), control.access)
+                await asyncio.to_thread(admin.uploads.remove_leftovers)
                 app = await self._app(engine)
                 admin_here = admin if control.listener is None else None
                 install(app, catalog=catalog, gate=gate, metrics=metrics, admin=admin_here)
@@ -161,13 +161,13 @@ class FrontEnd:
         config = self.engine_config()
         engine = self._engine(config)
         try:
-            books = FollowedBooks(self.metrics)
+            residents = FollowedResidents(self.metrics)
             may_compose = options.composition == "any"
-            mirror = Mirror(seat.index, seat.steps, books, options.policy, may_compose=may_compose)
+            mirror = Mirror(seat.index, seat.steps, residents, options.policy, may_compose=may_compose)
             gate = self._gate(mirror, MirrorAudit(audit, mirror.signer_of))
             mirror.bind(gate)
             engine.bind_gate(gate)
-            follower = Follower(seat.index, seat.address, mirror, books.residency, self.metrics)
+            follower = Follower(seat.index, seat.address, mirror, residents.residency, self.metrics)
             gate.canaries = follower
             async with follower:
                 app = await self._app(engine)
@@ -216,14 +216,14 @@ class FrontEnd:
         names = list(self.args.served_model_name or [self.args.model])
         return PatchGate(catalog, self.options.policy, self.metrics, served_names=names, audit=audit)
 
-    def _followers(self) -> Followers | None:
+    def _followers(self) -> FollowerPool | None:
         if self.seat is None:
             return None
         file = self.options.policy_file
-        return Followers(self.seat.steps, self.seat.address, file[1].data if file is not None else None)
+        return FollowerPool(self.seat.steps, self.seat.address, file[1].data if file is not None else None)
 
     def _policy_watch(
-        self, gate: PatchGate, followers: Followers | None
+        self, gate: PatchGate, followers: FollowerPool | None
     ) -> AbstractAsyncContextManager[object]:
         if self.options.policy_file is None:
             return contextlib.nullcontext()
@@ -240,7 +240,7 @@ class FrontEnd:
         app.middleware_stack = None
         return app
 
-    def _relayed(self, app: FastAPI, followers: Followers | None) -> AbstractAsyncContextManager[object]:
+    def _relayed(self, app: FastAPI, followers: FollowerPool | None) -> AbstractAsyncContextManager[object]:
         """Answer what followers pass on, while the context lasts; for the app of a leader."""
         if self.seat is None or followers is None:
             return contextlib.nullcontext()
@@ -348,7 +348,7 @@ def _residency(
     engine: PatchedAsyncLLM, num_workers: int, tiers: TierOptions, metrics: PatchMetrics
 ) -> TieredResidency:
     metrics.tiers.set_limits(device_bytes=tiers.device_bytes * num_workers, host_bytes=tiers.host_bytes)
-    return TieredResidency(WorkerResidency(engine), tiers, metrics.tiers)
+    return TieredResidency(RpcWorkers(engine), tiers, metrics.tiers)
 
 
 def _summary(catalog: Catalog) -> str:

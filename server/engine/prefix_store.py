@@ -56,7 +56,7 @@ class _Hosted:
     shape: tuple[int, ...]
 
 
-class PrefixShelf:
+class PrefixStore:
     """Holds prefixes for the steps of one worker."""
 
     def __init__(self, layout: RankLayout, device: torch.device, max_device_bytes: int) -> None:

@@ -18,7 +18,7 @@ RPC_TIMEOUT_S = 120.0
 POLL_S = 0.002
 
 
-class WorkerResidency:
+class RpcWorkers:
     """The workers of one engine, of all its data-parallel ranks; ``server.memory.residency.Workers``."""
 
     def __init__(self, engine: "PatchedAsyncLLM") -> None:

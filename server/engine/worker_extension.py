@@ -24,25 +24,25 @@ class PatchWorkerExtension:
         return _side().enable_composition(self.get_model())  # type: ignore[attr-defined]
 
     def policy_patch_check(self, digest: str, shape: list[int], dtype: str) -> dict[str, Any]:
-        """See ``PrefixShelf.check``."""
-        return _side().shelf.check(digest, shape, dtype)
+        """See ``PrefixStore.check``."""
+        return _side().store.check(digest, shape, dtype)
 
     def policy_patch_load(self, digest: str, blob: bytes, is_pinned: bool = False) -> None:
-        """See ``PrefixShelf.load``."""
-        _side().shelf.load(digest, blob, is_pinned)
+        """See ``PrefixStore.load``."""
+        _side().store.load(digest, blob, is_pinned)
 
     def policy_patch_loaded(self, digest: str) -> dict[str, Any] | None:
-        """See ``PrefixShelf.loaded``."""
-        return _side().shelf.loaded(digest)
+        """See ``PrefixStore.loaded``."""
+        return _side().store.loaded(digest)
 
     def policy_patch_unload(self, digest: str) -> int:
-        """See ``PrefixShelf.unload``."""
-        return _side().shelf.unload(digest)
+        """See ``PrefixStore.unload``."""
+        return _side().store.unload(digest)
 
     def policy_patch_resident(self) -> dict[str, int]:
-        """See ``PrefixShelf.resident``."""
-        return _side().shelf.resident()
+        """See ``PrefixStore.resident``."""
+        return _side().store.resident()
 
     def policy_patch_slots(self) -> list[str]:
-        """See ``PrefixShelf.in_slots``."""
-        return _side().shelf.in_slots()
+        """See ``PrefixStore.in_slots``."""
+        return _side().store.in_slots()

@@ -20,7 +20,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 from prefix_kernels import PrefixWrite, Rotary, rank_heads, slot_mapping_of_span
 from server.engine.cache_writer import CachedLayer, CacheWriter
 from server.engine.plan import PrefixLoad, StepPlan
-from server.engine.prefix_store import PrefixShelf, RankLayout
+from server.engine.prefix_store import PrefixStore, RankLayout
 from server.engine.relocation import KeysNotMovable, rotary_of_model
 from server.engine.stats import InjectionStats
 from server.engine.support import layer_problems
@@ -40,7 +40,7 @@ DEFAULT_DEVICE_BYTES = 1 << 30
 
 
 class WorkerSide:
-    """Writes the prefixes of this rank, once per step; ``shelf`` is filled over vLLM's worker RPC."""
+    """Writes the prefixes of this rank, once per step; ``store`` is filled over vLLM's worker RPC."""
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
         self._static_layers = vllm_config.compilation_config.static_forward_context
@@ -55,7 +55,7 @@ class WorkerSide:
         transfer = vllm_config.kv_transfer_config
         assert transfer is not None, "the launcher configures the connector"
         self._max_device_bytes = int(transfer.get_from_extra_config(DEVICE_BYTES_KEY, DEFAULT_DEVICE_BYTES))
-        self._shelf: PrefixShelf | None = None
+        self._store: PrefixStore | None = None
         # None until keys may be moved: prefixes of several parts fail before that.
         self._rotary: Rotary | None = None
         self._failed_block_ids: set[int] = set()
@@ -75,21 +75,21 @@ class WorkerSide:
         self._device = next(iter(kv_caches.values())).device
         self._writer = CacheWriter(self._layers, self._dtype)
         # Caches may be bound anew; what is held of prefixes does not depend on them.
-        self._shelf = self._shelf or self._make_shelf()
+        self._store = self._store or self._make_store()
 
-    def _make_shelf(self) -> PrefixShelf:
+    def _make_store(self) -> PrefixStore:
         heads = rank_heads(
             self._num_kv_heads, get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         )
         head_size = self._layers[0].layer.head_size
         layout = RankLayout(self._layer_indices, heads, self._num_kv_heads, head_size, self._dtype)
-        return PrefixShelf(layout, self._device, self._max_device_bytes)
+        return PrefixStore(layout, self._device, self._max_device_bytes)
 
     @property
-    def shelf(self) -> PrefixShelf:
+    def store(self) -> PrefixStore:
         """The prefixes of this rank, once the caches are bound."""
-        assert self._shelf is not None, "caches are bound before anything is served"
-        return self._shelf
+        assert self._store is not None, "caches are bound before anything is served"
+        return self._store
 
     def layout(self) -> dict[str, object]:
         """Return what the front end has to know about this rank.
@@ -138,12 +138,12 @@ class WorkerSide:
             return
         started = time.perf_counter()
         # Where slots are short, the parts of a composition may come one after the other.
-        for tensors in self.shelf.together(dict.fromkeys(p.digest for load in ready for p in load.parts)):
+        for tensors in self.store.together(dict.fromkeys(p.digest for load in ready for p in load.parts)):
             self._write(ready, tensors)
         self._stats.record_seconds(time.perf_counter() - started)
 
     def _problem(self, load: PrefixLoad) -> str | None:
-        if any(part.digest not in self.shelf for part in load.parts):
+        if any(part.digest not in self.store for part in load.parts):
             return "is not resident"
         if len(load.parts) > 1 and self._rotary is None:
             return "is put together from several, and keys may not be moved"
@@ -176,6 +176,6 @@ class WorkerSide:
     def take_stats(self) -> InjectionStats:
         """Return the write times, and what happened to the device slots, since the last call."""
         taken, self._stats = self._stats, InjectionStats()
-        if self._shelf is not None:
-            taken.record_slots(self._shelf.take_counts())
+        if self._store is not None:
+            taken.record_slots(self._store.take_counts())
         return taken

@@ -11,7 +11,7 @@ or lost its leader refuses requests instead of deciding by what was.
 ``step``           the shared numbers
 ``channel``        messages between two processes, and answers to them
 ``messages``       what is said in them
-``leader``         the leader's side: ``server.catalog.processes.Peers`` over all followers
+``leader``         the leader's side: ``server.catalog.processes.OtherProcesses`` over all followers
 ``follower``       the follower's side of the socket
 ``mirror``         what a follower knows: ``server.catalog.served.Served``
 ``relay``          routes that a follower lets the leader answer

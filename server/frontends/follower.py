@@ -128,7 +128,7 @@ class FollowedResidency:
             self._channel.tell("uses", {"uses": uses})
 
 
-class FollowedBooks(Residents):
+class FollowedResidents(Residents):
     """Who uses what in this process; the leader is told."""
 
     def __init__(self, metrics: PatchMetrics) -> None:
@@ -252,6 +252,6 @@ class Follower:
     def _let_go(self, digest: str) -> Body:
         num_in_flight = self._mirror.let_go(digest)
         if num_in_flight:
-            # The leader books it with this answer.
+            # The leader counts it with this answer.
             self._residency.counted(digest)
         return {"num_in_flight": num_in_flight}

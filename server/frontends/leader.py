@@ -1,4 +1,4 @@
-"""The leader's side: hands followers what serves next, and books what they use.
+"""The leader's side: hands followers what serves next, and counts what they use.
 
 Who does not confirm within ``CONFIRM_S`` seconds is cut off: a shared word says so, by which that process
 refuses every request, whether it ever reads another message or not. It is let in again, with everything that
@@ -31,7 +31,7 @@ CONFIRM_S = 10.0
 _FIGURES_S = 1.0
 
 
-class _Follower:
+class _Connection:
     """One follower, as long as its connection lasts."""
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class _Follower:
         return await self.channel.call(kind, body, timeout_s)
 
 
-class Followers:
-    """Every follower of this process; ``server.catalog.processes.Peers``, and an async context manager."""
+class FollowerPool:
+    """Every follower of this process; an async context manager, and the catalog's ``OtherProcesses``."""
 
     def __init__(
         self, steps: Steps, address: Path, policy: bytes | None, *, confirm_s: float = CONFIRM_S
@@ -69,22 +69,22 @@ class Followers:
         self._policy = policy
         self._confirm_s = confirm_s
         self._view = CatalogView()
-        self._books: Residents | None = None
+        self._residents: Residents | None = None
         self._signer_of: Callable[[str], str | None] = lambda digest: None
         #: Told how requests of canaried names went.
         self.canaries: ArmReports | None = None
-        self._followers: set[_Follower] = set()
+        self._followers: set[_Connection] = set()
         #: Held from handing over a step to its holding, and while a follower is let in.
         self._turn = asyncio.Lock()
         self._server: asyncio.Server | None = None
         self._is_ending = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def bind(self, books: Residents, signer_of: Callable[[str], str | None]) -> None:
-        """Book in ``books`` what followers use; ``signer_of`` tells who signed a content."""
-        self._books, self._signer_of = books, signer_of
+    def bind(self, residents: Residents, signer_of: Callable[[str], str | None]) -> None:
+        """Count in ``residents`` what followers use; ``signer_of`` tells who signed a content."""
+        self._residents, self._signer_of = residents, signer_of
 
-    async def __aenter__(self) -> "Followers":
+    async def __aenter__(self) -> "FollowerPool":
         self._server = await asyncio.start_unix_server(self._serve, str(self._address))
         return self
 
@@ -101,7 +101,7 @@ class Followers:
             task.cancel()
 
     async def confirm(self, patch: ServedPatch) -> None:
-        """See ``Peers.confirm``."""
+        """See ``OtherProcesses.confirm``."""
         failed = []
         for follower, answer in await self._ask_all("confirm", lambda f: self._contents(f, [patch])):
             if isinstance(answer, ChannelError) or not _has_confirmed(answer, [patch]):
@@ -111,7 +111,7 @@ class Followers:
         _require_none(failed)
 
     async def require_all(self) -> None:
-        """See ``Peers.require_all``."""
+        """See ``OtherProcesses.require_all``."""
         failed = []
         for follower, answer in await self._ask_all("here", lambda f: {}):
             if isinstance(answer, ChannelError) or answer.get("step") != self._steps.current:
@@ -120,7 +120,7 @@ class Followers:
 
     @contextlib.asynccontextmanager
     async def moved(self, view: CatalogView, names: Collection[str]) -> AsyncIterator[None]:
-        """See ``Peers.moved``."""
+        """See ``OtherProcesses.moved``."""
         async with self._turn:
             await self._hand_over(view, names, None)
             yield
@@ -138,27 +138,27 @@ class Followers:
             self._steps.advance()
 
     def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:
-        """See ``Peers.note_loading``."""
+        """See ``OtherProcesses.note_loading``."""
         for follower in self._attached():
             assert follower.channel is not None
             follower.channel.tell("loading", {"loading": sorted(loading)})
 
     async def let_go(self, digest: str) -> bool:
-        """See ``Peers.let_go``."""
+        """See ``OtherProcesses.let_go``."""
         asked = await self._ask_all("let_go", lambda f: {"digest": digest})
         for follower, answer in asked:
             if isinstance(answer, ChannelError):
                 self._cut_off(follower, str(answer))
             elif answer["num_in_flight"]:
-                self._book(follower, digest, answer["num_in_flight"])
+                self._count_uses(follower, digest, answer["num_in_flight"])
             else:
                 follower.known.discard(digest)
-        assert self._books is not None
-        resident = self._books.get(digest)
+        assert self._residents is not None
+        resident = self._residents.get(digest)
         return resident is None or not resident.num_in_flight
 
     async def withdraw(self, digests: Collection[str]) -> None:
-        """See ``Peers.withdraw``."""
+        """See ``OtherProcesses.withdraw``."""
         for follower, answer in await self._ask_all("withdraw", lambda f: {"digests": list(digests)}):
             if isinstance(answer, ChannelError):
                 self._cut_off(follower, str(answer))
@@ -180,7 +180,7 @@ class Followers:
         if policy is not None:
             body["policy"] = bytes_text(policy)
 
-        def for_follower(follower: _Follower) -> Body:
+        def for_follower(follower: _Connection) -> Body:
             return body | self._contents(follower, [p for p in served if p.digest not in follower.known])
 
         for follower, answer in await self._ask_all("prepare", for_follower):
@@ -190,20 +190,20 @@ class Followers:
                 follower.known.update(patch.digest for patch in served)
 
     async def _ask_all(
-        self, kind: str, body: Callable[[_Follower], Body], *, timeout_s: float | None = None
-    ) -> list[tuple[_Follower, Body | ChannelError]]:
+        self, kind: str, body: Callable[[_Connection], Body], *, timeout_s: float | None = None
+    ) -> list[tuple[_Connection, Body | ChannelError]]:
         followers = self._attached()
         limit_s = self._confirm_s if timeout_s is None else timeout_s
         answers = await asyncio.gather(*(_answer(f.call(kind, body(f), limit_s)) for f in followers))
         return list(zip(followers, answers, strict=True))
 
-    def _attached(self) -> list[_Follower]:
+    def _attached(self) -> list[_Connection]:
         return [follower for follower in self._followers if follower.is_attached]
 
-    def _contents(self, follower: _Follower, patches: Iterable[ServedPatch]) -> Body:
+    def _contents(self, follower: _Connection, patches: Iterable[ServedPatch]) -> Body:
         return {"contents": [content_body(patch, self._signer_of(patch.digest)) for patch in patches]}
 
-    def _cut_off(self, follower: _Follower, reason: str) -> str:
+    def _cut_off(self, follower: _Connection, reason: str) -> str:
         if follower.index is not None and follower.is_attached:
             self._steps.set_attached(follower.index, False)
             logger.error("front end %d is cut off, it refuses requests: %s", follower.index, reason)
@@ -211,7 +211,7 @@ class Followers:
         return f"front end {follower.index}: {reason}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        follower = _Follower()
+        follower = _Connection()
         follower.channel = Channel(reader, writer, lambda kind, body: self._handle(follower, kind, body))
         self._followers.add(follower)
         try:
@@ -221,20 +221,22 @@ class Followers:
             self._cut_off(follower, "it hung up")
             # At the end, what followers still answer must not lose its tensors.
             for digest in tuple(follower.uses) if not self._is_ending else ():
-                self._book(follower, digest, 0)
+                self._count_uses(follower, digest, 0)
 
-    def _handle(self, follower: _Follower, kind: str, body: Body) -> Body | Coroutine[Any, Any, None] | None:
+    def _handle(
+        self, follower: _Connection, kind: str, body: Body
+    ) -> Body | Coroutine[Any, Any, None] | None:
         match kind:
             case "hello":
                 self._replace(follower, body["index"])
                 for digest, number in body["uses"].items():
-                    self._book(follower, digest, number)
+                    self._count_uses(follower, digest, number)
                 self._let_in(follower)
             case "beat":
                 self._let_in(follower)
             case "uses":
                 for digest, number in body["uses"].items():
-                    self._book(follower, digest, number)
+                    self._count_uses(follower, digest, number)
             case "ready":
                 return self._ready(follower, body["digest"], body["num_in_flight"])
             case "finished":
@@ -244,7 +246,7 @@ class Followers:
                 raise ValueError(f"{kind}: unknown message")
         return None
 
-    def _replace(self, follower: _Follower, index: int) -> None:
+    def _replace(self, follower: _Connection, index: int) -> None:
         """Note which process this is; a connection that it had before counts no more."""
         for other in self._followers:
             if other.index == index:
@@ -252,12 +254,12 @@ class Followers:
                 other.index = None
         follower.index = index
 
-    def _let_in(self, follower: _Follower) -> None:
+    def _let_in(self, follower: _Connection) -> None:
         if follower.is_attached or follower.index is None or follower.entering is not None:
             return
         follower.entering = self._start(self._enter(follower))
 
-    async def _enter(self, follower: _Follower) -> None:
+    async def _enter(self, follower: _Connection) -> None:
         assert follower.index is not None
         try:
             async with self._turn:
@@ -274,7 +276,7 @@ class Followers:
         finally:
             follower.entering = None
 
-    def _everything(self, follower: _Follower) -> tuple[list[ServedPatch], Body]:
+    def _everything(self, follower: _Connection) -> tuple[list[ServedPatch], Body]:
         view = self._view
         contents = [patch for named in view.names.values() for patch in named.versions]
         names = {name: name_body(view, name) for name in view.names}
@@ -283,28 +285,28 @@ class Followers:
             body["policy"] = bytes_text(self._policy)
         return contents, body
 
-    def _ready(self, follower: _Follower, digest: str, number: int) -> Coroutine[Any, Any, None]:
-        assert self._books is not None
+    def _ready(self, follower: _Connection, digest: str, number: int) -> Coroutine[Any, Any, None]:
+        assert self._residents is not None
         # Booked at once, in the order of the messages; only the waiting comes later.
-        self._book(follower, digest, number)
+        self._count_uses(follower, digest, number)
         if digest not in follower.uses:
             raise LookupError(f"{digest} is not loaded any more")
-        return self._books.ready(self._books[digest].patch)
+        return self._residents.ready(self._residents[digest].patch)
 
-    def _book(self, follower: _Follower, digest: str, number: int) -> None:
-        assert self._books is not None
-        resident: Resident | None = self._books.get(digest)
+    def _count_uses(self, follower: _Connection, digest: str, number: int) -> None:
+        assert self._residents is not None
+        resident: Resident | None = self._residents.get(digest)
         if resident is None or (resident.is_unloading and number):
             follower.uses.pop(digest, None)
             return
         change = number - follower.uses.get(digest, 0)
         for _ in range(change):
-            self._books.acquire(resident.patch)
+            self._residents.acquire(resident.patch)
         follower.uses[digest] = number
         if not number:
             del follower.uses[digest]
         for _ in range(-change):
-            self._books.release(resident.patch)
+            self._residents.release(resident.patch)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -45,7 +45,7 @@ class Mirror:
         self,
         index: int,
         steps: Steps,
-        books: Residents,
+        residents: Residents,
         policy: Policy,
         *,
         may_compose: bool = False,
@@ -56,12 +56,12 @@ class Mirror:
         Args:
             index: Which process of the server this is.
             steps: The shared numbers.
-            books: Who uses what in this process.
+            residents: Who uses what in this process.
             policy: What is in force where no policy file says otherwise.
             may_compose: See ``CatalogView``.
             clock: Seconds; tests have their own.
         """
-        self.books = books
+        self.residents = residents
         self._index = index
         self._steps = steps
         self._clock = clock
@@ -120,7 +120,7 @@ class Mirror:
         for content in body["contents"]:
             patch, signer = content_of(content)
             self._signers[patch.digest] = signer
-            resident = self.books.get(patch.digest) or self.books.add(patch)
+            resident = self.residents.get(patch.digest) or self.residents.add(patch)
             confirmed[patch.digest] = resident.patch.num_tokens
         return {"confirmed": confirmed}
 
@@ -137,7 +137,7 @@ class Mirror:
         nothing = Copy(-1, CatalogView(may_compose=self._may_compose), self._flag_policy)
         self._adopt(self._copy(nothing, body))
         self._next = None
-        for resident in self.books.all():
+        for resident in self.residents.all():
             if resident.patch.digest not in confirmed["confirmed"] and not resident.num_in_flight:
                 self._forget(resident.patch.digest)
         return confirmed
@@ -150,7 +150,7 @@ class Mirror:
 
     def let_go(self, digest: str) -> int:
         """Forget a content that is not served any more; gives how many requests use it, which keeps it."""
-        resident = self.books.get(digest)
+        resident = self.residents.get(digest)
         if resident is None:
             return 0
         if not resident.num_in_flight:
@@ -159,7 +159,7 @@ class Mirror:
 
     def withdraw(self, digest: str) -> None:
         """End what uses a content with an error."""
-        resident = self.books.get(digest)
+        resident = self.residents.get(digest)
         if resident is not None:
             resident.withdraw()
 
@@ -177,7 +177,7 @@ class Mirror:
         return Copy(body["step"], view, policy)
 
     def _content(self, digest: str) -> ServedPatch:
-        return self.books[digest].patch
+        return self.residents[digest].patch
 
     def _follow(self) -> None:
         if self._next is not None and self._next.step == self._steps.current:
@@ -191,10 +191,10 @@ class Mirror:
         for named in copy.view.names.values():
             for patch in named.versions:
                 # What came back serves as if it had never been withdrawn.
-                self.books[patch.digest].is_withdrawn = False
+                self.residents[patch.digest].is_withdrawn = False
 
     def _forget(self, digest: str) -> None:
-        self.books.forget(self.books[digest])
+        self.residents.forget(self.residents[digest])
         self._signers.pop(digest, None)
 
 

@@ -25,7 +25,7 @@ from server.request.prompt_routes import RouteKind
 from server.request.scope import RequestScope, current_credentials, current_scope
 from server.versions.aliases import alias_wish
 from server.versions.canary import USER_KEY
-from server.versions.canary_arms import Arms, arm_of
+from server.versions.canary_arms import CanaryViews, arm_of
 from server.versions.composition import SelectedPatch
 from server.versions.selection import BASE, OptOut, Selection, parse_policy_header
 
@@ -53,7 +53,7 @@ class PatchGate:
         self._served_names = tuple(served_names)
         #: Told how requests of names with a canary went.
         self.canaries: ArmReports | None = None
-        self._arms = Arms()
+        self._canary_views = CanaryViews()
 
     def selection(self) -> Selection:
         """Give the decision for the current request, the same one however often it is asked.
@@ -115,7 +115,7 @@ class PatchGate:
         Raises:
             PatchNotReady: They can't.
         """
-        await self._catalog.books.ready(patch)
+        await self._catalog.residents.ready(patch)
 
     def reject(self, error: AnyPolicyPatchError) -> AnyPolicyPatchError:
         """Record ``error`` as the answer to the current request and give it back: ``raise gate.reject(...)``.
@@ -198,7 +198,7 @@ class PatchGate:
             policy = self.policy
             caller = self._identify(scope, policy)
             now = self._catalog.view
-            view = self._arms.view_for(now, scope.sticky_value)
+            view = self._canary_views.view_for(now, scope.sticky_value)
             asked = Asked(scope.header, scope.alias)
             decision = decide(caller, asked, view, policy)
             if view is not now and isinstance(decision.outcome, PolicyPatchError):
@@ -259,7 +259,7 @@ class PatchGate:
         patch = scope.selection.patch if scope.selection is not None else None
         if patch is None or scope.holds_patch:
             return
-        self._catalog.books.acquire(patch)
+        self._catalog.residents.acquire(patch)
         scope.holds_patch = True
         self._uncount_base(scope)
 
@@ -270,8 +270,8 @@ class PatchGate:
         self.release_if_idle(scope)
 
     def residents(self, patch: SelectedPatch) -> tuple[Resident, ...]:
-        """Give what the catalog books about the parts of ``patch``, which is held. For leases."""
-        return tuple(self._catalog.books[part.digest] for part in patch.parts)
+        """Give what the catalog knows of the parts of ``patch``, which is held. For leases."""
+        return tuple(self._catalog.residents[part.digest] for part in patch.parts)
 
     def release_if_idle(self, scope: RequestScope) -> None:
         """Stop counting ``scope`` once neither its HTTP exchange nor a generation of it is left."""
@@ -279,7 +279,7 @@ class PatchGate:
             assert scope.selection is not None
             assert scope.selection.patch is not None
             scope.holds_patch = False
-            self._catalog.books.release(scope.selection.patch)
+            self._catalog.residents.release(scope.selection.patch)
 
     def _uncount_base(self, scope: RequestScope) -> None:
         if scope.is_counted_as_base:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from patches.errors import InvalidName
 from patches.names import NAME_PATTERN, validate_version
-from server.admin.access import ADMIN_KEY_HEADER, AdminDesk, Order
+from server.admin.access import ADMIN_KEY_HEADER, AdminAccess, Order
 from server.admin.operator import Operator
 from server.errors import AdminCallInvalid
 from server.routes.admin_guard import admin_route, caller
@@ -140,19 +140,19 @@ REFUSED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def admin_router(operator: Operator, desk: AdminDesk) -> APIRouter:
+def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
     """Make the routes through which ``operator`` gets orders."""
     router = APIRouter(
         prefix="/v1/patches",
         tags=["policy patches: admin"],
         dependencies=SECURITY,
-        route_class=admin_route(desk),
+        route_class=admin_route(access),
     )
 
     @router.post("/{name}/activate", summary="Choose the active version", responses=REFUSED)
     async def activate(request: Request, by: By, name: Name, body: ActivateOrder) -> PatchRecord:
         wish = f"{name}@{body.version}" if body.version is not None else name
-        with desk.order(request, "follow" if body.follow else "activate", by, wish) as order:
+        with access.order(request, "follow" if body.follow else "activate", by, wish) as order:
             if body.version is None:
                 return _answer(order, name, await operator.follow(name, by))
             _check_version(body.version)
@@ -163,16 +163,16 @@ def admin_router(operator: Operator, desk: AdminDesk) -> APIRouter:
         request: Request, by: By, name: Name, body: Annotated[RollbackOrder | None, Body()] = None
     ) -> PatchRecord:
         expected = body.expected if body is not None else None
-        with desk.order(request, "rollback", by, name) as order:
+        with access.order(request, "rollback", by, name) as order:
             return _answer(order, name, await operator.rollback(name, by, expected=expected))
 
     @router.post("/{name}/canary", summary="Try a version on a share of requests", responses=REFUSED)
     async def canary(request: Request, by: By, name: Name, body: CanaryOrder) -> PatchRecord:
         if body.end is not None:
-            with desk.order(request, body.end, by, name) as order:
+            with access.order(request, body.end, by, name) as order:
                 return _answer(order, name, await operator.end_canary(name, body.end, by))
         assert body.version is not None
-        with desk.order(request, "canary", by, f"{name}@{body.version} {body.share:g} {body.key}") as order:
+        with access.order(request, "canary", by, f"{name}@{body.version} {body.share:g} {body.key}") as order:
             _check_version(body.version)
             record = await operator.start_canary(
                 name, body.version, by, share=body.share, key=body.key, rules=body.rules()

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from server import __version__
-from server.admin.access import AdminDesk
+from server.admin.access import AdminAccess
 from server.admin.listener import AdminListener
 from server.admin.operator import Operator
-from server.admin.uploads import Shelf
+from server.admin.uploads import Uploads
 from server.catalog.catalog import Catalog
 from server.errors import PolicyPatchError
 from server.policy.caller import Credentials
@@ -32,13 +32,13 @@ class Admin:
 
     catalog: Catalog
     operator: Operator
-    shelf: Shelf
-    desk: AdminDesk
+    uploads: Uploads
+    access: AdminAccess
 
     def add_routes(self, app: FastAPI) -> None:
         """Add the routes that change the catalog; before those that describe it, whose paths are wider."""
-        app.include_router(admin_router(self.operator, self.desk))
-        app.include_router(admin_files_router(self.catalog, self.operator, self.shelf, self.desk))
+        app.include_router(admin_router(self.operator, self.access))
+        app.include_router(admin_files_router(self.catalog, self.operator, self.uploads, self.access))
 
     def app(self, gate: PatchGate) -> FastAPI:
         """Make an app of these routes and those that describe the catalog; all ask for an admin key."""
@@ -50,7 +50,7 @@ class Admin:
             everything = terms_of(Credentials(), OPEN_POLICY)
             return replace(gate.terms(Credentials()), rules=everything.rules)
 
-        app.include_router(patches_router(self.catalog, terms, admin_route(self.desk)))
+        app.include_router(patches_router(self.catalog, terms, admin_route(self.access)))
         app.add_exception_handler(PolicyPatchError, answer_refusal)
         return app
 

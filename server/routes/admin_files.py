@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from patches.errors import InvalidName
 from patches.names import validate_version
-from server.admin.access import AdminDesk, Order
+from server.admin.access import AdminAccess, Order
 from server.admin.operator import Operator
-from server.admin.uploads import Shelf
+from server.admin.uploads import Uploads
 from server.catalog.catalog import Catalog
 from server.errors import AdminCallInvalid
 from server.routes.admin import REFUSED, SECURITY, By, Name, PatchTarget, target_of
@@ -63,13 +63,15 @@ class Removal(BaseModel):
     is_forced: bool = Field(description="whether they were ended; otherwise they run to their end")
 
 
-def admin_files_router(catalog: Catalog, operator: Operator, shelf: Shelf, desk: AdminDesk) -> APIRouter:
+def admin_files_router(
+    catalog: Catalog, operator: Operator, uploads: Uploads, access: AdminAccess
+) -> APIRouter:
     """Make the routes that change files."""
     router = APIRouter(
         prefix="/v1/patches",
         tags=["policy patches: admin"],
         dependencies=SECURITY,
-        route_class=admin_route(desk),
+        route_class=admin_route(access),
     )
     Force = Annotated[bool, Query(description="end the requests that use it with an error")]  # noqa: N806
 
@@ -85,13 +87,15 @@ def admin_files_router(catalog: Catalog, operator: Operator, shelf: Shelf, desk:
         hold: Annotated[bool, Query(description="it never becomes active by itself")] = False,
     ) -> PatchCard:
         _check_version(version)
-        with desk.order(request, "put", by, f"{name}@{version}") as order:
+        with access.order(request, "put", by, f"{name}@{version}") as order:
             if request.headers.get("content-type", "").startswith("application/json"):
                 file = await _folder_file(request)
-                served, is_new = await shelf.load(name, version, file, operator.holder(by) if hold else None)
+                served, is_new = await uploads.load(
+                    name, version, file, operator.holder(by) if hold else None
+                )
             else:
-                async with shelf.receive(request.stream(), request.headers.get(SIGNATURE_HEADER)) as upload:
-                    served, is_new = await shelf.put(
+                async with uploads.receive(request.stream(), request.headers.get(SIGNATURE_HEADER)) as upload:
+                    served, is_new = await uploads.put(
                         name, version, upload, operator.holder(by) if hold else None
                     )
             _note(order, served)
@@ -104,12 +108,12 @@ def admin_files_router(catalog: Catalog, operator: Operator, shelf: Shelf, desk:
     ) -> Removal:
         if not version.startswith("sha256:"):
             _check_version(version)
-        with desk.order(request, "remove", by, f"{name}@{version}"):
+        with access.order(request, "remove", by, f"{name}@{version}"):
             return _removal(name, force, *await operator.remove(name, version, by, is_forced=force))
 
     @router.delete("/{name}", summary="Delete all versions", responses=REFUSED)
     async def delete(request: Request, by: By, name: Name, force: Force = False) -> Removal:
-        with desk.order(request, "remove", by, name):
+        with access.order(request, "remove", by, name):
             return _removal(name, force, *await operator.remove(name, None, by, is_forced=force))
 
     return router

@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.admin.access import AdminDesk
+from server.admin.access import AdminAccess
 from server.errors import AdminCallInvalid
 
 #: A JSON body of an admin call, at most. Uploads are read piece by piece, with a bound of their own.
@@ -17,8 +17,8 @@ MAX_BODY_BYTES = 1 << 16
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def admin_route(desk: AdminDesk) -> type[APIRoute]:
-    """Make the class of routes that ``desk`` guards."""
+def admin_route(access: AdminAccess) -> type[APIRoute]:
+    """Make the class of routes that ``access`` guards."""
 
     class AdminRoute(APIRoute):
         """Admits the caller before a byte of the body is read, and answers faults with our error object."""
@@ -28,7 +28,7 @@ def admin_route(desk: AdminDesk) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def guarded(request: Request) -> Response:
-                request.state.admin = await desk.admit(request)
+                request.state.admin = await access.admit(request)
                 if request.headers.get("content-type", "").startswith("application/json"):
                     require_small(request)
                 try:

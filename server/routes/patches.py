@@ -106,7 +106,7 @@ def patches_router(
     async def list_patches() -> PatchList:
         terms = terms_now()
         return PatchList(
-            data=_cards((row for row in catalog.residents() if terms.sees(row.patch)), catalog.trust),
+            data=_cards((row for row in catalog.rows() if terms.sees(row.patch)), catalog.trust),
             failures=[_failure(failure) for failure in catalog.failures() if _may_know(terms, failure)],
             default_patch=", ".join(map(str, terms.default)) if isinstance(terms.default, tuple) else None,
             is_patch_required=terms.is_patch_required,
@@ -116,7 +116,7 @@ def patches_router(
     @router.get("/{name}/{version}", summary="Describe a version", responses={404: {"model": ErrorBody}})
     async def describe_version(name: str, version: str) -> PatchVersion:
         terms = terms_now()
-        rows = (row for row in catalog.residents(name) if terms.sees(row.patch))
+        rows = (row for row in catalog.rows(name) if terms.sees(row.patch))
         for card in _cards(rows, catalog.trust):
             for found in card.versions:
                 if version == found.version:
@@ -129,7 +129,7 @@ def patches_router(
     @router.get("/{name}", summary="Describe a policy patch", responses={404: {"model": ErrorBody}})
     async def describe_patch(name: str) -> PatchCard:
         terms = terms_now()
-        rows = (row for row in catalog.residents(name) if terms.sees(row.patch))
+        rows = (row for row in catalog.rows(name) if terms.sees(row.patch))
         cards = _cards(rows, catalog.trust)
         if not cards:
             raise PatchNotFound(f"no patch '{name[:64]}' is loaded; GET /v1/patches lists all", param="name")
@@ -140,7 +140,7 @@ def patches_router(
 
 def card_of(catalog: Catalog, name: str) -> PatchCard:
     """Describe all versions of a patch that is on the workers."""
-    (card,) = _cards((row for row in catalog.residents() if row.patch.name == name), catalog.trust)
+    (card,) = _cards((row for row in catalog.rows() if row.patch.name == name), catalog.trust)
     return card
 
 

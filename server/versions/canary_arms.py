@@ -9,7 +9,7 @@ from server.versions.composition import SelectedPatch
 from server.versions.view import CatalogView, NamedPatch, component_digests
 
 
-class Arms:
+class CanaryViews:
     """Gives the view of a request's arm. Views are made once for each set of canaries that a request gets."""
 
     def __init__(self) -> None:

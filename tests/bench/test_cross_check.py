@@ -10,7 +10,7 @@ import pytest
 
 from bench import cross_check
 from bench.cross_check import OTHER, OURS, other_command, read_result, run_other
-from bench.errors import BenchError, GateFailed
+from bench.errors import BenchError, CheckFailed
 from bench.run.patch_sweep import Lengths, Stage, Target, target_of
 from bench.run.sweep import Cell
 from bench.servers.fake import FakeServer
@@ -46,7 +46,7 @@ def test_its_result_gets_our_names_and_units() -> None:
 
 @pytest.mark.parametrize("wrong", [{"completed": 5}, {"failed": 1}, {"total_output_tokens": 23}])
 def test_a_failed_or_short_answer_is_no_figure(wrong: dict[str, int]) -> None:
-    with pytest.raises(GateFailed, match="expected \\(6, 0, 24\\)"):
+    with pytest.raises(CheckFailed, match="expected \\(6, 0, 24\\)"):
         read_result(SAVED | wrong, num_expected=6, num_output_tokens=4)
 
 
@@ -95,7 +95,7 @@ async def test_requests_that_the_server_did_not_patch_are_no_figure(
     serve: Any, session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = await stage_of(serve, session, monkeypatch, [0, 5])
-    with pytest.raises(GateFailed, match="6 requests were sent, the server answered 5 patched"):
+    with pytest.raises(CheckFailed, match="6 requests were sent, the server answered 5 patched"):
         await cross_check.measure(stage, Cell(OURS, 0, "3 at a time"), 1)
 
 

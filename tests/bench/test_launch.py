@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import BenchError, GateFailed
+from bench.errors import BenchError, CheckFailed
 from bench.servers import launch
 from bench.servers.launch import (
     EngineOptions,
@@ -75,7 +75,7 @@ def test_environment_entry_without_a_value_is_refused() -> None:
 
 def test_servers_that_differ_in_speed_variables_are_refused() -> None:
     require_same_environment({"plain": {"OMP_NUM_THREADS": "1"}, "ours": {"OMP_NUM_THREADS": "1"}})
-    with pytest.raises(GateFailed, match="LD_PRELOAD: expected one value"):
+    with pytest.raises(CheckFailed, match="LD_PRELOAD: expected one value"):
         require_same_environment({"plain": {}, "ours": {"LD_PRELOAD": "libtcmalloc.so"}})
 
 

@@ -159,7 +159,7 @@ def test_compiled_patch_of_another_length_is_refused(
     arguments = ("--patch-name", "kind", "--policy-text", str(policy_text))
     monkeypatch.setattr(overhead, "ours_server", lambda *_: stand_in(tmp_path, "ours", *arguments))
     options = OverheadOptions(policy_text, arms=("idle", "patched"), out=tmp_path / "out")
-    with pytest.raises(overhead.GateFailed, match="expected 52 tokens as in the text, got 48"):
+    with pytest.raises(overhead.CheckFailed, match="expected 52 tokens as in the text, got 48"):
         overhead.run_overhead(EngineOptions("m"), options, [])
 
 

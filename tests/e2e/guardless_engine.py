@@ -24,7 +24,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from patches.format import read_patch
 from server.engine.client import PatchedAsyncLLM
 from server.engine.connector import PolicyPatchConnector
-from server.engine.rpc_workers import WorkerResidency
+from server.engine.rpc_workers import RpcWorkers
 from server.engine.scheduler_side import SchedulerSide
 from server.errors import PatchNotApplied
 
@@ -153,7 +153,7 @@ async def main(model: str, guards: str, patch_file: str) -> None:
     engine = InsistingClient.from_vllm_config(engine_args(model, guards).create_engine_config())
     gate = OpenGate()
     engine.bind_gate(gate)
-    await WorkerResidency(engine).load(patch.digest, patch.kv)
+    await RpcWorkers(engine).load(patch.digest, patch.kv)
     gate.patch = SimpleNamespace(
         name="random",
         digest=patch.digest,

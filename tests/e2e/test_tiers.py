@@ -1,4 +1,4 @@
-"""More patches in use than memory is allowed to hold: right answers, no error, and the books say so."""
+"""More patches in use than memory is allowed to hold: right answers, no error, and the figures say so."""
 
 import itertools
 import time

@@ -30,7 +30,7 @@ from bench.servers.random_patch import random_patch
 from patches.fingerprint import fingerprint_model
 from patches.label import Label
 from server.engine.client import PatchedAsyncLLM
-from server.engine.rpc_workers import WorkerResidency
+from server.engine.rpc_workers import RpcWorkers
 from server.engine.stats import injection_logger_factory
 from server.metrics.patches import PatchMetrics
 
@@ -105,7 +105,7 @@ class Rehearsal:
         engine.bind_gate(self.gate)
         self.checks = checks
         self.base_model = fingerprint_model(model, dtype)
-        self.residency = WorkerResidency(engine)
+        self.residency = RpcWorkers(engine)
         self.num_written = 0
         self._num_requests = 0
 

@@ -275,7 +275,7 @@ class Stand:
 
     def in_flight(self) -> int:
         """How many requests the catalog believes to be running."""
-        return sum(row.num_in_flight for row in self.catalog.residents())
+        return sum(row.num_in_flight for row in self.catalog.rows())
 
     def use(self, **policy: Any) -> None:
         self.gate.policy = Policy.from_flags(
@@ -304,15 +304,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ledger() -> Any:
+def records() -> Any:
     return None
 
 
 @pytest.fixture
-async def stand(folder: Path, ledger: Any) -> AsyncIterator[Stand]:
+async def stand(folder: Path, records: Any) -> AsyncIterator[Stand]:
     metrics = PatchMetrics(registry := CollectorRegistry())
     residency = ScriptedResidency()
-    catalog = Catalog(residency, BASE_MODEL, MAX_NUM_TOKENS, metrics, ledger=ledger)
+    catalog = Catalog(residency, BASE_MODEL, MAX_NUM_TOKENS, metrics, records=records)
     gate = PatchGate(catalog, OPEN_POLICY, metrics, served_names=[SERVED_NAME])
     engine = FakeEngine(gate, residency)
     engine.may_start.set()

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from server.admin.access import AdminDesk
+from server.admin.access import AdminAccess
 from server.admin.keys import AdminKeys
 from server.admin.operator import Operator
-from server.admin.uploads import Shelf
+from server.admin.uploads import Uploads
 from server.audit import AuditEvent
 from server.catalog.folder import PatchFolder
-from server.catalog.records import Ledger
+from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
 from server.routes.admin_app import Admin
 
@@ -43,10 +43,10 @@ def key_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(CatalogState(tmp_path / "state"), keep_previous=1)
-    yield ledger
-    ledger.close()
+def records(tmp_path: Path) -> Iterator[Records]:
+    records = Records(CatalogState(tmp_path / "state"), keep_previous=1)
+    yield records
+    records.close()
 
 
 @dataclass
@@ -103,10 +103,10 @@ class AdminStand:
 async def admin(stand: Any, key_file: Path) -> AsyncIterator[AdminStand]:
     audit = AuditList()
     operator = Operator(stand.catalog)
-    desk = AdminDesk(AdminKeys(key_file), audit)
+    access = AdminAccess(AdminKeys(key_file), audit)
     folder = PatchFolder(stand.folder, stand.catalog)
-    shelf = Shelf(stand.folder, folder, stand.catalog)
-    parts = Admin(stand.catalog, operator, shelf, desk)
+    uploads = Uploads(stand.folder, folder, stand.catalog)
+    parts = Admin(stand.catalog, operator, uploads, access)
     app = parts.app(stand.gate)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {ALICE}"}

@@ -24,7 +24,7 @@ from patches.manifest import BaseModel, Manifest
 from server.admin.operator import Operator
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
-from server.catalog.records import Ledger
+from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
 from server.memory.residency import NullResidency
 from server.metrics.patches import PatchMetrics
@@ -109,8 +109,8 @@ def die_at(step: int, state: Path, patches: Path) -> None:
 
 
 async def serve(folder: Path, orders: list[Callable[[Operator], Awaitable[Any]]], out: int) -> None:
-    ledger = Ledger(CatalogState(folder / "state"), keep_previous=1)
-    catalog = Catalog(NullResidency(), BASE_MODEL, 64, PatchMetrics(CollectorRegistry()), ledger=ledger)
+    records = Records(CatalogState(folder / "state"), keep_previous=1)
+    catalog = Catalog(NullResidency(), BASE_MODEL, 64, PatchMetrics(CollectorRegistry()), records=records)
     async with PatchFolder(folder / "patches", catalog):
         os.write(out, json.dumps(shown(catalog)).encode() + b"\n")
         operator = Operator(catalog)

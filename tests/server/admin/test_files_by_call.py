@@ -150,7 +150,7 @@ async def test_delete_drains_and_the_version_below_takes_over(
     assert await admin.states() == {"1.1.0": "draining", "1.0.0": "active"}
     stand.engine.may_go_on.set()
     assert (await stream.rest()).count(new.digest) == 3
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert await admin.states() == {"1.0.0": "active"}
     assert stand.code(await admin.post("pirate/rollback")) == (409, "nothing_to_roll_back")
 
@@ -167,7 +167,7 @@ async def test_a_forced_delete_ends_streams_with_an_error_event(
     assert rest.count(patch.digest) == 1
     event = json.loads(rest.split("data: ")[-2])
     assert "withdrawn" in event["error"]
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert stand.residency.resident == {}
     assert (stand.engine.num_running, stand.in_flight()) == (0, 0)
 
@@ -198,11 +198,11 @@ async def test_other_versions_go_on_through_a_forced_delete(stand: Any, admin: A
 
 async def test_what_was_taken_from_its_requests_serves_again_once_it_is_back(stand: Any, admin: Any) -> None:
     patch = await stand.load()
-    stand.catalog.books.acquire(patch)
+    stand.catalog.residents.acquire(patch)
     await admin.delete("pirate", force=True)
     await admin.put(stand.bytes())
     assert await admin.answers() == "pirate@1.0.0"
-    stand.catalog.books.release(patch)
+    stand.catalog.residents.release(patch)
 
 
 async def test_delete_takes_refused_files_of_the_version_too(stand: Any, admin: Any) -> None:
@@ -259,5 +259,5 @@ async def test_uploads_that_a_killed_server_left_are_removed_and_recent_ones_are
         (stand.folder / name).write_bytes(b"half")
         os.utime(stand.folder / name, (time.time() - age_s,) * 2)
     await stand.load()
-    admin.parts.shelf.remove_leftovers()
+    admin.parts.uploads.remove_leftovers()
     assert names(stand.folder) == {".new.upload", "pirate-1.0.0.safetensors"}

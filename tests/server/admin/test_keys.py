@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.admin.access import AdminDesk
+from server.admin.access import AdminAccess
 from server.admin.keys import LOOK_AGAIN_S, AdminKeys, AdminKeysError
 from server.app import install
 
@@ -164,8 +164,8 @@ async def test_without_a_key_file_every_call_is_refused(
     stand: Any, admin: Any, method: str, path: str
 ) -> None:
     await stand.load("pirate", "1.0.0")
-    desk = AdminDesk(None, admin.audit)
-    app = replace(admin.parts, desk=desk).app(stand.gate)
+    access = AdminAccess(None, admin.audit)
+    app = replace(admin.parts, access=access).app(stand.gate)
     admin.client._transport.app = app
     body = {"version": "1.0.0"} if path.endswith("activate") else None
     answer = await admin.client.request(method, path, json=body)

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
-from server.catalog.records import MAX_IDLE_NAMES, Ledger
+from server.catalog.records import MAX_IDLE_NAMES, Records
 from server.catalog.state_folder import CatalogState, StateError
 from server.memory.residency import NullResidency
 from server.metrics.patches import PatchMetrics
@@ -18,21 +18,21 @@ from server.versions.activation import NameRecord, Target
 
 
 @pytest.fixture
-async def restarted(stand: Any, ledger: Ledger, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
+async def restarted(stand: Any, records: Records, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
     """Start again on the same folders; gives the new catalog."""
-    ledgers: list[Ledger] = [ledger]
+    opened: list[Records] = [records]
 
     async def restart() -> Catalog:
-        ledgers[-1].close()
-        ledgers.append(Ledger(CatalogState(tmp_path / "state"), keep_previous=1))
+        opened[-1].close()
+        opened.append(Records(CatalogState(tmp_path / "state"), keep_previous=1))
         base_model = stand.catalog.intake.base_model
         metrics = PatchMetrics(CollectorRegistry())
-        catalog = Catalog(NullResidency(), base_model, 64, metrics, ledger=ledgers[-1])
+        catalog = Catalog(NullResidency(), base_model, 64, metrics, records=opened[-1])
         async with PatchFolder(stand.folder, catalog):
             return catalog
 
     yield restart
-    for used in ledgers:
+    for used in opened:
         used.close()
 
 
@@ -54,7 +54,7 @@ async def test_a_rollback_is_possible_after_a_restart(stand: Any, admin: Any, re
     old = await stand.load(fill=1.0)
     await stand.load(fill=2.0)
     catalog = await restarted()
-    (kept,) = [row.patch for row in catalog.residents() if row.is_previous]
+    (kept,) = [row.patch for row in catalog.rows() if row.is_previous]
     assert kept == old
 
 
@@ -170,9 +170,9 @@ async def test_a_name_without_an_active_version_is_not_ready_and_its_versions_ca
     assert await admin.answers("pirate@1.1.0") == "pirate@1.1.0"
 
 
-async def test_two_servers_can_not_share_a_state_folder(ledger: Ledger, tmp_path: Path) -> None:
+async def test_two_servers_can_not_share_a_state_folder(records: Records, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="in use by another server"):
-        Ledger(CatalogState(tmp_path / "state"))
+        Records(CatalogState(tmp_path / "state"))
 
 
 async def test_copies_that_nothing_needs_are_removed(stand: Any, admin: Any, tmp_path: Path) -> None:
@@ -234,14 +234,14 @@ async def test_a_copy_of_an_order_that_could_not_be_saved_is_removed_later(
 
 
 async def test_idle_names_are_forgotten_oldest_first_but_never_pins(tmp_path: Path) -> None:
-    ledger = Ledger()
+    records = Records()
     for i in range(MAX_IDLE_NAMES + 3):
         target = Target("1.0.0", f"sha256:{i:064x}")
-        await ledger.commit(f"p{i}", NameRecord(target, is_pinned=i == 0), {})
-    await ledger.prune(ledger.names)
-    assert "p0" in ledger.names
-    assert "p1" not in ledger.names
-    assert len(ledger.names) == MAX_IDLE_NAMES + 1
+        await records.commit(f"p{i}", NameRecord(target, is_pinned=i == 0), {})
+    await records.prune(records.names)
+    assert "p0" in records.names
+    assert "p1" not in records.names
+    assert len(records.names) == MAX_IDLE_NAMES + 1
 
 
 async def test_the_event_loop_turns_while_the_state_is_written(

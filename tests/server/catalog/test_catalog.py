@@ -21,7 +21,7 @@ def states(stand: Any) -> dict[str, str]:
     """Version -> state of everything on the workers."""
     return {
         row.patch.version: "draining" if row.is_draining else "active" if row.is_active else "loaded"
-        for row in stand.catalog.residents()
+        for row in stand.catalog.rows()
     }
 
 
@@ -87,15 +87,15 @@ async def test_the_new_content_is_resident_before_the_old_is_dropped(stand: Any)
 
 async def test_a_version_in_use_is_drained_and_dropped_with_its_last_user(stand: Any) -> None:
     old = await stand.load(fill=1.0)
-    stand.catalog.books.acquire(old)
-    stand.catalog.books.acquire(old)
+    stand.catalog.residents.acquire(old)
+    stand.catalog.residents.acquire(old)
     new = await stand.load(fill=2.0)
     assert set(stand.residency.resident) == {old.digest, new.digest}
-    stand.catalog.books.release(old)
-    await stand.catalog.books.drained()
+    stand.catalog.residents.release(old)
+    await stand.catalog.residents.drained()
     assert old.digest in stand.residency.resident
-    stand.catalog.books.release(old)
-    await stand.catalog.books.drained()
+    stand.catalog.residents.release(old)
+    await stand.catalog.residents.drained()
     assert list(stand.residency.resident) == [new.digest]
 
 
@@ -103,7 +103,7 @@ async def test_a_version_that_was_dropped_cannot_be_acquired(stand: Any) -> None
     old = await stand.load(fill=1.0)
     await stand.load(fill=2.0)
     with pytest.raises(PatchNotReady):
-        stand.catalog.books.acquire(old)
+        stand.catalog.residents.acquire(old)
 
 
 async def test_a_version_that_is_being_dropped_cannot_be_acquired(stand: Any) -> None:
@@ -113,19 +113,19 @@ async def test_a_version_that_is_being_dropped_cannot_be_acquired(stand: Any) ->
     forgetting = asyncio.create_task(stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors"))
     await stand.until(lambda: ("unload", patch.digest) in stand.residency.calls)
     with pytest.raises(PatchNotReady):
-        stand.catalog.books.acquire(patch)
+        stand.catalog.residents.acquire(patch)
     stand.residency.may_unload.set()
     await forgetting
 
 
 async def test_content_that_comes_back_while_it_drains_is_kept(stand: Any) -> None:
     old = await stand.load(fill=1.0)
-    stand.catalog.books.acquire(old)
+    stand.catalog.residents.acquire(old)
     await stand.load(fill=2.0)
     again = await stand.load(fill=1.0)
     assert again == old
-    stand.catalog.books.release(old)
-    await stand.catalog.books.drained()
+    stand.catalog.residents.release(old)
+    await stand.catalog.residents.drained()
     assert active(stand) == old
     assert list(stand.residency.resident) == [old.digest]
     assert [call for call in stand.residency.calls if call[1] == old.digest] == [("load", old.digest)]
@@ -134,17 +134,17 @@ async def test_content_that_comes_back_while_it_drains_is_kept(stand: Any) -> No
 async def test_content_that_comes_back_as_its_last_user_leaves_is_kept(stand: Any) -> None:
     """The drain that the last release ordered runs after the file is back."""
     old = await stand.load(fill=1.0)
-    stand.catalog.books.acquire(old)
+    stand.catalog.residents.acquire(old)
     await stand.load(fill=2.0)
     stand.residency.may_load.clear()
     other = asyncio.create_task(stand.load("other"))
     await stand.until(lambda: stand.residency.calls[-1][0] == "load" and len(stand.residency.calls) == 3)
     returning = asyncio.create_task(stand.load(fill=1.0))
     await asyncio.sleep(0)
-    stand.catalog.books.release(old)
+    stand.catalog.residents.release(old)
     stand.residency.may_load.set()
     await asyncio.gather(other, returning)
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert active(stand) == old
     assert old.digest in stand.residency.resident
 
@@ -335,19 +335,19 @@ async def test_views_that_requests_hold_are_never_touched(stand: Any) -> None:
 async def test_changes_run_one_at_a_time(stand: Any) -> None:
     """The second change begins when the first is settled, and so does the drop of a drained version."""
     drained = await stand.load("drained")
-    stand.catalog.books.acquire(drained)
+    stand.catalog.residents.acquire(drained)
     await stand.catalog.forget_file(stand.folder / "drained-1.0.0.safetensors")
     stand.residency.may_load.clear()
     first = asyncio.create_task(stand.load("first"))
     await stand.until(lambda: len(stand.residency.calls) == 2)
     second = asyncio.create_task(stand.load("second"))
-    stand.catalog.books.release(drained)
+    stand.catalog.residents.release(drained)
     for _ in range(20):
         await asyncio.sleep(0.001)
     assert len(stand.residency.calls) == 2
     stand.residency.may_load.set()
     await asyncio.gather(first, second)
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert set(stand.catalog.view.names) == {"first", "second"}
     assert drained.digest not in stand.residency.resident
 
@@ -371,11 +371,11 @@ async def test_one_of_two_files_with_the_same_content_may_change_without_the_oth
 async def test_memory_may_not_give_up_what_is_in_use_or_what_no_file_holds(stand: Any) -> None:
     patch = await stand.load()
     assert not stand.residency.must_stay(patch.digest)
-    stand.catalog.books.acquire(patch)
+    stand.catalog.residents.acquire(patch)
     assert stand.residency.must_stay(patch.digest)
-    stand.catalog.books.release(patch)
+    stand.catalog.residents.release(patch)
     assert not stand.residency.must_stay(patch.digest)
-    stand.catalog.books[patch.digest].paths.clear()
+    stand.catalog.residents[patch.digest].paths.clear()
     assert stand.residency.must_stay(patch.digest)
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from server.engine import prefix_store as prefix_shelf
-from server.engine.prefix_store import PrefixShelf, RankLayout
+from server.engine.prefix_store import PrefixStore, RankLayout
 
 #: The second of two ranks, on the second of two stages.
 LAYOUT = RankLayout([2, 3], range(1, 2), 2, 8, torch.float32)
@@ -17,15 +17,15 @@ SHAPE = [4, 2, 5, 2, 8]
 NBYTES = 2 * 2 * 5 * 1 * 8 * 4
 
 
-def shelf(num_bytes: int = 1 << 20) -> PrefixShelf:
-    return PrefixShelf(LAYOUT, torch.device("cpu"), num_bytes)
+def store(num_bytes: int = 1 << 20) -> PrefixStore:
+    return PrefixStore(LAYOUT, torch.device("cpu"), num_bytes)
 
 
 def prefix(seed: int = 0, shape: list[int] = SHAPE) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def wait_loaded(held: PrefixShelf, digest: str) -> dict[str, Any]:
+def wait_loaded(held: PrefixStore, digest: str) -> dict[str, Any]:
     deadline = time.monotonic() + 30
     while (answer := held.loaded(digest)) is None:
         assert time.monotonic() < deadline, "it never came"
@@ -33,13 +33,13 @@ def wait_loaded(held: PrefixShelf, digest: str) -> dict[str, Any]:
     return answer
 
 
-def load(held: PrefixShelf, digest: str, kv: torch.Tensor) -> dict[str, Any]:
+def load(held: PrefixStore, digest: str, kv: torch.Tensor) -> dict[str, Any]:
     held.load(digest, save({"kv": kv}), False)
     return wait_loaded(held, digest)
 
 
 def test_a_rank_holds_its_layers_and_heads_and_confirms_the_whole_shape() -> None:
-    held, kv = shelf(), prefix()
+    held, kv = store(), prefix()
     expected = {"digest": "d", "shape": SHAPE, "nbytes": NBYTES}
     assert held.check("d", SHAPE, "float32") == expected
     assert "d" not in held
@@ -53,7 +53,7 @@ def test_steps_go_on_while_a_prefix_is_on_its_way(monkeypatch: Any) -> None:
     may_go_on = threading.Event()
     cut = prefix_shelf.shard_prefix_kv
     monkeypatch.setattr(prefix_shelf, "shard_prefix_kv", lambda *a: may_go_on.wait(30) and cut(*a))
-    held = shelf()
+    held = store()
     held.load("d", save({"kv": prefix()}), False)
     assert held.loaded("d") is None
     assert "d" not in held
@@ -74,7 +74,7 @@ def test_steps_go_on_while_a_prefix_is_on_its_way(monkeypatch: Any) -> None:
 def test_what_does_not_fit_the_model_is_refused_before_and_when_it_is_sent(
     shape: list[int], dtype: torch.dtype, message: str
 ) -> None:
-    held = shelf()
+    held = store()
     with pytest.raises(ValueError, match=message):
         held.check("d", shape, str(dtype).removeprefix("torch."))
     with pytest.raises(ValueError, match=message):
@@ -84,11 +84,11 @@ def test_what_does_not_fit_the_model_is_refused_before_and_when_it_is_sent(
 
 def test_a_prefix_larger_than_all_slots_is_refused() -> None:
     with pytest.raises(ValueError, match=f"{NBYTES} bytes exceed the {NBYTES - 1}"):
-        shelf(NBYTES - 1).check("d", SHAPE, "float32")
+        store(NBYTES - 1).check("d", SHAPE, "float32")
 
 
 def test_loading_again_changes_nothing() -> None:
-    held, kv = shelf(), prefix()
+    held, kv = store(), prefix()
     load(held, "d", kv)
     assert load(held, "d", prefix(seed=1))["nbytes"] == NBYTES
     (batch,) = held.together(["d"])
@@ -96,7 +96,7 @@ def test_loading_again_changes_nothing() -> None:
 
 
 def test_an_unloaded_prefix_is_gone_from_slot_and_memory() -> None:
-    held = shelf()
+    held = store()
     load(held, "d", prefix())
     list(held.together(["d"]))
     assert held.in_slots() == ["d"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from server.engine.client import PatchedAsyncLLM
-from server.engine.rpc_workers import WorkerResidency
+from server.engine.rpc_workers import RpcWorkers
 from server.memory.residency import ResidencyError
 
 KV = torch.zeros(1, 2, 4, 1, 2)
@@ -31,20 +31,20 @@ def ranks() -> Ranks:
 
 
 @pytest.fixture
-def residency(ranks: Ranks) -> WorkerResidency:
+def residency(ranks: Ranks) -> RpcWorkers:
     engine = SimpleNamespace(engine_core=ranks)
     engine.ask_workers = MethodType(PatchedAsyncLLM.ask_workers, engine)
-    return WorkerResidency(engine)
+    return RpcWorkers(engine)
 
 
-async def test_bytes_of_all_ranks_are_added_up(ranks: Ranks, residency: WorkerResidency) -> None:
+async def test_bytes_of_all_ranks_are_added_up(ranks: Ranks, residency: RpcWorkers) -> None:
     assert await residency.check("d", KV) == 20
     (call,) = ranks.asked
     assert call == ("collective_rpc", "policy_patch_check", 120.0, ("d", list(KV.shape), "float32"), None)
 
 
 async def test_one_rank_that_confirms_something_else_is_enough_to_refuse(
-    ranks: Ranks, residency: WorkerResidency
+    ranks: Ranks, residency: RpcWorkers
 ) -> None:
     ranks.shapes[1] = [1, 2, 3, 1, 2]
     with pytest.raises(ResidencyError, match="expected every worker to confirm"):

@@ -80,10 +80,10 @@ def side(monkeypatch: pytest.MonkeyPatch) -> WorkerSide:
         for row in range(NUM_LAYERS)
     ]
     made._writer = CacheWriter(made._layers, torch.float32)
-    made._shelf = made._make_shelf()
+    made._store = made._make_store()
     for seed, part in enumerate((A, B)):
-        made.shelf.load(part.digest, save({"kv": prefix(part, seed)}), is_pinned=False)
-        while made.shelf.loaded(part.digest) is None:
+        made.store.load(part.digest, save({"kv": prefix(part, seed)}), is_pinned=False)
+        while made.store.loaded(part.digest) is None:
             time.sleep(0.001)
     return made
 
@@ -149,7 +149,7 @@ def test_several_parts_fail_where_keys_may_not_be_moved(side: WorkerSide) -> Non
 
 def test_a_part_that_is_not_resident_fails_the_whole(side: WorkerSide) -> None:
     assert side.enable_composition(network()) is None
-    side.shelf.unload(B.digest)
+    side.store.unload(B.digest)
     side.run(StepPlan([load_of(A, B)]))
     assert side.take_failed_block_ids() == set(BLOCK_IDS)
     assert held(side, 11).isnan().all()

@@ -18,8 +18,8 @@ from server.admin.listener import AdminListener, bind_admin
 from server.admin.operator import Operator
 from server.app import install
 from server.frontends.channel import Body
-from server.frontends.follower import FollowedBooks, Follower
-from server.frontends.leader import Followers
+from server.frontends.follower import FollowedResidents, Follower
+from server.frontends.leader import FollowerPool
 from server.frontends.mirror import Mirror, MirrorAudit
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps, num_words
@@ -106,8 +106,8 @@ def policy() -> bytes | None:
 
 
 @pytest.fixture
-def peers(steps: Steps, sockets: Path, policy: bytes | None) -> Followers:
-    return Followers(steps, sockets / "lead", policy, confirm_s=CONFIRM_S)
+def pool(steps: Steps, sockets: Path, policy: bytes | None) -> FollowerPool:
+    return FollowerPool(steps, sockets / "lead", policy, confirm_s=CONFIRM_S)
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Fleet:
     """The leader, and what is needed to start followers."""
 
     stand: Any
-    followers: Followers
+    followers: FollowerPool
     operator: Operator
     steps: Steps
     sockets: Path
@@ -124,22 +124,22 @@ class Fleet:
 
 
 @pytest.fixture
-async def fleet(stand: Any, peers: Followers, steps: Steps, sockets: Path) -> AsyncIterator[Fleet]:
+async def fleet(stand: Any, pool: FollowerPool, steps: Steps, sockets: Path) -> AsyncIterator[Fleet]:
     """A leader and two followers, all in step."""
     # What serving hands to the catalog as it makes it; that of ``stand`` is there already.
-    stand.catalog._peers = stand.catalog.books._peers = peers
-    peers.bind(stand.catalog.books, lambda digest: f"signer of {digest[:12]}")
+    stand.catalog._processes = stand.catalog.residents._processes = pool
+    pool.bind(stand.catalog.residents, lambda digest: f"signer of {digest[:12]}")
     kinds = type(stand.engine)
     make_app = _make_app_of(stand)
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(peers)
+        await stack.enter_async_context(pool)
         relayed = AdminListener(FromFollowers(stand.app), bind_admin(f"unix:{sockets / 'http'}"))
         await stack.enter_async_context(relayed)
 
         async def make_process(index: int) -> Process:
             metrics = PatchMetrics(CollectorRegistry())
-            books = FollowedBooks(metrics)
-            mirror = Mirror(index, steps, books, OPEN_POLICY)
+            residents = FollowedResidents(metrics)
+            mirror = Mirror(index, steps, residents, OPEN_POLICY)
             audit = AuditList()
             gate = PatchGate(
                 mirror,
@@ -152,7 +152,7 @@ async def fleet(stand: Any, peers: Followers, steps: Steps, sockets: Path) -> As
             engine = kinds(gate, stand.residency)
             engine.may_start.set()
             engine.may_go_on.set()
-            follower = MutedFollower(index, sockets / "lead", mirror, books.residency, metrics)
+            follower = MutedFollower(index, sockets / "lead", mirror, residents.residency, metrics)
             gate.canaries = follower
             app = Relay(make_app(engine, metrics), sockets / "http", lambda: mirror.is_in_step)
             await stack.enter_async_context(follower)
@@ -163,7 +163,7 @@ async def fleet(stand: Any, peers: Followers, steps: Steps, sockets: Path) -> As
             )
             return Process(follower, mirror, gate, engine, app, client, audit.events)
 
-        fleet = Fleet(stand, peers, Operator(stand.catalog), steps, sockets, make_process)
+        fleet = Fleet(stand, pool, Operator(stand.catalog), steps, sockets, make_process)
         fleet.processes = [await make_process(1), await make_process(2)]
         yield fleet
 

@@ -152,12 +152,12 @@ async def test_gauges_follow_the_catalog(stand: Any) -> None:
 
 async def test_replaced_content_that_drains_adds_to_its_versions_bytes(stand: Any) -> None:
     old = await stand.load(fill=1.0)
-    stand.catalog.books.acquire(old)
+    stand.catalog.residents.acquire(old)
     new = await stand.load(fill=2.0)
     series = 'policy_patch_resident_bytes{patch="pirate",version="1.0.0"}'
     assert stand.value(series) == old.nbytes + new.nbytes
-    stand.catalog.books.release(old)
-    await stand.catalog.books.drained()
+    stand.catalog.residents.release(old)
+    await stand.catalog.residents.drained()
     assert stand.value(series) == new.nbytes
 
 
@@ -197,7 +197,7 @@ async def test_the_last_request_of_a_removed_patch_leaves_no_series_behind(
     await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")
     stand.engine.may_go_on.set()
     await stream.rest()
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert "pirate" not in stand.exposition()
 
 

@@ -25,7 +25,7 @@ def begin(stand: Any) -> Any:
 
 
 def in_flight(stand: Any) -> dict[str, int]:
-    return {row.patch.reference: row.num_in_flight for row in stand.catalog.residents()}
+    return {row.patch.reference: row.num_in_flight for row in stand.catalog.rows()}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ async def test_a_refusal_is_repeated(stand: Any, begin: Any) -> None:
 async def test_a_decision_for_what_is_no_longer_resident_is_no_decision(stand: Any, begin: Any) -> None:
     """The view and the workers never disagree; where they did, no request may run on it."""
     patch = await stand.load()
-    stand.catalog.books[patch.digest].is_unloading = True
+    stand.catalog.residents[patch.digest].is_unloading = True
     stand.use(default_patch="pirate")
     scope = begin()
     for _ in range(2):

@@ -90,7 +90,7 @@ async def test_parts_stay_until_the_last_answer_that_uses_them(
     assert composing.code(await composing.chat("toxicity, bias")) == (404, "patch_not_found")
     composing.engine.may_go_on.set()
     assert "error" not in await stream.rest()
-    await composing.catalog.books.drained()
+    await composing.catalog.residents.drained()
     assert composing.residency.resident == {}
 
 
@@ -118,6 +118,6 @@ async def test_withdrawing_a_part_ends_the_answers_that_use_it(
     composing.engine.may_go_on.clear()
     stream = open_stream("toxicity, bias")
     await stream.start()
-    composing.catalog.books[parts[1].digest].withdraw()
+    composing.catalog.residents[parts[1].digest].withdraw()
     assert "was withdrawn" in await stream.rest()
     assert composing.in_flight() == 0

@@ -25,7 +25,7 @@ async def test_requests_in_flight_keep_their_version_while_it_is_replaced(
     stand.engine.may_go_on.set()
     assert new.digest not in await first.rest()
     assert old.digest not in await second.rest()
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert list(stand.residency.resident) == [new.digest]
 
 
@@ -42,7 +42,7 @@ async def test_a_removed_patch_is_drained_and_takes_no_new_requests(
     assert [(v["state"], v["in_flight"]) for v in card["versions"]] == [("draining", 1)]
     stand.engine.may_go_on.set()
     assert (await stream.rest()).count(patch.digest) == 3
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert (await stand.client.get("/v1/patches/pirate")).status_code == 404
 
 
@@ -64,7 +64,7 @@ async def test_a_patch_that_is_replaced_between_decision_and_generation_still_an
     stand.engine.generate = swap_first
     response = await stand.chat("pirate")
     assert response.json() == {"tokens": [old.digest] * 3}
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert old.digest not in stand.residency.resident
 
 
@@ -117,7 +117,7 @@ async def test_a_background_response_keeps_its_patch_after_its_http_answer(stand
     assert old.digest in stand.residency.resident
     stand.engine.may_go_on.set()
     assert await stand.app.state.background == [old.digest] * 3
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert old.digest not in stand.residency.resident
 
 
@@ -151,7 +151,7 @@ async def test_forty_swaps_under_load_fail_no_request_and_mix_no_versions(stand:
         await stand.load(fill=float(number))
     stop.set()
     counts = await asyncio.gather(*clients)
-    await stand.catalog.books.drained()
+    await stand.catalog.residents.drained()
     assert all(counts)
     assert len(stand.residency.resident) == 1
     assert stand.in_flight() == 0

@@ -62,14 +62,14 @@ async def test_an_empty_catalog_is_an_empty_list(stand: Any) -> None:
 
 async def test_replaced_content_that_drains_stands_behind_what_serves(stand: Any) -> None:
     old = await stand.load(fill=1.0)
-    stand.catalog.books.acquire(old)
+    stand.catalog.residents.acquire(old)
     await stand.load(fill=2.0)
     card = (await stand.client.get("/v1/patches/pirate")).json()
     assert [(v["version"], v["state"], v["in_flight"]) for v in card["versions"]] == [
         ("1.0.0", "active", 0),
         ("1.0.0", "draining", 1),
     ]
-    stand.catalog.books.release(old)
+    stand.catalog.residents.release(old)
 
 
 async def test_one_patch_is_described_by_name(stand: Any) -> None:

@@ -65,13 +65,13 @@ async def test_a_bad_signature_changes_nothing_that_serves(strict: Any, publish:
 async def test_a_signed_bound_takes_lower_versions_out_of_service(strict: Any, publish: Publish) -> None:
     old_path = publish(version="1.0.0")
     old = await strict.catalog.load_file(old_path)
-    strict.catalog.books.acquire(old)
+    strict.catalog.residents.acquire(old)
     await strict.catalog.load_file(publish(version="2.0.0", minimum_version="1.5.0"))
     assert list(served(strict)) == ["pirate@2.0.0"]
     assert reasons(strict) == {"pirate-1.0.0.safetensors": "below_minimum_version"}
     assert old.digest in strict.residency.resident
-    strict.catalog.books.release(old)
-    await strict.catalog.books.drained()
+    strict.catalog.residents.release(old)
+    await strict.catalog.residents.drained()
     assert old.digest not in strict.residency.resident
 
 
@@ -123,14 +123,14 @@ async def test_a_revoked_patch_goes_at_once_and_its_requests_end_in_peace(
     strict: Any, notary: Any, publish: Publish, watch: TrustWatch
 ) -> None:
     patch = await strict.catalog.load_file(publish())
-    strict.catalog.books.acquire(patch)
+    strict.catalog.residents.acquire(patch)
     notary.revoke(patch.digest)
     await watch.look()
     assert served(strict) == {}
     assert reasons(strict) == {"pirate-1.0.0.safetensors": "revoked"}
     assert patch.digest in strict.residency.resident
-    strict.catalog.books.release(patch)
-    await strict.catalog.books.drained()
+    strict.catalog.residents.release(patch)
+    await strict.catalog.residents.drained()
     assert strict.residency.resident == {}
 
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from bench import overflow, scale, swap
-from bench.errors import GateFailed
+from bench.errors import CheckFailed
 from bench.load.arms import DIGEST_HEADER
 from bench.load.client import Reply, send_one, send_open_loop
 from bench.load.exposition import label_of, metric
@@ -66,7 +66,7 @@ async def test_answers_under_another_patch_or_of_another_length_are_found(serve:
         (server.digest, replace(LENGTHS, num_output_tokens=5)),
         (server.digest, replace(LENGTHS, num_input_tokens=21)),
     ):
-        with pytest.raises(GateFailed):
+        with pytest.raises(CheckFailed):
             check_answers([reply], [digest], lengths)
 
 
@@ -87,7 +87,7 @@ async def test_a_cell_of_scale_measures_and_checks(serve: Any, session: Any) -> 
     result = await scale.measure(stage, Cell(1, 0, "uniform"), 1)
     assert (result["num_requests"], result["num_output_tokens"], result["num_distinct"]) == (6, 24, 1)
     wrong = replace(stage, patches=[replace(patch, digest="sha256:other")])
-    with pytest.raises(GateFailed):
+    with pytest.raises(CheckFailed):
         await scale.measure(wrong, Cell(1, 0, "uniform"), 2)
 
 
@@ -104,12 +104,12 @@ def test_a_takeover_is_timed_from_the_files_landing() -> None:
 
 def test_an_old_answer_after_a_new_one_is_no_figure() -> None:
     replies = [answer(0, 1, "old"), answer(3, 3.5, "new"), answer(4, 5, "old")]
-    with pytest.raises(GateFailed, match="1 requests got the old content"):
+    with pytest.raises(CheckFailed, match="1 requests got the old content"):
         swap.after_swap(replies, "new", 2.5)
 
 
 def test_a_swap_that_nobody_saw_is_no_figure() -> None:
-    with pytest.raises(GateFailed, match="ask for more requests"):
+    with pytest.raises(CheckFailed, match="ask for more requests"):
         swap.after_swap([answer(0, 1, "old")], "new", 2.5)
 
 

@@ -1,11 +1,11 @@
-"""The correctness gate: servers that are wrong in one way each are refused."""
+"""Servers that are wrong in one way each are refused."""
 
 import pytest
 
-from bench.errors import GateFailed
+from bench.errors import CheckFailed
 from bench.load.arms import ARMS, DEFAULT_ARMS, Question, require_arms
 from bench.load.client import send_closed_loop
-from bench.run.correctness import Expectation, check_replies, run_gate
+from bench.run.correctness import Expectation, check_replies, check_servers
 from bench.servers.fake import FakeServer, policy_ids
 
 POLICY = " ".join(f"rule{i}" for i in range(60))
@@ -13,20 +13,20 @@ ALL = require_arms(DEFAULT_ARMS)
 PROMPTS = [[2, *range(100 + 50 * i, 140 + 50 * i), 4, 3] for i in range(4)]
 
 
-async def pass_gate(
+async def check_stand_ins(
     serve, session, *, plain: str | None = None, ours: str | None = None, is_real: bool = True
 ):
-    """Run the gate against two stand-ins that have the given faults."""
+    """Check two stand-ins that have the given faults."""
     server = FakeServer(POLICY, "kind", fault=ours)
     urls = {"plain": await serve(FakeServer(fault=plain)), "ours": await serve(server)}
     models = {"plain": "fake", "ours": "fake"}
     question = Question(urls, models, "kind", tuple(policy_ids(POLICY)), num_output_tokens=8)
     expectation = Expectation(server.digest, num_warm_tokens=32, is_model_real=is_real)
-    return await run_gate(session, question, ALL, PROMPTS, expectation)
+    return await check_servers(session, question, ALL, PROMPTS, expectation)
 
 
-async def test_gate_passes_servers_that_are_right(serve, session) -> None:
-    facts = await pass_gate(serve, session)
+async def test_check_passes_servers_that_are_right(serve, session) -> None:
+    facts = await check_stand_ins(serve, session)
     assert facts["idle_agrees_with_plain"] == facts["patched_agrees_with_text"] == 1
     assert facts["patched_agrees_with_idle"] < 0.1
     assert facts["num_cached_tokens"]["text-warm"] == [0, 32, 32, 32]
@@ -45,17 +45,17 @@ async def test_gate_passes_servers_that_are_right(serve, session) -> None:
         ("one_short", r"idle: .*expected \(43, 8, 'length'\), got \(43, 7, 'length'\)"),
     ],
 )
-async def test_gate_refuses_a_patched_server_that_is_wrong(serve, session, fault: str, finding: str) -> None:
-    with pytest.raises(GateFailed, match=finding):
-        await pass_gate(serve, session, ours=fault)
+async def test_check_refuses_a_patched_server_that_is_wrong(serve, session, fault: str, finding: str) -> None:
+    with pytest.raises(CheckFailed, match=finding):
+        await check_stand_ins(serve, session, ours=fault)
 
 
-async def test_gate_refuses_a_cache_that_is_not_warm(serve, session) -> None:
-    with pytest.raises(GateFailed, match="text-warm: expected 32 cached prompt tokens, got"):
-        await pass_gate(serve, session, plain="forget_cache")
+async def test_check_refuses_a_cache_that_is_not_warm(serve, session) -> None:
+    with pytest.raises(CheckFailed, match="text-warm: expected 32 cached prompt tokens, got"):
+        await check_stand_ins(serve, session, plain="forget_cache")
 
 
-async def test_gate_refuses_a_patch_that_changes_nothing(serve, session) -> None:
+async def test_check_refuses_a_patch_that_changes_nothing(serve, session) -> None:
     class Pretending(FakeServer):
         """Names the patch, and answers as the base model."""
 
@@ -67,21 +67,21 @@ async def test_gate_refuses_a_patch_that_changes_nothing(serve, session) -> None
     question = Question(urls, dict.fromkeys(urls, "fake"), "kind", tuple(policy_ids(POLICY)), 8)
     real = Expectation(server.digest, None, is_model_real=True)
     arms = require_arms(["idle", "patched", "text-cold"])
-    with pytest.raises(GateFailed) as failure:
-        await run_gate(session, question, arms, PROMPTS, real)
+    with pytest.raises(CheckFailed) as failure:
+        await check_servers(session, question, arms, PROMPTS, real)
     assert any("expected the patch to change an answer" in finding for finding in failure.value.findings)
     assert any("begin as those of text-cold" in finding for finding in failure.value.findings)
 
 
-async def test_gate_refuses_a_plain_server_that_is_patched(serve, session) -> None:
+async def test_check_refuses_a_plain_server_that_is_patched(serve, session) -> None:
     url = await serve(FakeServer(POLICY, "kind"))
     question = Question({"plain": url}, {"plain": "fake"}, "kind", tuple(policy_ids(POLICY)), 8)
-    with pytest.raises(GateFailed, match="plain: X-Policy-Patch: expected no patch, got 'none'"):
-        await run_gate(session, question, [ARMS["plain"]], PROMPTS, Expectation(None, None, True))
+    with pytest.raises(CheckFailed, match="plain: X-Policy-Patch: expected no patch, got 'none'"):
+        await check_servers(session, question, [ARMS["plain"]], PROMPTS, Expectation(None, None, True))
 
 
-async def test_gate_does_not_judge_answers_of_random_weights(serve, session) -> None:
-    await pass_gate(serve, session, is_real=False)
+async def test_check_does_not_judge_answers_of_random_weights(serve, session) -> None:
+    await check_stand_ins(serve, session, is_real=False)
 
 
 async def test_replies_of_another_version_are_found(serve, session) -> None:

@@ -24,6 +24,9 @@ PAGES = sorted(
 )
 CLI_PAGE = ROOT / "docs" / "cli.md"
 SHELL_LANGUAGES = {"", "sh", "bash", "console", "shell", "text"}
+MAX_COLUMNS = 100
+#: Written by a command, or not rewrapped yet.
+NOT_WRAPPED = {"docs/cli.md", "docs/compatibility.md", "docs/install.md", "bench/README.md"}
 
 
 def page_id(path: Path) -> str:
@@ -188,3 +191,29 @@ def test_every_make_target_in_the_docs_exists() -> None:
 def test_the_readme_shows_how_to_start_in_its_first_twenty_lines() -> None:
     top = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:20])
     assert "make demo" in top or "policypatch serve" in top
+
+
+def overlong_lines(text: str) -> list[str]:
+    """Lines of prose beyond the right margin; code, tables and the targets of links don't count."""
+    blank = re.sub(r"^ *```.*?^ *```", lambda match: "\n" * match[0].count("\n"), text, flags=re.M | re.S)
+    return [
+        f"line {number}: {len(shown)} columns"
+        for number, line in enumerate(blank.splitlines(), 1)
+        if len(shown := re.sub(r"\]\([^)]*\)", "]", line)) > MAX_COLUMNS
+        if not line.startswith(("|", "    "))
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PAGES if page_id(path) not in NOT_WRAPPED and "results" not in path.parts],
+    ids=page_id,
+)
+def test_prose_ends_at_the_right_margin(path: Path) -> None:
+    assert overlong_lines(path.read_text(encoding="utf-8")) == []
+
+
+def test_an_overlong_line_is_noticed() -> None:
+    long = "word " * 21
+    page = f"{long}\n```\n{long}\n```\n| {long} |\n[short](https://{'x' * 100})\n- {long}\n"
+    assert overlong_lines(page) == ["line 1: 105 columns", "line 7: 107 columns"]

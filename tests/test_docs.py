@@ -217,3 +217,45 @@ def test_an_overlong_line_is_noticed() -> None:
     long = "word " * 21
     page = f"{long}\n```\n{long}\n```\n| {long} |\n[short](https://{'x' * 100})\n- {long}\n"
     assert overlong_lines(page) == ["line 1: 105 columns", "line 7: 107 columns"]
+
+
+CODE_PAGE = ROOT / "docs" / "code.md"
+MAX_CODE_PAGE_LINES = 80
+OUR_FILE = re.compile(r"(?:server|patches|prefix_kernels|bench|tests|tools)/[\w/-]*(?:/|\.py)")
+
+
+def code_spans(text: str) -> set[str]:
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+def files_that_are_not_there(text: str, root: Path) -> set[str]:
+    return {span for span in code_spans(text) if OUR_FILE.fullmatch(span) and not (root / span).exists()}
+
+
+def folders_without_a_word(text: str, root: Path) -> set[str]:
+    folders = {
+        f"{path.parent.relative_to(root)}/"
+        for package in ("server", "patches")
+        for path in (root / package).rglob("*.py")
+    }
+    return folders - code_spans(text) - {"server/"}
+
+
+def test_the_page_about_the_code_names_every_folder_on_one_page() -> None:
+    text = CODE_PAGE.read_text(encoding="utf-8")
+    assert folders_without_a_word(text, ROOT) == set()
+    assert len(text.splitlines()) <= MAX_CODE_PAGE_LINES
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_files_of_ours_that_a_page_names_exist(path: Path) -> None:
+    assert files_that_are_not_there(path.read_text(encoding="utf-8"), ROOT) == set()
+
+
+def test_a_folder_left_out_and_a_file_that_is_gone_are_noticed(tmp_path: Path) -> None:
+    for file in ("server/a/b.py", "patches/c/d.py", "patches/c/e/f.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    page = "`server/a/`, `patches/c/`: `server/a/b.py` and `patches/c/gone.py`, not `/v1/patches/`"
+    assert folders_without_a_word(page, tmp_path) == {"patches/c/e/"}
+    assert files_that_are_not_there(page, tmp_path) == {"patches/c/gone.py"}

@@ -1,12 +1,12 @@
-"""How far the two forms of composition differ: prepared by `policypatch compose`, and joined on the fly.
+"""How far the two forms of composition differ: prepared by `policypatch compose`, and joined.
 
-For every order of two patches the exact form answers prompts greedily. Then the same answers are read again
-under the other ways to have these patches, and at each of their tokens the next-token distributions are
-compared: Kullback-Leibler divergence from the exact form, in nats over the whole vocabulary, and whether the
-likeliest token is the same. What the patches change at all (the base model), what the order changes (the
-exact form of the other order) and what is left of each patch alone say how large a divergence is.
+For every order of two patches the prepared form answers prompts greedily. Then the same answers are read
+again under the other ways to have these patches, and at each of their tokens the next-token distributions are
+compared: Kullback-Leibler divergence from the prepared form, in nats over the whole vocabulary, and whether
+the likeliest token is the same. What the patches change at all (the base model), what the order changes (the
+prepared form of the other order) and what is left of each patch alone say how large a divergence is.
 
-No server: the model runs here, in transformers. That a server's compositions on the fly are these is what
+No server: the model runs here, in transformers. That a server's joined compositions are these is what
 `tests/e2e/test_composition.py` checks.
 """
 
@@ -40,8 +40,8 @@ QUESTION = "compose"
 
 #: Way -> what it says in a table.
 WAYS = {
-    "independent": "on the fly, same order",
-    "reversed": "exact, other order",
+    "joined": "joined, same order",
+    "reversed": "prepared, other order",
     "first": "first patch alone",
     "second": "second patch alone",
     "base": "no patch",
@@ -173,9 +173,9 @@ def kv_of(patch: Patch) -> torch.Tensor:
 
 
 def compare_distributions(exact: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
-    """Compare ``[B, T, V]`` logits with those of the exact form.
+    """Compare ``[B, T, V]`` logits with those of the prepared form.
 
-    Semantics: ``kl = sum(p * (log p - log q))`` with ``p`` the exact form's distribution, per token.
+    Semantics: ``kl = sum(p * (log p - log q))`` with ``p`` the prepared form's distribution, per token.
     """
     p, q = torch.log_softmax(exact, dim=-1), torch.log_softmax(other, dim=-1)
     kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
@@ -192,18 +192,18 @@ def compare_distributions(exact: torch.Tensor, other: torch.Tensor) -> dict[str,
 def compare_order(
     reader: Reader, kvs: Mapping[str, torch.Tensor | None], batch: Batch, num_tokens: int
 ) -> dict[str, dict[str, float]]:
-    """Let the exact form answer, and read its answers in every other way.
+    """Let the prepared form answer, and read its answers in every other way.
 
     Args:
         reader: the model.
-        kvs: "exact" and the ways -> what lies in front.
+        kvs: "prepared" and the ways -> what lies in front.
         batch: the prompts.
         num_tokens: length of the answers.
     """
-    answers = reader.greedy(kvs["exact"], batch, num_tokens)
+    answers = reader.greedy(kvs["prepared"], batch, num_tokens)
     # The last token of an answer is not read: nothing is predicted behind it.
     whole = batch.followed_by(answers[:, :-1])
-    exact = reader.logits(kvs["exact"], whole, num_tokens)
+    exact = reader.logits(kvs["prepared"], whole, num_tokens)
     return {way: compare_distributions(exact, reader.logits(kvs[way], whole, num_tokens)) for way in WAYS}
 
 
@@ -239,8 +239,8 @@ def run_compose(options: ComposeOptions, command: Sequence[str]) -> Path:
             continue
         print(f"bench compose: {', '.join(names)}", file=sys.stderr, flush=True)
         kvs = {
-            "exact": exact[a.digest, b.digest],
-            "independent": join_kv([kv_of(a), kv_of(b)], rotary),
+            "prepared": exact[a.digest, b.digest],
+            "joined": join_kv([kv_of(a), kv_of(b)], rotary),
             "reversed": exact[b.digest, a.digest],
             "first": a.kv,
             "second": b.kv,
@@ -264,8 +264,8 @@ def markdown_report(records: Sequence[Record]) -> str:
 
     lines = [f"# {QUESTION}"]
     for key, title, form in (
-        ("kl_mean", "KL divergence from the exact form, nats a token, mean", "{:.3f}"),
-        ("same_likeliest", "tokens at which the likeliest token is the exact form's", "{:.0%}"),
+        ("kl_mean", "KL divergence from the prepared form, nats a token, mean", "{:.3f}"),
+        ("same_likeliest", "tokens at which the likeliest token is the prepared form's", "{:.0%}"),
     ):
         lines += [
             "",

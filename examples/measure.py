@@ -5,8 +5,8 @@
     python examples/measure.py --orders --prompts 16
 
 With `--orders`, every order of two patches is asked instead, and each patch's work is counted beside what it
-does alone. The server says which form of composition answered; it needs `--composition any`, or the prepared
-compositions in its folder.
+does alone. The server says which form of composition answered; it needs `--composition joined`, or the
+prepared compositions in its folder.
 
 The judges are patterns, not readers: they say that an answer has the form that the policy asks for, not that
 the answer is right. Needs nothing but Python.

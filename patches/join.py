@@ -1,4 +1,4 @@
-"""Prefixes side by side, each with the K/V that it was made with: what a server joins on the fly.
+"""Prefixes side by side, each with the K/V that it was made with: a joined composition.
 
 Nothing is computed anew: a later part's keys are rotated to the positions where it now lies, and no part has
 read another. ``patches.compose`` is the other form, in which each part reads those before it.

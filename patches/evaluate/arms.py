@@ -31,13 +31,13 @@ class Arm:
     selection: str | None = None
     #: What answers offline; ``None`` where a server holds it.
     patch: Patch | None = None
-    #: What is joined on the fly, offline, in order; in place of ``patch``.
+    #: What is joined, offline, in order; in place of ``patch``.
     parts: tuple[Patch, ...] = ()
     #: The folder of a LoRA adapter, offline.
     lora: str | None = None
     #: Digest of the patch, where it is known.
     digest: str | None = None
-    #: ``exact`` or ``independent``: how a server has to have composed it.
+    #: ``prepared`` or ``joined``: how a server has to have composed it.
     form: str | None = None
 
 

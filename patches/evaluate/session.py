@@ -40,7 +40,7 @@ def offline_arms(
     Args:
         model: The model.
         patches: Each is an arm.
-        compose: ``exact`` or ``independent``: every order of them is an arm, too.
+        compose: ``prepared`` or ``joined``: every order of them is an arm, too.
         system_text: The policy as a system message.
 
     Raises:
@@ -56,8 +56,8 @@ def offline_arms(
     for order in composition_orders(names) if compose else []:
         parts = tuple(patches[i] for i in order)
         name = ", ".join(own[i].name for i in order)
-        if compose == "independent":
-            arms.append(Arm(name, "composition on the fly", selection=name, parts=parts))
+        if compose == "joined":
+            arms.append(Arm(name, "joined composition", selection=name, parts=parts))
             continue
         composed = compose_patches(model, parts, Label(composed_name([names[i] for i in order]), "1.0.0"))
         arms.append(Arm(name, "composition", selection=name, patch=composed, digest=composed.digest))
@@ -81,7 +81,7 @@ def remote_arms(patches: Sequence[Patch | str], *, compose: str | None, system_t
 
     Args:
         patches: Files, asked for by digest, or names as ``X-Policy-Patch`` has them.
-        compose: ``exact`` or ``independent``: ask for every order of them, too, composed like this.
+        compose: ``prepared`` or ``joined``: ask for every order of them, too, composed like this.
         system_text: The policy as a system message.
 
     Raises:

@@ -3,7 +3,7 @@
 Two kinds. ``prompt`` learns input embeddings, whose K/V the model computes, behind those of other patches
 where there are some: the form of ``policypatch compose``. ``prefix`` learns the K/V of every layer itself
 (PEFT's prefix tuning and Cartridge), which can't be computed behind anything; among other patches their K/V
-are laid side by side, as a server joins them on the fly. Values are float32, whatever the model computes in.
+are laid side by side, as a server joins them. Values are float32, whatever the model computes in.
 """
 
 from collections.abc import Sequence

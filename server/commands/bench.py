@@ -23,7 +23,7 @@ QUESTIONS = {
     "memory": "what a patch takes of the KV cache and of memory",
     "cross-check": "whether `vllm bench serve` finds the figures that this client does",
     "inject": "what writing prefixes into a KV cache costs, beside a copy of as many bytes; no server",
-    "compose": "how far compositions on the fly are from prepared ones; no server",
+    "compose": "how far joined compositions are from prepared ones; no server",
     "report": "tables and a plot again, from records that a question left",
 }
 

@@ -86,10 +86,10 @@ def _add_arm_arguments(parser: argparse.ArgumentParser) -> None:
     arms.add_argument(
         "--compose",
         nargs="?",
-        choices=("exact", "independent"),
-        const="exact",
+        choices=("prepared", "joined"),
+        const="prepared",
         help="every order of two and three of the patches too: as `policypatch compose` makes a file of "
-        "them (exact, if nothing is said), or side by side, as a server with --composition any joins them",
+        "them (prepared, the default form), or side by side, as a server with --composition joined does",
     )
     arms.add_argument("--policy-text", metavar="FILE", type=Path, help="the policy as a system message, too")
     arms.add_argument(

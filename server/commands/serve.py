@@ -28,7 +28,7 @@ examples:
   policypatch serve --model ./smollm2 --patches ./patches --policy policy.yaml --audit-log audit.jsonl
   policypatch serve --model ./smollm2 --patches ./patches --state ./state --admin-key-file ./admin-keys
   policypatch serve --model ./smollm2 --patches ./patches --state ./state --trusted-keys ./trusted
-  policypatch serve --model ./smollm2 --patches ./patches --composition any
+  policypatch serve --model ./smollm2 --patches ./patches --composition joined
   policypatch serve --model ./smollm2 --patches ./patches --api-server-count 2 --data-parallel-size 2
   curl localhost:8000/v1/chat/completions -H 'X-Policy-Patch: pirate' -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
@@ -88,10 +88,10 @@ def _add_control_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--composition",
-        choices=("exact", "any"),
-        default="exact",
-        help="what answers `X-Policy-Patch: a, b`: only what `policypatch compose` prepared, or else "
-        "the patches side by side, which may answer differently (default: %(default)s)",
+        choices=("prepared", "joined"),
+        default="prepared",
+        help="what may answer `X-Policy-Patch: a, b`: only what `policypatch compose` prepared, or, where "
+        "nothing was, the patches joined side by side, which may answer differently (default: %(default)s)",
     )
     parser.add_argument(
         "--audit-log",

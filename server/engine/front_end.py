@@ -115,7 +115,7 @@ class FrontEnd:
         base_model = await asyncio.to_thread(_fingerprint, config.model_config)
         engine = self._engine(config)
         try:
-            may_compose = options.composition == "any"
+            may_compose = options.composition == "joined"
             num_workers = await _prepare_workers(engine, base_model, metrics, may_compose=may_compose)
             followers = self._followers()
             catalog = Catalog(
@@ -162,7 +162,7 @@ class FrontEnd:
         engine = self._engine(config)
         try:
             residents = FollowedResidents(self.metrics)
-            may_compose = options.composition == "any"
+            may_compose = options.composition == "joined"
             mirror = Mirror(seat.index, seat.steps, residents, options.policy, may_compose=may_compose)
             gate = self._gate(mirror, MirrorAudit(audit, mirror.signer_of))
             mirror.bind(gate)

@@ -21,5 +21,5 @@ class ServeOptions:
     audit_log: Path | None = None
     control: ControlOptions = field(default_factory=ControlOptions)
     tiers: TierOptions = field(default_factory=TierOptions)
-    #: ``exact``, or ``any`` where patches may be joined that nobody composed.
-    composition: str = "exact"
+    #: ``prepared``, or ``joined`` where the server may also join what no composition was prepared for.
+    composition: str = "prepared"

@@ -1,6 +1,6 @@
 """Whether, and how, this model's stored keys can be moved to other positions.
 
-A composition on the fly lays a prefix behind another one, so its keys have to be rotated. That is right only
+A joined composition lays a prefix behind another one, so its keys have to be rotated. That is right only
 where position enters a key by one rotary embedding, the same in every layer, whose angles depend on nothing
 but the position. Two things vouch for it: the architecture is one of those that tests hold against
 transformers, and the rotation read from the configuration is the one in the tables of the loaded model.

@@ -124,7 +124,7 @@ def require_matching_rank_layout(answers: list[dict[str, object]], base_model: "
 
 
 def require_movable_keys(answers: list[str | None]) -> None:
-    """Check what the workers say about moving keys, which ``--composition any`` needs.
+    """Check what the workers say about moving keys, which ``--composition joined`` needs.
 
     Raises:
         UnsupportedSetup: a worker cannot move the keys of this model.
@@ -132,6 +132,6 @@ def require_movable_keys(answers: list[str | None]) -> None:
     problems = sorted({problem for problem in answers if problem is not None})
     if problems:
         raise UnsupportedSetup(
-            "--composition any cannot be served here, the keys of this model cannot be moved: "
+            "--composition joined cannot be served here, the keys of this model cannot be moved: "
             f"{'; '.join(problems)}; leave it out and prepare compositions with `policypatch compose`"
         )

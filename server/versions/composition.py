@@ -14,14 +14,14 @@ from server.versions.view import ServedPatch
 _DIGEST_DOMAIN = b"policypatch composition on the fly\n"
 
 #: How the parts of a composition can relate: each computed behind those before it, or moved there as it was.
-FORMS = ("exact", "independent")
+FORMS = ("prepared", "joined")
 
-#: ``patch`` label of requests that a composition on the fly answered. No patch can have this name.
-COMPOSED_LABEL = "composed:independent"
+#: ``patch`` label of requests that a joined composition answered. No patch can have this name.
+COMPOSED_LABEL = "composed:joined"
 
 
 @dataclass(frozen=True, slots=True)
-class IndependentComposition:
+class JoinedComposition:
     """Patches in order, each with its own K/V. Two are equal where digests and order of the parts are."""
 
     #: At least two.
@@ -30,7 +30,7 @@ class IndependentComposition:
     digest: str
 
     @classmethod
-    def of(cls, parts: tuple[ServedPatch, ...]) -> "IndependentComposition":
+    def of(cls, parts: tuple[ServedPatch, ...]) -> "JoinedComposition":
         """Join ``parts`` in order."""
         content = _DIGEST_DOMAIN + "\n".join(part.digest for part in parts).encode("ascii")
         return cls(parts, f"sha256:{hashlib.sha256(content).hexdigest()}")
@@ -53,8 +53,8 @@ class IndependentComposition:
     @property
     def form(self) -> str:
         """How its parts relate; see ``ServedPatch.form``."""
-        return "independent"
+        return "joined"
 
 
 #: What can answer a request in place of the base model.
-SelectedPatch = ServedPatch | IndependentComposition
+SelectedPatch = ServedPatch | JoinedComposition

@@ -25,7 +25,7 @@ from server.errors import (
     PatchNotFound,
     PatchNotReady,
 )
-from server.versions.composition import IndependentComposition, SelectedPatch
+from server.versions.composition import JoinedComposition, SelectedPatch
 from server.versions.view import CatalogView, NamedPatch, ServedPatch
 
 MAX_SELECTION_BYTES = 256
@@ -147,13 +147,13 @@ def composition_of(patches: Sequence[ServedPatch], view: CatalogView, param: str
         return patches[0]
     prepared = view.compositions.get(tuple(p.digest for p in patches))
     if prepared is None and view.may_compose:
-        return IndependentComposition.of(tuple(patches))
+        return JoinedComposition.of(tuple(patches))
     if prepared is None:
         wanted = ", ".join(p.reference for p in patches)
         raise CompositionNotPrepared(
             f"{param}: no prepared composition of {wanted} in this order is loaded; "
             "make one with `policypatch compose` and put it into the patch folder, "
-            "or let the server join patches by itself with --composition any",
+            "or let the server join patches by itself with --composition joined",
             param=param,
         )
     return prepared

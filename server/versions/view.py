@@ -38,11 +38,11 @@ class ServedPatch:
 
     @property
     def form(self) -> str | None:
-        """How the parts of a composition relate: ``exact`` where each was computed behind those before it.
+        """How the parts of a composition relate: ``prepared`` where each was computed behind those before it.
 
         ``None`` for a patch that was not composed.
         """
-        return "exact" if self.manifest.components else None
+        return "prepared" if self.manifest.components else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Composition on the fly: patches that nobody composed, one behind the other, in a server that allows it.
+"""Joined composition: patches that nobody composed, one behind the other, in a server that allows it.
 
 The reference is transformers with a cache that holds the same: each part's own K/V, the keys rotated by
 transformers' own functions to where the part lies. The model is tiny and in float32, so answers are exact.
@@ -17,7 +17,7 @@ from patches.compose import compose_patches
 from patches.format import Patch
 from patches.label import Label
 
-pytestmark = [pytest.mark.e2e, pytest.mark.feature("composition on the fly")]
+pytestmark = [pytest.mark.e2e, pytest.mark.feature("joined composition")]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 16
@@ -41,7 +41,7 @@ def parts(tiny_patches: Any) -> dict[str, Patch]:
 @pytest.fixture(scope="module")
 def server(start_module_server: Any, tiny_model: Any, parts: dict[str, Patch]) -> Iterator[Any]:
     started = start_module_server(
-        tiny_model, "--composition", "any", "--dtype", "float32", "--max-model-len", "512"
+        tiny_model, "--composition", "joined", "--dtype", "float32", "--max-model-len", "512"
     )
     started.wait_ready()
     for patch in parts.values():
@@ -125,12 +125,12 @@ def test_the_exact_form_takes_over_once_it_is_prepared(
 ) -> None:
     prompt = [5, 6, 7, 8]
     before = server.complete(prompt, patch="block, short")
-    assert before.headers["X-Policy-Patch-Composition"] == "independent"
+    assert before.headers["X-Policy-Patch-Composition"] == "joined"
     exact = compose_patches(
         tiny_patches.model, [parts["block"], parts["short"]], Label("block.short", "1.0.0")
     )
     server.install(exact)
     after = server.complete(prompt, patch="block, short")
-    assert after.headers["X-Policy-Patch-Composition"] == "exact"
+    assert after.headers["X-Policy-Patch-Composition"] == "prepared"
     assert after.headers["X-Policy-Patch-Digest"] == exact.digest
-    assert server.metric("policy_patch_compositions_total", form="exact") >= 1
+    assert server.metric("policy_patch_compositions_total", form="prepared") >= 1

@@ -30,7 +30,7 @@ class TransformersSubject:
         Raises:
             EvaluationError: The model has no tokenizer.
             BaseModelMismatch: A patch belongs to another model.
-            ComposeError: Patches are to be joined on the fly, and this model's keys can't be moved.
+            ComposeError: Patches are to be joined, and this model's keys can't be moved.
         """
         if model.tokenizer is None:
             raise EvaluationError("model: has no tokenizer, so it can't be asked anything")

@@ -165,7 +165,7 @@ class HttpSubject:
         if self.arm.form is not None and form != self.arm.form:
             raise SubjectFailed(
                 f"{self.arm.name}: expected the composition {self.arm.form}, got {form or 'none'};"
-                " `policypatch compose` makes the exact one, `serve --composition any` the other"
+                " `policypatch compose` makes the prepared one, `serve --composition joined` the other"
             )
 
     def _together(self, ask: Any, requests: Sequence[Any]) -> list[Any]:

@@ -100,12 +100,12 @@ def test_a_patch_named_without_digest_may_not_change_during_a_run(
 
 
 def test_answers_of_another_form_of_composition_are_refused(tiny_model: LoadedModel, server: Any) -> None:
-    exact = Arm("p", "composition", selection="polite", form="exact")
-    for said, message in ((None, "got none"), ("independent", "got independent")):
+    exact = Arm("p", "composition", selection="polite", form="prepared")
+    for said, message in ((None, "got none"), ("joined", "got joined")):
         server.forms["polite"] = said
-        with pytest.raises(SubjectFailed, match=f"expected the composition exact, {message}"):
+        with pytest.raises(SubjectFailed, match=f"expected the composition prepared, {message}"):
             HttpSubject(connect(server.url), tiny_model.tokenizer, exact).chat(["a"], GREEDY)
-    server.forms["polite"] = "exact"
+    server.forms["polite"] = "prepared"
     assert HttpSubject(connect(server.url), tiny_model.tokenizer, exact).chat(["a"], GREEDY)
 
 
@@ -171,8 +171,8 @@ def test_patches_without_embeddings_are_compared_as_a_server_joins_them(tiny_mod
     made = [compile_text(tiny_model, text, Label(text, "1.0.0"), raw=True) for text in ("brief", "warm")]
     bare = [replace(patch, embeddings=None) for patch in made]
     with pytest.raises(ComposeError, match="has no embeddings"):
-        offline_arms(tiny_model, bare, compose="exact", system_text=None)
-    arms = offline_arms(tiny_model, bare, compose="independent", system_text=None)
+        offline_arms(tiny_model, bare, compose="prepared", system_text=None)
+    arms = offline_arms(tiny_model, bare, compose="joined", system_text=None)
     assert [arm.name for arm in arms] == ["base", "brief", "warm", "brief, warm", "warm, brief"]
     prefixes = [TransformersSubject(tiny_model, arm)._prefix for arm in arms[1:]]
     brief, warm, joined, other = [kv for kv in prefixes if kv is not None]
@@ -193,12 +193,12 @@ def test_versions_of_one_patch_are_told_apart_and_never_composed(tiny_model: Loa
     assert [arm.name for arm in arms] == ["base", "tone@1.0.0", "tone@1.1.0", "safety", *by_digest]
     assert arms[1].selection == f"tone@{patches[0].digest}"
     orders = ["tone@1.0.0, safety", "tone@1.1.0, safety", "safety, tone@1.0.0", "safety, tone@1.1.0"]
-    for form in ("exact", "independent"):
+    for form in ("prepared", "joined"):
         arms = offline_arms(tiny_model, patches, compose=form, system_text=None)
         assert [arm.name for arm in arms[4:]] == orders
-    remote = remote_arms(patches, compose="independent", system_text=None)
+    remote = remote_arms(patches, compose="joined", system_text=None)
     assert [arm.name for arm in remote[4:]] == orders
-    assert (remote[1].form, remote[4].form) == (None, "independent")
+    assert (remote[1].form, remote[4].form) == (None, "joined")
     assert remote[4].selection == f"tone@{patches[0].digest[:23]}, safety@{patches[2].digest[:23]}"
     with pytest.raises(EvaluationError, match="files that differ"):
         offline_arms(tiny_model, [patches[0], patches[0]], compose=None, system_text=None)

@@ -358,7 +358,7 @@ def test_nothing_named_under_an_open_policy_is_the_base() -> None:
     ],
 )
 def test_a_policy_can_forbid_what_nobody_prepared(document: str, asked: str, parts: Any) -> None:
-    """On a server that was started with ``--composition any``."""
+    """On a server that was started with ``--composition joined``."""
     policy = parse_policy(f"version: 1\n{document}".encode())
     view = replace(VIEW, may_compose=True)
     outcome = decide(ANYONE, Asked(parse_wish(asked, "header")), view, policy).outcome

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.versions.composition import COMPOSED_LABEL, IndependentComposition
+from server.versions.composition import COMPOSED_LABEL, JoinedComposition
 
 HEADER = "x-policy-patch"
 DIGEST_HEADER = "x-policy-patch-digest"
@@ -21,7 +21,7 @@ async def parts(stand: Any) -> tuple[Any, Any]:
 
 @pytest.fixture
 def composing(stand: Any, parts: Any) -> Any:
-    """A server that was started with ``--composition any``."""
+    """A server that was started with ``--composition joined``."""
     stand.catalog.view = replace(stand.catalog.view, may_compose=True)
     return stand
 
@@ -29,7 +29,7 @@ def composing(stand: Any, parts: Any) -> Any:
 async def test_nothing_is_joined_unless_the_operator_allows_it(stand: Any, parts: Any) -> None:
     response = await stand.chat("toxicity, bias")
     assert stand.code(response) == (400, "composition_not_prepared")
-    assert "--composition any" in response.json()["error"]["message"]
+    assert "--composition joined" in response.json()["error"]["message"]
     assert stand.engine.decisions == []
 
 
@@ -37,7 +37,7 @@ async def test_an_answer_says_that_its_parts_do_not_know_each_other(composing: A
     response = await composing.chat("toxicity, bias")
     assert response.status_code == 200
     assert response.headers[HEADER] == "toxicity@1.0.0, bias@1.0.0"
-    assert response.headers[FORM_HEADER] == "independent"
+    assert response.headers[FORM_HEADER] == "joined"
     assert response.headers[DIGEST_HEADER] not in {part.digest for part in parts}
     (decision,) = composing.engine.decisions
     assert decision.patch.parts == parts
@@ -63,10 +63,10 @@ async def test_a_composition_of_goes_first_and_says_so(composing: Any, parts: An
     for wish in ("toxicity, bias", "toxicity.bias"):
         response = await composing.chat(wish)
         assert response.headers[DIGEST_HEADER] == both.digest
-        assert response.headers[FORM_HEADER] == "exact"
-    assert (await composing.chat("bias, toxicity")).headers[FORM_HEADER] == "independent"
-    assert composing.value('policy_patch_compositions_total{form="exact"}') == 2
-    assert composing.value('policy_patch_compositions_total{form="independent"}') == 1
+        assert response.headers[FORM_HEADER] == "prepared"
+    assert (await composing.chat("bias, toxicity")).headers[FORM_HEADER] == "joined"
+    assert composing.value('policy_patch_compositions_total{form="prepared"}') == 2
+    assert composing.value('policy_patch_compositions_total{form="joined"}') == 1
 
 
 async def test_a_patch_that_is_no_composition_has_no_form(composing: Any) -> None:
@@ -83,7 +83,7 @@ async def test_parts_stay_until_the_last_answer_that_uses_them(
 ) -> None:
     composing.engine.may_go_on.clear()
     stream = open_stream("toxicity, bias")
-    assert (await stream.start())[1][FORM_HEADER] == "independent"
+    assert (await stream.start())[1][FORM_HEADER] == "joined"
     for name in ("toxicity", "bias"):
         await composing.catalog.forget_file(composing.folder / f"{name}-1.0.0.safetensors")
     assert {part.digest for part in parts} <= composing.residency.resident.keys()
@@ -107,9 +107,9 @@ async def test_metrics_count_all_of_them_under_one_label(composing: Any) -> None
 
 def test_a_composition_of_one_content_is_equal_to_itself_only(parts: Any) -> None:
     toxicity, bias = parts
-    one, same = (IndependentComposition.of((toxicity, bias)) for _ in range(2))
+    one, same = (JoinedComposition.of((toxicity, bias)) for _ in range(2))
     assert one == same
-    assert one not in (IndependentComposition.of((bias, toxicity)), toxicity, bias)
+    assert one not in (JoinedComposition.of((bias, toxicity)), toxicity, bias)
 
 
 async def test_withdrawing_a_part_ends_the_answers_that_use_it(

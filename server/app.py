@@ -8,9 +8,9 @@ from starlette.responses import JSONResponse, Response
 from server.catalog.catalog import Catalog
 from server.errors import PolicyPatchError
 from server.metrics.patches import PatchMetrics
-from server.request.gate import PatchGate
+from server.request.decider import Decider
 from server.request.middleware import PolicyPatchMiddleware
-from server.request.scope import current_credentials
+from server.request.scope import current_credentials, reject
 from server.routes.admin_app import Admin
 from server.routes.patches import patches_router
 
@@ -19,7 +19,7 @@ def install(
     app: FastAPI,
     *,
     catalog: Catalog | None,
-    gate: PatchGate,
+    decider: Decider,
     metrics: PatchMetrics,
     admin: Admin | None = None,
 ) -> None:
@@ -31,16 +31,16 @@ def install(
     """
     if app.middleware_stack is not None:
         raise RuntimeError("app: expected one that serves no request yet")
-    app.user_middleware.append(Middleware(PolicyPatchMiddleware, gate=gate, metrics=metrics))
+    app.user_middleware.append(Middleware(PolicyPatchMiddleware, decider=decider, metrics=metrics))
     if admin is not None:
         admin.add_routes(app)
     if catalog is not None:
-        app.include_router(patches_router(catalog, lambda: gate.terms(current_credentials.get())))
+        app.include_router(patches_router(catalog, lambda: decider.terms(current_credentials.get())))
 
     async def answer_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, PolicyPatchError)
         # Recorded, so that the middleware counts it as a refusal and not as any client error.
-        gate.reject(error)
+        reject(error)
         return JSONResponse(error.body(), status_code=error.status, headers=dict(error.headers()))
 
     app.add_exception_handler(PolicyPatchError, answer_refusal)

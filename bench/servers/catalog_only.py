@@ -30,7 +30,9 @@ from server.memory.options import TierOptions
 from server.memory.tiers import TieredResidency
 from server.metrics.patches import PatchMetrics
 from server.policy.rules import OPEN_POLICY
+from server.request.decider import Decider
 from server.request.gate import PatchGate
+from server.request.lease import Leases
 from server.request.prompt_routes import RouteKind
 from server.request.scope import RequestScope
 
@@ -52,7 +54,7 @@ class InstantWorkers:
         """See ``Workers.unload``."""
 
 
-def time_decisions(gate: PatchGate, names: Sequence[str]) -> list[float]:
+def time_decisions(decider: Decider, names: Sequence[str]) -> list[float]:
     """Return the seconds of each of many selections among ``names``, from header to hold."""
     rng = random.Random(0)
     samples = []
@@ -60,13 +62,15 @@ def time_decisions(gate: PatchGate, names: Sequence[str]) -> list[float]:
         header = [name.encode()]
         started = time.perf_counter()
         scope = RequestScope(RouteKind.GENERATES)
-        gate.open(scope, header)
+        decider.open(scope, header)
         samples.append(time.perf_counter() - started)
-        gate.close(scope)
+        decider.close(scope)
     return samples
 
 
-def build_app(gate: PatchGate, catalog: Catalog, metrics: PatchMetrics, facts: dict[str, Any]) -> FastAPI:
+def build_app(
+    decider: Decider, gate: PatchGate, catalog: Catalog, metrics: PatchMetrics, facts: dict[str, Any]
+) -> FastAPI:
     """Build the app around a started catalog."""
     app = FastAPI()
 
@@ -80,7 +84,7 @@ def build_app(gate: PatchGate, catalog: Catalog, metrics: PatchMetrics, facts: d
         return {
             **facts,
             "num_patches": len(names),
-            "decide_s": asdict(summarise(time_decisions(gate, names))),
+            "decide_s": asdict(summarise(time_decisions(decider, names))),
         }
 
     @app.post("/v1/completions")
@@ -92,7 +96,7 @@ def build_app(gate: PatchGate, catalog: Catalog, metrics: PatchMetrics, facts: d
             lease.tokens(1)
         return {"digest": patch.digest}
 
-    install(app, catalog=catalog, gate=gate, metrics=metrics)
+    install(app, catalog=catalog, decider=decider, metrics=metrics)
     return app
 
 
@@ -103,11 +107,12 @@ async def serve(model: Path, patches: Path, port: int) -> None:
     base_model = await asyncio.to_thread(fingerprint_model, model, "bfloat16")
     residency = TieredResidency(InstantWorkers(), TierOptions(), metrics.tiers)
     catalog = Catalog(residency, base_model, max_num_tokens=1024, metrics=metrics)
-    gate = PatchGate(catalog, OPEN_POLICY, metrics, served_names=["bench"])
+    leases = Leases(catalog, metrics)
+    decider = Decider(catalog, OPEN_POLICY, leases, served_names=["bench"])
     started, used = time.perf_counter(), time.process_time()
     async with PatchFolder(patches, catalog):
         facts = {"start_s": time.perf_counter() - started, "start_cpu_s": time.process_time() - used}
-        app = build_app(gate, catalog, metrics, facts)
+        app = build_app(decider, PatchGate(decider, leases), catalog, metrics, facts)
         app.mount("/metrics", make_asgi_app(registry))
         config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
         await uvicorn.Server(config).serve()

@@ -56,7 +56,9 @@ from server.memory.options import TierOptions
 from server.memory.tiers import TieredResidency
 from server.metrics.patches import PatchMetrics
 from server.policy.watch import PolicyWatch
+from server.request.decider import Decider
 from server.request.gate import PatchGate
+from server.request.lease import Leases
 from server.routes.admin_app import Admin
 from server.trust.trust import Trust
 
@@ -127,27 +129,27 @@ class FrontEnd:
                 may_compose=may_compose,
                 processes=followers,
             )
-            gate = self._gate(catalog, control.audit)
+            decider, gate = self._gate(catalog, control.audit)
             operator = Operator(catalog)
-            gate.canaries = CanaryWatch(catalog.record, operator, metrics.canary, control.audit)
+            decider.canaries = CanaryWatch(catalog.record, operator, metrics.canary, control.audit)
             engine.bind_gate(gate)
             if followers is not None:
                 followers.bind(catalog.residents, _signer_of(control.trust))
-                followers.canaries = gate.canaries
+                followers.canaries = decider.canaries
             async with (
                 followers or contextlib.nullcontext(),
                 PatchFolder(options.patches, catalog) as folder,
                 TrustWatch(control.trust, catalog, metrics),
-                self._policy_watch(gate, followers),
+                self._policy_watch(decider, followers),
             ):
                 admin = Admin(catalog, operator, Uploads(options.patches, folder, catalog), control.access)
                 await asyncio.to_thread(admin.uploads.remove_leftovers)
                 app = await self._app(engine)
                 admin_here = admin if control.listener is None else None
-                install(app, catalog=catalog, gate=gate, metrics=metrics, admin=admin_here)
-                await _init_state(app, engine, self.args, gate)
+                install(app, catalog=catalog, decider=decider, metrics=metrics, admin=admin_here)
+                await _init_state(app, engine, self.args, gate, decider)
                 logger.info("serving on %s with %s", self.listen_address, _summary(catalog))
-                async with admin.listen(gate, control.listener), self._relayed(app, followers):
+                async with admin.listen(decider, control.listener), self._relayed(app, followers):
                     shutdown = await self._serve(app)
         finally:
             engine.shutdown(timeout=config.shutdown_timeout)
@@ -164,17 +166,17 @@ class FrontEnd:
             residents = FollowedResidents(self.metrics)
             may_compose = options.composition == "joined"
             mirror = Mirror(seat.index, seat.steps, residents, options.policy, may_compose=may_compose)
-            gate = self._gate(mirror, MirrorAudit(audit, mirror.signer_of))
-            mirror.bind(gate)
+            decider, gate = self._gate(mirror, MirrorAudit(audit, mirror.signer_of))
+            mirror.bind(decider)
             engine.bind_gate(gate)
             follower = Follower(seat.index, seat.address, mirror, residents.residency, self.metrics)
-            gate.canaries = follower
+            decider.canaries = follower
             async with follower:
                 app = await self._app(engine)
-                install(app, catalog=None, gate=gate, metrics=self.metrics)
+                install(app, catalog=None, decider=decider, metrics=self.metrics)
                 relay = Middleware(Relay, address=seat.relay_address, is_in_step=lambda: mirror.is_in_step)
                 app.user_middleware.insert(0, relay)
-                await _init_state(app, engine, self.args, gate)
+                await _init_state(app, engine, self.args, gate, decider)
                 shutdown = await self._serve(app)
         finally:
             engine.shutdown(timeout=config.shutdown_timeout)
@@ -212,9 +214,11 @@ class FrontEnd:
             client_index=self.client.get("client_index", 0),
         )
 
-    def _gate(self, catalog: Catalog | Mirror, audit: Audit) -> PatchGate:
+    def _gate(self, catalog: Catalog | Mirror, audit: Audit) -> tuple[Decider, PatchGate]:
         names = list(self.args.served_model_name or [self.args.model])
-        return PatchGate(catalog, self.options.policy, self.metrics, served_names=names, audit=audit)
+        leases = Leases(catalog, self.metrics)
+        decider = Decider(catalog, self.options.policy, leases, served_names=names, audit=audit)
+        return decider, PatchGate(decider, leases)
 
     def _followers(self) -> FollowerPool | None:
         if self.seat is None:
@@ -223,7 +227,7 @@ class FrontEnd:
         return FollowerPool(self.seat.steps, self.seat.address, file[1].data if file is not None else None)
 
     def _policy_watch(
-        self, gate: PatchGate, followers: FollowerPool | None
+        self, decider: Decider, followers: FollowerPool | None
     ) -> AbstractAsyncContextManager[object]:
         if self.options.policy_file is None:
             return contextlib.nullcontext()
@@ -231,8 +235,8 @@ class FrontEnd:
         logger.info("policy file %s (%s) is in force", path, loaded.digest)
         control = self.metrics.control
         if followers is None:
-            return PolicyWatch(path, loaded, gate, control, gate.audit)
-        return PolicyWatch(path, loaded, gate, control, gate.audit, moved=followers.policy_moved)
+            return PolicyWatch(path, loaded, decider, control, decider.audit)
+        return PolicyWatch(path, loaded, decider, control, decider.audit, moved=followers.policy_moved)
 
     async def _app(self, engine: PatchedAsyncLLM) -> FastAPI:
         app = build_app(self.args, await engine.get_supported_tasks(), engine.model_config)
@@ -356,10 +360,12 @@ def _summary(catalog: Catalog) -> str:
     return f"{len(names)} patches: {', '.join(names[:10])}" + (" ..." if len(names) > 10 else "")
 
 
-async def _init_state(app: Any, engine: PatchedAsyncLLM, args: argparse.Namespace, gate: PatchGate) -> None:
+async def _init_state(
+    app: Any, engine: PatchedAsyncLLM, args: argparse.Namespace, gate: PatchGate, decider: Decider
+) -> None:
     await init_app_state(engine, app.state, args, await engine.get_supported_tasks())
     models = app.state.openai_serving_models
-    models.registry = PatchModelRegistry(models.registry, gate)
+    models.registry = PatchModelRegistry(models.registry, gate, decider)
 
 
 def _http_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
 
 if TYPE_CHECKING:
+    from server.request.decider import Decider
     from server.request.gate import PatchGate
 
 
@@ -16,9 +17,10 @@ class PatchModelRegistry(OpenAIModelRegistry):
     where an alias becomes the request's selection.
     """
 
-    def __init__(self, registry: OpenAIModelRegistry, gate: "PatchGate") -> None:
+    def __init__(self, registry: OpenAIModelRegistry, gate: "PatchGate", decider: "Decider") -> None:
         super().__init__(registry.model_config, registry.base_model_paths)
         self._gate = gate
+        self._decider = decider
 
     def is_base_model(self, model_name: str) -> bool:
         """Return whether the name is served; an alias is noted as this request's selection.
@@ -40,6 +42,6 @@ class PatchModelRegistry(OpenAIModelRegistry):
                 max_model_len=base.max_model_len,
                 permission=[ModelPermission()],
             )
-            for alias in self._gate.aliases(base.id)
+            for alias in self._decider.aliases(base.id)
         )
         return models

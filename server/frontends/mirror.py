@@ -1,6 +1,6 @@
 """What a follower knows of the catalog: two copies at most, and the shared number that says which one holds.
 
-``view`` and the gate's policy are those of the step that holds; where this process has not been given that
+``view`` and the decider's policy are those of the step that holds; where this process has not been given that
 step, is not counted on, or has not heard from the leader for a while, ``require_in_step`` refuses.
 """
 

@@ -1,4 +1,4 @@
-"""Keeps the gate's policy equal to a file: as a whole, or not at all.
+"""Keeps the decider's policy equal to a file: as a whole, or not at all.
 
 A file that can't be read or is no policy changes nothing: the old policy goes on deciding, the log and the
 metrics say so. A file that is being written is left alone until it rests, since half of a policy may well be
@@ -42,7 +42,7 @@ class PolicyHolder(Protocol):
 
 
 class PolicyWatch:
-    """Follows one policy file for one gate; an async context manager."""
+    """Follows one policy file for one decider; an async context manager."""
 
     def __init__(
         self,

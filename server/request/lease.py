@@ -1,49 +1,33 @@
-"""One generation under a patch: what keeps its tensors, and what ends it before its time."""
+"""What keeps the tensors of a patch while requests use it, and what ends such a use before its time.
+
+Invariant: while any part of a request, its HTTP exchange or a generation of it, may still use a patch, the
+catalog counts the request as in flight.
+"""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from server.catalog.residents import Resident
+from server.catalog.served import Served
 from server.errors import PatchWithdrawn, PolicyPatchError
 from server.metrics.latency import PatchLatency
-from server.request.scope import RequestScope
+from server.metrics.patches import PatchMetrics
+from server.request.scope import RequestScope, reject
 from server.versions.composition import SelectedPatch
 
 T = TypeVar("T")
-AnyPolicyPatchError = TypeVar("AnyPolicyPatchError", bound=PolicyPatchError)
-
-
-class Leases(Protocol):
-    """What a lease asks of the gate that gave it."""
-
-    def hold(self, scope: RequestScope) -> None:
-        """Count ``scope`` as in flight for its patch, once."""
-
-    def residents(self, patch: SelectedPatch) -> tuple[Resident, ...]:
-        """Return what the catalog holds of the parts of ``patch``, which is held."""
-        ...
-
-    async def wait_ready(self, patch: SelectedPatch) -> None:
-        """Return once every worker holds ``patch``."""
-
-    def reject(self, error: AnyPolicyPatchError) -> AnyPolicyPatchError:
-        """Record ``error`` as the answer to the current request and return it."""
-        ...
-
-    def release_if_idle(self, scope: RequestScope) -> None:
-        """Stop counting ``scope`` once nothing of it is left."""
 
 
 class Lease:
     """One generation under a patch: keeps the tensors, measures the latency."""
 
     __slots__ = (
-        "_gate",
         "_is_withdrawn",
         "_latency",
+        "_leases",
         "_residents",
         "_scope",
         "_started_s",
@@ -53,10 +37,10 @@ class Lease:
     )
 
     def __init__(
-        self, gate: Leases, scope: RequestScope, patch: SelectedPatch, latency: PatchLatency
+        self, leases: "Leases", scope: RequestScope, patch: SelectedPatch, latency: PatchLatency
     ) -> None:
         self.patch = patch
-        self._gate = gate
+        self._leases = leases
         self._scope = scope
         self._latency = latency
         self._started_s = 0.0
@@ -69,10 +53,10 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         try:
-            self._gate.hold(self._scope)
+            self._leases.hold(self._scope)
         except PolicyPatchError as error:
-            raise self._gate.reject(error) from None
-        self._residents = self._gate.residents(self.patch)
+            raise reject(error) from None
+        self._residents = self._leases.residents(self.patch)
         for resident in self._residents:
             resident.uses.add(self)
         self._is_withdrawn = any(resident.is_withdrawn for resident in self._residents)
@@ -93,7 +77,7 @@ class Lease:
             if isinstance(error, PolicyPatchError) and scope.error is None:
                 scope.error = error
         scope.num_leases -= 1
-        self._gate.release_if_idle(scope)
+        self._leases.release(scope)
 
     async def ready(self) -> None:
         """Wait until the patch can be written in front of a request; other requests go on meanwhile.
@@ -102,9 +86,9 @@ class Lease:
             PatchNotReady: It can't be had.
         """
         try:
-            await self._gate.wait_ready(self.patch)
+            await self._leases.wait_ready(self.patch)
         except PolicyPatchError as error:
-            raise self._gate.reject(error) from None
+            raise reject(error) from None
 
     async def take(self, outputs: AsyncIterator[T]) -> T | None:
         """Wait for the engine's next output; ``None`` where there is no more.
@@ -136,7 +120,7 @@ class Lease:
 
     def _withdrawal(self) -> PatchWithdrawn:
         error = PatchWithdrawn(f"patch '{self.patch.reference}' was withdrawn while it was answering")
-        return self._gate.reject(error)
+        return reject(error)
 
     def first_token(self) -> None:
         """Note the first token, where ``tokens`` has not."""
@@ -157,3 +141,61 @@ class Lease:
         now_s = time.monotonic()
         self._latency.inter_token.observe((now_s - self._token_s) / num_tokens, num_tokens)
         self._token_s = now_s
+
+
+class Leases:
+    """Counts requests as in flight for what answers them, and hands out leases."""
+
+    def __init__(self, catalog: Served, metrics: PatchMetrics) -> None:
+        self._catalog = catalog
+        self._metrics = metrics
+
+    def lease(self, scope: RequestScope, patch: SelectedPatch) -> Lease:
+        """Return a lease on ``patch``, which ``scope`` was decided for; it holds from entering it."""
+        return Lease(self, scope, patch, self._metrics.latency(patch.name))
+
+    def count_base(self, scope: RequestScope) -> None:
+        """Count ``scope`` as running on the base model, until it holds a patch or is released."""
+        scope.is_counted_as_base = True
+        self._metrics.num_base_running += 1
+
+    def hold(self, scope: RequestScope) -> None:
+        """Count ``scope`` as in flight for its patch, once.
+
+        Raises:
+            PatchNotReady: The patch is not resident any more.
+        """
+        patch = scope.selection.patch if scope.selection is not None else None
+        if patch is None or scope.holds_patch:
+            return
+        self._catalog.residents.acquire(patch)
+        scope.holds_patch = True
+        self._uncount_base(scope)
+
+    def release(self, scope: RequestScope) -> None:
+        """Stop counting ``scope`` once neither its HTTP exchange nor a generation of it is left."""
+        if not scope.is_closed:
+            return
+        self._uncount_base(scope)
+        if scope.num_leases == 0 and scope.holds_patch:
+            assert scope.selection is not None
+            assert scope.selection.patch is not None
+            scope.holds_patch = False
+            self._catalog.residents.release(scope.selection.patch)
+
+    def residents(self, patch: SelectedPatch) -> tuple[Resident, ...]:
+        """Return what the catalog knows of the parts of ``patch``, which is held."""
+        return tuple(self._catalog.residents[part.digest] for part in patch.parts)
+
+    async def wait_ready(self, patch: SelectedPatch) -> None:
+        """Return once every worker holds ``patch``.
+
+        Raises:
+            PatchNotReady: They can't.
+        """
+        await self._catalog.residents.ready(patch)
+
+    def _uncount_base(self, scope: RequestScope) -> None:
+        if scope.is_counted_as_base:
+            scope.is_counted_as_base = False
+            self._metrics.num_base_running -= 1

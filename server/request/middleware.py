@@ -20,7 +20,7 @@ from server.errors import PatchNotApplied, PolicyPatchError
 from server.metrics.patches import PatchMetrics
 from server.policy.caller import Credentials
 from server.request.audit_event import request_event
-from server.request.gate import PatchGate
+from server.request.decider import Decider
 from server.request.prompt_routes import RouteKind, route_kind
 from server.request.scope import RequestScope, current_credentials, current_scope
 from server.request.user import read_user
@@ -45,9 +45,9 @@ _BASE_HEADERS = ((HEADER_NAME, b"none"),)
 class PolicyPatchMiddleware:
     """Wraps the app; holds no state of any request."""
 
-    def __init__(self, app: ASGIApp, gate: PatchGate, metrics: PatchMetrics) -> None:
+    def __init__(self, app: ASGIApp, decider: Decider, metrics: PatchMetrics) -> None:
         self._app = app
-        self._gate = gate
+        self._decider = decider
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,34 +71,34 @@ class PolicyPatchMiddleware:
             return
         request = RequestScope(kind, Credentials.of(scope))
         # Where it is not known what serves, opening refuses the request.
-        if kind.is_generating and self._gate.wants_user:
+        if kind.is_generating and self._decider.wants_user:
             request.user, receive = await read_user(receive)
         try:
-            self._gate.open(request, _header_values(scope))
+            self._decider.open(request, _header_values(scope))
         except PolicyPatchError as error:
             self._refuse(error, request, scope)
             await _send_error(error, (), send)
             return
-        await _Exchange(self._gate, self._metrics, request, receive, send).run(self._app, scope)
+        await _Exchange(self._decider, self._metrics, request, receive, send).run(self._app, scope)
 
     def _refuse(self, error: PolicyPatchError, request: RequestScope, scope: Scope) -> None:
         """Count and write down a refusal that no handler was asked about."""
         self._metrics.request_rejected(error.code, None)
         event = request_event(request, scope, error, error.status)
         if event is not None:
-            self._gate.audit.record(event)
+            self._decider.audit.record(event)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = RequestScope(RouteKind.ENCODES, Credentials.of(scope))
         try:
-            self._gate.open_websocket(request, _header_values(scope))
+            self._decider.open_websocket(request, _header_values(scope))
         except PolicyPatchError as error:
             self._refuse(error, request, scope)
             await _refuse_websocket(error, scope, send)
             return
         event = request_event(request, scope, None, HTTPStatus.SWITCHING_PROTOCOLS)
         if event is not None:
-            self._gate.audit.record(event)
+            self._decider.audit.record(event)
         token = current_scope.set(request)
         try:
             await self._app(scope, receive, send)
@@ -110,7 +110,7 @@ class _Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "_gate",
+        "_decider",
         "_held_start",
         "_is_complete",
         "_is_cut",
@@ -124,9 +124,9 @@ class _Exchange:
     )
 
     def __init__(
-        self, gate: PatchGate, metrics: PatchMetrics, request: RequestScope, receive: Receive, send: Send
+        self, decider: Decider, metrics: PatchMetrics, request: RequestScope, receive: Receive, send: Send
     ) -> None:
-        self._gate = gate
+        self._decider = decider
         self._metrics = metrics
         self._request = request
         self._receive = receive
@@ -209,7 +209,7 @@ class _Exchange:
         request = self._request
         if request.error is None and request.kind.is_generating and 200 <= self._status < 300:
             with contextlib.suppress(PolicyPatchError):
-                self._gate.decide(request)
+                self._decider.decide(request)
         return request.error
 
     def _bypass(self) -> PolicyPatchError | None:
@@ -257,16 +257,16 @@ class _Exchange:
         request = self._request
         event = request_event(request, scope, self._rejection, self._status)
         if event is not None:
-            self._gate.audit.record(event)
+            self._decider.audit.record(event)
         patch = request.selection.patch if request.selection is not None else None
         if self._rejection is not None:
             self._metrics.request_rejected(self._rejection.code, patch)
-            self._gate.finished(request, "server_error" if self._rejection.status >= 500 else "rejected")
+            self._decider.finished(request, "server_error" if self._rejection.status >= 500 else "rejected")
         elif request.kind is not RouteKind.OTHER or request.selection is not None:
             self._metrics.request_finished(patch, self._outcome())
-            self._gate.finished(request, self._outcome())
+            self._decider.finished(request, self._outcome())
         # Last: with the patch's last request its series go.
-        self._gate.close(request)
+        self._decider.close(request)
 
     def _outcome(self) -> str:
         if self._is_cut:

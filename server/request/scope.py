@@ -1,17 +1,20 @@
 """What is known about the HTTP request that the current task works for.
 
-The middleware makes one per request; ``PatchGate`` fills it in. Tasks that a handler starts copy the context,
+The middleware makes one per request; ``Decider`` fills it in. Tasks that a handler starts copy the context,
 so a background response that outlives its HTTP exchange still finds its own.
 """
 
 import uuid
 from contextvars import ContextVar
+from typing import TypeVar
 
 from server.errors import PolicyPatchError
 from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
 from server.request.prompt_routes import RouteKind
 from server.versions.canary import HEADER_KEY, REQUEST_KEY, USER_KEY
 from server.versions.selection import Selection, Wish
+
+AnyPolicyPatchError = TypeVar("AnyPolicyPatchError", bound=PolicyPatchError)
 
 
 class RequestScope:
@@ -96,3 +99,15 @@ current_scope: ContextVar[RequestScope | None] = ContextVar("request_scope", def
 
 #: Who asks for a list of models or patches.
 current_credentials: ContextVar[Credentials] = ContextVar("request_credentials", default=NO_CREDENTIALS)
+
+
+def reject(error: AnyPolicyPatchError) -> AnyPolicyPatchError:
+    """Record ``error`` as the answer to the current request, and return it to be raised.
+
+    vLLM's handlers turn exceptions into answers of their own, on streams with status 200. As long as nothing
+    of the body is sent, the middleware replaces such an answer by the recorded error.
+    """
+    scope = current_scope.get()
+    if scope is not None and scope.error is None:
+        scope.error = error
+    return error

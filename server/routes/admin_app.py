@@ -19,7 +19,7 @@ from server.errors import PolicyPatchError
 from server.policy.caller import Credentials
 from server.policy.rules import OPEN_POLICY
 from server.policy.terms import Terms, terms_of
-from server.request.gate import PatchGate
+from server.request.decider import Decider
 from server.routes.admin import admin_router
 from server.routes.admin_files import admin_files_router
 from server.routes.admin_guard import admin_route
@@ -40,7 +40,7 @@ class Admin:
         app.include_router(admin_router(self.operator, self.access))
         app.include_router(admin_files_router(self.catalog, self.operator, self.uploads, self.access))
 
-    def app(self, gate: PatchGate) -> FastAPI:
+    def app(self, decider: Decider) -> FastAPI:
         """Make an app of these routes and those that describe the catalog; all ask for an admin key."""
         app = FastAPI(title="policypatch admin", version=__version__)
         self.add_routes(app)
@@ -48,17 +48,17 @@ class Admin:
         def terms() -> Terms:
             # No rule of the policy keeps anything from an operator.
             everything = terms_of(Credentials(), OPEN_POLICY)
-            return replace(gate.terms(Credentials()), rules=everything.rules)
+            return replace(decider.terms(Credentials()), rules=everything.rules)
 
         app.include_router(patches_router(self.catalog, terms, admin_route(self.access)))
         app.add_exception_handler(PolicyPatchError, answer_refusal)
         return app
 
-    def listen(self, gate: PatchGate, listener: socket.socket | None) -> AbstractAsyncContextManager[object]:
+    def listen(self, decider: Decider, listener: socket.socket | None) -> AbstractAsyncContextManager[object]:
         """Serve the app on a bound socket while the context lasts, if there is one."""
         if listener is None:
             return contextlib.nullcontext()
-        return AdminListener(self.app(gate), listener)
+        return AdminListener(self.app(decider), listener)
 
 
 async def answer_refusal(request: Request, error: Exception) -> Response:

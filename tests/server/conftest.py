@@ -1,32 +1,36 @@
 """A folder, a catalog, a gate and a real app around an engine that answers with its digest."""
 
 import asyncio
-import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 
 from patches.format import encode_patch
 from patches.manifest import BaseModel, Manifest
 from server.app import install
 from server.catalog.catalog import Catalog
-from server.memory.residency import NullResidency, ResidencyError
 from server.metrics.patches import PatchMetrics
 from server.policy.rules import OPEN_POLICY, Policy
+from server.request.decider import Decider
 from server.request.gate import PatchGate
-from server.versions.selection import Selection
+from server.request.lease import Leases
+from tests.server.fake_engine import (
+    SERVED_NAME,
+    FakeEngine,
+    ScriptedResidency,
+    add_generating_routes,
+    add_other_routes,
+)
 
-SERVED_NAME = "demo"
 MAX_NUM_TOKENS = 64
 
 BASE_MODEL = BaseModel(
@@ -80,156 +84,6 @@ async def until(condition: Callable[[], Any]) -> None:
         await asyncio.sleep(0.005)
 
 
-class ScriptedResidency(NullResidency):
-    """Counts calls; refuses or waits where a test says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, str]] = []
-        self.refusals = 0
-        self.may_load = asyncio.Event()
-        self.may_load.set()
-        self.may_unload = asyncio.Event()
-        self.may_unload.set()
-
-    async def load(self, digest: str, kv: torch.Tensor, *, name: str, path: Path) -> int:
-        self.calls.append(("load", digest))
-        await self.may_load.wait()
-        if self.refusals:
-            self.refusals -= 1
-            raise ResidencyError("worker 1 says no")
-        return await super().load(digest, kv, name=name, path=path)
-
-    async def unload(self, digest: str) -> None:
-        self.calls.append(("unload", digest))
-        await self.may_unload.wait()
-        await super().unload(digest)
-
-
-@dataclass
-class FakeEngine:
-    """Answers with tokens that name the content it was asked to use."""
-
-    gate: PatchGate
-    residency: ScriptedResidency
-    num_tokens: int = 3
-    #: Generations wait here before their first token, and here after it.
-    may_start: asyncio.Event = field(default_factory=asyncio.Event)
-    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
-    #: Raise this after that many tokens.
-    fails_after: int | None = None
-    failure: Exception = field(default_factory=lambda: RuntimeError("the engine broke"))
-    num_running: int = 0
-    #: Every decision that a generation got.
-    decisions: list[Selection] = field(default_factory=list)
-
-    def generate(self) -> AsyncIterator[str]:
-        """As the real client: refuses when called, not when iterated."""
-        selection = self.gate.selection()
-        self.decisions.append(selection)
-        return self._tokens(selection)
-
-    async def _tokens(self, selection: Selection) -> AsyncIterator[str]:
-        patch = selection.patch
-        if patch is None:
-            async for token in self._run("base", ()):
-                yield token
-            return
-        with self.gate.lease(patch) as lease:
-            await lease.ready()
-            async with contextlib.aclosing(self._run(patch.digest, patch.parts)) as outputs:
-                while (token := await lease.take(outputs)) is not None:
-                    lease.tokens(1)
-                    yield token
-
-    async def _run(self, text: str, parts: Sequence[Any]) -> AsyncGenerator[str, None]:
-        """As the engine: one token after another, until it is told to stop."""
-        self.num_running += 1
-        try:
-            for index in range(self.num_tokens):
-                held = all(part.digest in self.residency.resident for part in parts)
-                assert held, "the prefix was dropped"
-                if index == self.fails_after:
-                    raise self.failure
-                if index < 2:
-                    await (self.may_go_on if index else self.may_start).wait()
-                yield text
-        finally:
-            self.num_running -= 1
-
-
-async def events(tokens: AsyncIterator[str]) -> AsyncIterator[str]:
-    """As vLLM's streams do, turn an exception into a chunk."""
-    try:
-        async for token in tokens:
-            yield f"data: {token}\n\n"
-    except Exception as error:
-        yield f"data: {json.dumps({'error': str(error)})}\n\n"
-    yield "data: [DONE]\n\n"
-
-
-def add_generating_routes(app: FastAPI, engine: FakeEngine) -> None:
-    """Add routes that ask the engine as vLLM's do."""
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Any:
-        body = await request.json()
-        model = body.get("model", SERVED_NAME)
-        if model != SERVED_NAME and not engine.gate.note_alias(model):
-            return JSONResponse({"error": {"message": "no such model"}}, 404)
-        if body.get("breaks"):
-            raise RuntimeError("a bug in the route")
-        if body.get("ignores_patch"):
-            return {"text": "base"}
-        tokens = engine.generate()
-        if body.get("stream"):
-            return StreamingResponse(events(tokens), media_type="text/event-stream")
-        return {"tokens": [token async for token in tokens]}
-
-    @app.post("/v1/responses")
-    async def responses() -> Any:
-        tokens = engine.generate()
-
-        async def run() -> list[str]:
-            return [token async for token in tokens]
-
-        app.state.background = asyncio.create_task(run())
-        return {"status": "queued"}
-
-
-def add_other_routes(app: FastAPI, engine: FakeEngine) -> None:
-    """Add routes that never generate."""
-
-    @app.post("/v1/embeddings")
-    @app.post("/v1/completions/render")
-    async def embed(request: Request) -> Any:
-        body = await request.json()
-        if "model" in body:
-            engine.gate.note_alias(body["model"])
-        return {"embedding": [0.0]}
-
-    @app.post("/invocations")
-    async def invocations() -> Any:
-        engine.gate.refuse_if_patched("pooling")
-        return {"embedding": [0.0]}
-
-    @app.post("/v1/messages")
-    async def messages(request: Request) -> Any:
-        # As vLLM's handlers: one that waits for the client to go gives up and returns nothing.
-        await request.body()
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        return None
-
-    @app.post("/v1/responses/{response_id}/cancel")
-    async def cancel(response_id: str) -> Any:
-        return {"id": response_id}
-
-    @app.get("/v1/models")
-    async def models() -> Any:
-        return {"data": []}
-
-
 @dataclass
 class Stand:
     """Everything that a test needs, wired as ``server.engine.launch`` does it."""
@@ -239,6 +93,7 @@ class Stand:
     metrics: PatchMetrics
     residency: ScriptedResidency
     catalog: Catalog
+    decider: Decider
     gate: PatchGate
     engine: FakeEngine
     app: FastAPI
@@ -278,7 +133,7 @@ class Stand:
         return sum(row.num_in_flight for row in self.catalog.rows())
 
     def use(self, **policy: Any) -> None:
-        self.gate.policy = Policy.from_flags(
+        self.decider.policy = Policy.from_flags(
             default_patch=policy.get("default_patch"), require_patch=policy.get("require_patch", False)
         )
 
@@ -313,17 +168,19 @@ async def stand(folder: Path, records: Any) -> AsyncIterator[Stand]:
     metrics = PatchMetrics(registry := CollectorRegistry())
     residency = ScriptedResidency()
     catalog = Catalog(residency, BASE_MODEL, MAX_NUM_TOKENS, metrics, records=records)
-    gate = PatchGate(catalog, OPEN_POLICY, metrics, served_names=[SERVED_NAME])
+    leases = Leases(catalog, metrics)
+    decider = Decider(catalog, OPEN_POLICY, leases, served_names=[SERVED_NAME])
+    gate = PatchGate(decider, leases)
     engine = FakeEngine(gate, residency)
     engine.may_start.set()
     engine.may_go_on.set()
     app = FastAPI()
     add_generating_routes(app, engine)
     add_other_routes(app, engine)
-    install(app, catalog=catalog, gate=gate, metrics=metrics)
+    install(app, catalog=catalog, decider=decider, metrics=metrics)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield Stand(folder, registry, metrics, residency, catalog, gate, engine, app, client)
+        yield Stand(folder, registry, metrics, residency, catalog, decider, gate, engine, app, client)
 
 
 class Stream:

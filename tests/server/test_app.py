@@ -26,7 +26,7 @@ async def test_authentication_comes_first(stand: Any) -> None:
 
     app = FastAPI()
     app.add_middleware(Authentication)
-    install(app, catalog=stand.catalog, gate=stand.gate, metrics=stand.metrics)
+    install(app, catalog=stand.catalog, decider=stand.decider, metrics=stand.metrics)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         for header in ("unknown", "Odd Case"):
             response = await client.post("/v1/chat/completions", headers={"X-Policy-Patch": header})
@@ -36,7 +36,7 @@ async def test_authentication_comes_first(stand: Any) -> None:
 async def test_an_app_that_serves_already_is_refused(stand: Any) -> None:
     await stand.chat()
     with pytest.raises(RuntimeError, match="serves no request yet"):
-        install(stand.app, catalog=stand.catalog, gate=stand.gate, metrics=stand.metrics)
+        install(stand.app, catalog=stand.catalog, decider=stand.decider, metrics=stand.metrics)
 
 
 async def test_a_refusal_that_a_route_raises_becomes_an_error_object(stand: Any) -> None:

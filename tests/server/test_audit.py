@@ -222,7 +222,7 @@ class MemoryAudit:
 @pytest.fixture
 def events(stand: Any) -> list[AuditEvent]:
     audit: Audit = MemoryAudit()
-    stand.gate.audit = audit
+    stand.decider.audit = audit
     assert isinstance(audit, MemoryAudit)
     return audit.events
 

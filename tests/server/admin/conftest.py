@@ -107,7 +107,7 @@ async def admin(stand: Any, key_file: Path) -> AsyncIterator[AdminStand]:
     folder = PatchFolder(stand.folder, stand.catalog)
     uploads = Uploads(stand.folder, folder, stand.catalog)
     parts = Admin(stand.catalog, operator, uploads, access)
-    app = parts.app(stand.gate)
+    app = parts.app(stand.decider)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {ALICE}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://admin", headers=headers) as client:

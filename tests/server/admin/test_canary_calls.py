@@ -14,11 +14,11 @@ ORDER = {"version": "1.1.0", "share": 0.2, "key": "header:X-User-Id"}
 
 @pytest.fixture
 async def trial(stand: Any, admin: Any) -> CanaryWatch:
-    """1.0.0 serves, 1.1.0 is held; the gate tells a watch whose clock a test sets."""
+    """1.0.0 serves, 1.1.0 is held; the decider tells a watch whose clock a test sets."""
     await stand.load("pirate", "1.0.0")
     assert (await admin.put(stand.bytes(version="1.1.0"), "pirate/1.1.0", hold=True)).status_code == 201
     watch = CanaryWatch(stand.catalog.record, admin.operator, stand.metrics.canary, admin.audit)
-    stand.gate.canaries = watch
+    stand.decider.canaries = watch
     return watch
 
 

@@ -165,7 +165,7 @@ async def test_without_a_key_file_every_call_is_refused(
 ) -> None:
     await stand.load("pirate", "1.0.0")
     access = AdminAccess(None, admin.audit)
-    app = replace(admin.parts, access=access).app(stand.gate)
+    app = replace(admin.parts, access=access).app(stand.decider)
     admin.client._transport.app = app
     body = {"version": "1.0.0"} if path.endswith("activate") else None
     answer = await admin.client.request(method, path, json=body)
@@ -198,7 +198,7 @@ async def test_orders_reach_the_main_app_where_it_has_them(stand: Any, admin: An
     await stand.load("pirate", "1.1.0")
     stand.use(default_patch="pirate", require_patch=True)
     app = type(stand.app)()
-    parts = {"catalog": stand.catalog, "gate": stand.gate, "metrics": stand.metrics}
+    parts = {"catalog": stand.catalog, "decider": stand.decider, "metrics": stand.metrics}
     install(app, **parts, admin=admin.parts)
     stand.client._transport.app = app
     headers = {"X-Policy-Patch": "pirate", "X-Admin-Key": ALICE}

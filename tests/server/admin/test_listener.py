@@ -22,7 +22,7 @@ async def test_calls_arrive_and_need_a_key(stand: Any, admin: Any, tmp_path: Pat
     port = 0 if kind == "unix" else listener.getsockname()[1]
     transport = httpx.AsyncHTTPTransport(uds=str(where) if where else None)
     async with (
-        AdminListener(admin.parts.app(stand.gate), listener),
+        AdminListener(admin.parts.app(stand.decider), listener),
         httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{port or 80}") as client,
     ):
         for _ in range(100):

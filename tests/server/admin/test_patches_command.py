@@ -31,7 +31,7 @@ async def command(stand: Any, admin: Any, tmp_path: Path) -> Any:
 
     with bind_admin(f"unix:{path}") as listener:
         listener.listen()
-        async with AdminListener(admin.parts.app(stand.gate), listener):
+        async with AdminListener(admin.parts.app(stand.decider), listener):
             yield run
 
 

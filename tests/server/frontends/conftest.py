@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,10 @@ from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps, num_words
 from server.metrics.patches import PatchMetrics
 from server.policy.rules import OPEN_POLICY
+from server.request.decider import Decider
 from server.request.gate import PatchGate
+from server.request.lease import Leases
+from tests.server.fake_engine import FakeEngine, add_generating_routes, add_other_routes
 
 #: Long enough for one event loop on a busy machine, short enough to wait for.
 CONFIRM_S = 1.0
@@ -56,11 +58,11 @@ class MutedFollower(Follower):
 
 @dataclass
 class Process:
-    """One follower: its gate, an engine client, an app and somebody who calls it."""
+    """One follower: its decider, an engine client, an app and somebody who calls it."""
 
     follower: MutedFollower
     mirror: Mirror
-    gate: PatchGate
+    decider: Decider
     engine: Any
     app: Any
     client: httpx.AsyncClient
@@ -129,8 +131,6 @@ async def fleet(stand: Any, pool: FollowerPool, steps: Steps, sockets: Path) -> 
     # What serving hands to the catalog as it makes it; that of ``stand`` is there already.
     stand.catalog._processes = stand.catalog.residents._processes = pool
     pool.bind(stand.catalog.residents, lambda digest: f"signer of {digest[:12]}")
-    kinds = type(stand.engine)
-    make_app = _make_app_of(stand)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(pool)
         relayed = AdminListener(FromFollowers(stand.app), bind_admin(f"unix:{sockets / 'http'}"))
@@ -141,42 +141,37 @@ async def fleet(stand: Any, pool: FollowerPool, steps: Steps, sockets: Path) -> 
             residents = FollowedResidents(metrics)
             mirror = Mirror(index, steps, residents, OPEN_POLICY)
             audit = AuditList()
-            gate = PatchGate(
+            leases = Leases(mirror, metrics)
+            decider = Decider(
                 mirror,
                 OPEN_POLICY,
-                metrics,
+                leases,
                 served_names=["demo"],
                 audit=MirrorAudit(audit, mirror.signer_of),
             )
-            mirror.bind(gate)
-            engine = kinds(gate, stand.residency)
+            mirror.bind(decider)
+            engine = FakeEngine(PatchGate(decider, leases), stand.residency)
             engine.may_start.set()
             engine.may_go_on.set()
             follower = MutedFollower(index, sockets / "lead", mirror, residents.residency, metrics)
-            gate.canaries = follower
-            app = Relay(make_app(engine, metrics), sockets / "http", lambda: mirror.is_in_step)
+            decider.canaries = follower
+            app = Relay(_make_app(engine, decider, metrics), sockets / "http", lambda: mirror.is_in_step)
             await stack.enter_async_context(follower)
             client = await stack.enter_async_context(
                 httpx.AsyncClient(
                     transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test"
                 )
             )
-            return Process(follower, mirror, gate, engine, app, client, audit.events)
+            return Process(follower, mirror, decider, engine, app, client, audit.events)
 
         fleet = Fleet(stand, pool, Operator(stand.catalog), steps, sockets, make_process)
         fleet.processes = [await make_process(1), await make_process(2)]
         yield fleet
 
 
-def _make_app_of(stand: Any) -> Callable[..., Any]:
-    # The app of a follower has the same routes; the module that makes them is the one that made ``stand``.
-    module = sys.modules[type(stand).__module__]
-
-    def make_app(engine: Any, metrics: PatchMetrics) -> FastAPI:
-        app = FastAPI()
-        module.add_generating_routes(app, engine)
-        module.add_other_routes(app, engine)
-        install(app, catalog=None, gate=engine.gate, metrics=metrics)
-        return app
-
-    return make_app
+def _make_app(engine: FakeEngine, decider: Decider, metrics: PatchMetrics) -> FastAPI:
+    app = FastAPI()
+    add_generating_routes(app, engine)
+    add_other_routes(app, engine)
+    install(app, catalog=None, decider=decider, metrics=metrics)
+    return app

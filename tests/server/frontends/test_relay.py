@@ -59,7 +59,7 @@ async def test_a_policy_holds_in_all_processes_at_once(fleet: Any) -> None:
     assert await one.version() == "pirate@1.0.0"
     async with fleet.followers.policy_moved(FORBIDDING):
         assert await other.version() == "pirate@1.0.0", "it is known there, and does not hold yet"
-        fleet.stand.gate.policy = parse_policy(FORBIDDING)
+        fleet.stand.decider.policy = parse_policy(FORBIDDING)
     for process in (one, other):
         assert fleet.stand.code(await process.chat("pirate")) == (403, "patch_forbidden")
         assert (await process.chat("none")).status_code == 200

@@ -42,7 +42,7 @@ async def patches(stand: Any) -> dict[str, str]:
         ]
         origin = {"method": "compose", "components": components}
         plain[name] = await stand.load(name, origin=origin, fill=30.0 + index)
-    stand.gate.policy = parse_policy(POLICY.encode())
+    stand.decider.policy = parse_policy(POLICY.encode())
     return {patch.digest: name for name, patch in plain.items()}
 
 

@@ -37,7 +37,7 @@ async def loaded(stand: Any) -> Any:
         components = [{"name": p.name, "version": p.version, "digest": p.digest} for p in chosen]
         origin = {"method": "compose", "components": components}
         await stand.load(".".join(p.name for p in chosen), origin=origin, fill=10.0 + index)
-    stand.gate.policy = RESTRICTED
+    stand.decider.policy = RESTRICTED
     return stand
 
 
@@ -77,7 +77,7 @@ async def test_a_hidden_patch_and_an_absent_one_are_told_in_the_same_words(loade
 
 
 async def test_a_caller_that_may_have_nothing_is_shown_nothing(loaded: Any) -> None:
-    loaded.gate.policy = CLOSED
+    loaded.decider.policy = CLOSED
     document = (await loaded.client.get("/v1/patches")).json()
     assert (document["data"], document["default_patch"], document["is_patch_required"]) == ([], None, True)
 
@@ -102,7 +102,7 @@ async def test_refused_files_are_shown_to_callers_whose_patches_they_would_be(lo
 async def test_aliases_are_listed_where_the_caller_may_use_them(loaded: Any) -> None:
     @loaded.app.get("/aliases")
     async def aliases() -> Any:
-        return loaded.gate.aliases("demo")
+        return loaded.decider.aliases("demo")
 
     async def listed(headers: dict[str, str]) -> list[str]:
         answer: list[str] = (await loaded.client.get("/aliases", headers=headers)).json()
@@ -111,7 +111,7 @@ async def test_aliases_are_listed_where_the_caller_may_use_them(loaded: Any) -> 
     assert await listed({}) == ["demo:pirate"]
     assert await listed(RESEARCH) == ["demo:pirate", "demo:sailor"]
     assert await listed(ACME) == ["demo:sailor"]
-    loaded.gate.policy = CLOSED
+    loaded.decider.policy = CLOSED
     assert await listed({}) == []
 
 
@@ -147,19 +147,19 @@ async def test_the_audit_log_says_who_asked_and_which_rule_decided(
     rule: str | None,
     status: int,
 ) -> None:
-    loaded.gate.audit = MemoryAudit()
+    loaded.decider.audit = MemoryAudit()
     response = await loaded.client.post("/v1/chat/completions", headers=headers, json={})
-    (event,) = loaded.gate.audit.events
+    (event,) = loaded.decider.audit.events
     assert (event.decision, event.principal, event.tenant, event.rule) == (decision, principal, tenant, rule)
     assert event.status == response.status_code == status
 
 
 async def test_a_tenant_from_elsewhere_is_in_the_audit_log(loaded: Any) -> None:
-    loaded.gate.audit = MemoryAudit()
+    loaded.decider.audit = MemoryAudit()
     transport = httpx.ASGITransport(loaded.app, client=("192.0.2.1", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         assert (await client.post("/v1/chat/completions", headers=ACME, json={})).status_code == 403
-    (event,) = loaded.gate.audit.events
+    (event,) = loaded.decider.audit.events
     assert (event.decision, event.rule, event.status) == ("denied", "tenants.trusted", 403)
 
 
@@ -168,7 +168,7 @@ async def test_a_request_is_judged_by_the_policy_that_holds_when_it_is_decided(l
 
     async def slow_body() -> Any:
         yield b"{"
-        loaded.gate.policy = CLOSED
+        loaded.decider.policy = CLOSED
         yield b"}"
 
     response = await loaded.client.post("/v1/chat/completions", headers=RESEARCH, content=slow_body())

@@ -56,7 +56,7 @@ CHAT: dict[str, Any] = {
 async def app(stand: Any) -> Any:
     for index, name in enumerate(("safety", "pirate", "secret")):
         await stand.load(name, fill=float(index))
-    stand.gate.policy = POLICY
+    stand.decider.policy = POLICY
     document = stand.app.openapi()
     document["paths"] = {path: item for path, item in document["paths"].items() if "patches" in path}
     document["paths"]["/v1/chat/completions"] = CHAT

@@ -17,7 +17,7 @@ def begin(stand: Any) -> Any:
 
     def begin_one(header: bytes | None = None, kind: RouteKind = RouteKind.GENERATES) -> RequestScope:
         scope = RequestScope(kind)
-        stand.gate.open(scope, [header] if header is not None else [])
+        stand.decider.open(scope, [header] if header is not None else [])
         current_scope.set(scope)
         return scope
 
@@ -102,7 +102,7 @@ async def test_a_request_counts_once_however_many_generations_it_runs(stand: Any
     with stand.gate.lease(patch), stand.gate.lease(patch):
         assert in_flight(stand) == {"pirate@1.0.0": 1}
     assert in_flight(stand) == {"pirate@1.0.0": 1}
-    stand.gate.close(scope)
+    stand.decider.close(scope)
     assert in_flight(stand) == {"pirate@1.0.0": 0}
 
 
@@ -110,14 +110,14 @@ async def test_a_lease_outlives_its_request(stand: Any, begin: Any) -> None:
     patch = await stand.load()
     scope = begin(b"pirate")
     with stand.gate.lease(patch):
-        stand.gate.close(scope)
+        stand.decider.close(scope)
         assert in_flight(stand) == {"pirate@1.0.0": 1}
     assert in_flight(stand) == {"pirate@1.0.0": 0}
 
 
 async def test_a_lease_after_its_request_takes_a_count_of_its_own(stand: Any, begin: Any) -> None:
     patch = await stand.load()
-    stand.gate.close(begin(b"pirate"))
+    stand.decider.close(begin(b"pirate"))
     with stand.gate.lease(patch):
         assert in_flight(stand) == {"pirate@1.0.0": 1}
     assert in_flight(stand) == {"pirate@1.0.0": 0}
@@ -125,7 +125,7 @@ async def test_a_lease_after_its_request_takes_a_count_of_its_own(stand: Any, be
 
 async def test_a_lease_after_its_request_fails_where_the_patch_is_gone(stand: Any, begin: Any) -> None:
     patch = await stand.load()
-    stand.gate.close(begin(b"pirate"))
+    stand.decider.close(begin(b"pirate"))
     await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")
     with pytest.raises(PatchNotReady), stand.gate.lease(patch):
         pass

@@ -24,7 +24,7 @@ class Events(list[AuditEvent]):
 def events(strict: Any) -> Events:
     """Everything that the catalog and the gate write down."""
     kept = Events()
-    strict.catalog._audit = strict.gate.audit = SignerAudit(kept, strict.catalog.trust)
+    strict.catalog._audit = strict.decider.audit = SignerAudit(kept, strict.catalog.trust)
     return kept
 
 
@@ -52,7 +52,7 @@ async def test_the_audit_log_names_the_signer(strict: Any, publish: Publish, eve
 
 async def test_a_server_without_keys_names_no_signer(stand: Any) -> None:
     events = Events()
-    stand.gate.audit = SignerAudit(events, stand.catalog.trust)
+    stand.decider.audit = SignerAudit(events, stand.catalog.trust)
     await stand.load()
     await stand.chat("pirate")
     await stand.chat()

@@ -1,0 +1,191 @@
+"""Decides what each request gets; asked by the middleware, by routes, and by the gate for the engine client.
+
+Invariants: a request is decided once, by one policy and one view; where this process is not in step with the
+others, every request is refused; who may have nothing learns nothing.
+
+Every call is made on the event loop's thread, costs a few dictionary look-ups, and never blocks.
+"""
+
+from collections.abc import Sequence
+
+from server.admin.canary_watch import ArmReports
+from server.audit import Audit, NullAudit
+from server.catalog.served import Served
+from server.errors import HEADER_PARAM, PolicyPatchError, UnsupportedWithPatch
+from server.policy.caller import Caller, Credentials, identify
+from server.policy.decision import Asked, decide, may_use_base
+from server.policy.rules import Policy
+from server.policy.terms import Terms, terms_of
+from server.request.lease import Leases
+from server.request.prompt_routes import RouteKind
+from server.request.scope import RequestScope, current_credentials
+from server.versions.aliases import alias_wish
+from server.versions.canary import USER_KEY
+from server.versions.canary_arms import CanaryViews, arm_of
+from server.versions.selection import BASE, OptOut, Selection, Wish, parse_policy_header
+
+
+class Decider:
+    """Decides for requests by the policy that holds and what the catalog serves."""
+
+    def __init__(
+        self,
+        catalog: Served,
+        policy: Policy,
+        leases: Leases,
+        *,
+        served_names: Sequence[str] = (),
+        audit: Audit | None = None,
+    ) -> None:
+        #: Replaced as a whole where a policy is reloaded; requests that are decided keep their decision.
+        self.policy = policy
+        #: Where every decision is written down.
+        self.audit: Audit = audit if audit is not None else NullAudit()
+        #: Told how requests of names with a canary went.
+        self.canaries: ArmReports | None = None
+        self._catalog = catalog
+        self._leases = leases
+        self._served_names = tuple(served_names)
+        self._canary_views = CanaryViews()
+
+    def open(self, scope: RequestScope, header_values: Sequence[bytes]) -> None:
+        """Begin a request; what its header names is decided at once.
+
+        Raises:
+            PolicyPatchError: The header can't be honoured on this route, the caller may have nothing, or this
+                process is not in step.
+        """
+        kind = scope.kind
+        if kind is not RouteKind.OTHER:
+            self._catalog.require_in_step()
+            # Before anything is read of the request: who may have nothing learns nothing.
+            self._identify(scope, self.policy).rules(self.policy)
+        scope.header = parse_policy_header(header_values)
+        if not kind.is_generating:
+            if isinstance(scope.header, tuple):
+                raise unsupported("this route")
+            if kind is RouteKind.ENCODES:
+                self._require_base(scope, "this route")
+        elif scope.header is not None:
+            self.decide(scope)
+        if kind.is_generating and not scope.holds_patch:
+            self._leases.count_base(scope)
+
+    def open_websocket(self, scope: RequestScope, header_values: Sequence[bytes]) -> None:
+        """Begin a connection whose input never ends, which only the base model can answer.
+
+        Raises:
+            PolicyPatchError: A patch is named, or is what the caller gets.
+        """
+        scope.header = parse_policy_header(header_values)
+        if isinstance(scope.header, tuple) or self.decide(scope).patch is not None:
+            raise unsupported("realtime input over a WebSocket")
+
+    def decide(self, scope: RequestScope) -> Selection:
+        """Decide ``scope`` where that is still to be done, and count it as in flight.
+
+        Raises:
+            PolicyPatchError: What it asks for is unavailable to it; the same one however often it is asked.
+        """
+        if scope.selection is not None:
+            return scope.selection
+        if scope.error is not None:
+            raise scope.error
+        # One policy for the whole decision, and the one that holds now: a key that was taken out of the file
+        # while the request's body was on its way is taken out.
+        try:
+            self._catalog.require_in_step()
+            policy = self.policy
+            caller = self._identify(scope, policy)
+            now = self._catalog.view
+            view = self._canary_views.view_for(now, scope.sticky_value)
+            asked = Asked(scope.header, scope.alias)
+            decision = decide(caller, asked, view, policy)
+            if view is not now and isinstance(decision.outcome, PolicyPatchError):
+                # The caller may have no right to the canary, or a composition with it may be missing.
+                decision = decide(caller, asked, now, policy)
+            scope.rule = decision.rule
+            selection = decision.selection
+            if scope.kind is RouteKind.ENCODES and selection.patch is not None:
+                raise unsupported("this route")
+            scope.selection = selection
+            scope.arm = arm_of(now, selection.patch) if selection.patch is not None else None
+            self._leases.hold(scope)
+        except PolicyPatchError as error:
+            scope.selection, scope.error = None, error
+            raise
+        return selection
+
+    def decide_base(self, scope: RequestScope, feature: str) -> None:
+        """Decide that the base model answers ``scope``, which is not decided yet, for what has no patch.
+
+        Raises:
+            UnsupportedWithPatch: The request names a patch, or its caller has to have one.
+            PatchForbidden: The caller may have nothing.
+            NotInStep: This process is not in step.
+        """
+        self._catalog.require_in_step()
+        self._require_base(scope, feature)
+        if isinstance(scope.header if scope.header is not None else scope.alias, tuple):
+            raise unsupported(feature)
+        scope.selection = BASE
+
+    def alias_of(self, model: str, scope: RequestScope | None) -> Wish | None:
+        """Return what ``model`` names behind a served name, noted in ``scope``; ``None``: it is no alias.
+
+        Raises:
+            MalformedPatchName: It is an alias, and what follows the colon is no selection.
+        """
+        if scope is not None and model not in self._served_names:
+            scope.alias_text = model
+        return alias_wish(model, self._served_names)
+
+    @property
+    def wants_user(self) -> bool:
+        """Whether a canary sticks to the ``user`` of the body, which has to be read ahead then."""
+        return any(arm.canary.key == USER_KEY for arm in self._catalog.view.canaries.values())
+
+    def finished(self, scope: RequestScope, outcome: str) -> None:
+        """Tell the canaries how a request went."""
+        if scope.arm is not None and self.canaries is not None:
+            self.canaries.finished(*scope.arm, outcome, scope.first_token_s)
+
+    def close(self, scope: RequestScope) -> None:
+        """End the HTTP exchange of ``scope``; generations in the background may still run."""
+        scope.is_closed = True
+        self._leases.release(scope)
+
+    def terms(self, credentials: Credentials) -> Terms:
+        """Return what the policy lets who shows ``credentials`` know.
+
+        Raises:
+            NotInStep: It can't be told which policy is in force.
+        """
+        self._catalog.require_in_step()
+        return terms_of(credentials, self.policy)
+
+    def aliases(self, served_name: str) -> list[str]:
+        """Return the model names under which the current caller reaches the patches of ``served_name``."""
+        terms = self.terms(current_credentials.get())
+        return [
+            f"{served_name}:{name}"
+            for name, named in sorted(self._catalog.view.names.items())
+            if any(terms.reaches_by_alias(patch) for patch in named.versions)
+        ]
+
+    def _identify(self, scope: RequestScope, policy: Policy) -> Caller:
+        scope.caller = caller = identify(scope.credentials, policy)
+        scope.cache_partition = caller.cache_partition(policy)
+        return caller
+
+    def _require_base(self, scope: RequestScope, feature: str) -> None:
+        policy = self.policy
+        if not may_use_base(self._identify(scope, policy), policy):
+            raise unsupported(feature)
+
+
+def unsupported(feature: str) -> UnsupportedWithPatch:
+    """Make the error for a route or an option that is unavailable with a patch."""
+    return UnsupportedWithPatch(
+        f"{feature} can't be used with a patch; leave {HEADER_PARAM} out, or send '{OptOut.NONE.value}' in it"
+    )

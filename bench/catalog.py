@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import os
 import random
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import aiohttp
 from bench.errors import BenchError, CheckFailed
 from bench.load.client import call_json, open_session
 from bench.load.timing import summarise
-from bench.run.question import finish, question_parser
+from bench.run.question import Measure, main_of, question_parser
 from bench.run.sweep import (
     Cell,
     SweepRun,
@@ -30,9 +29,7 @@ from bench.run.sweep import (
     cells_along,
     counts,
     model_name,
-    new_folder,
 )
-from bench.servers.environment import without_places
 from bench.servers.patch_set import PatchFile, make_patch_set
 from bench.servers.processes import ServerSpec, free_port, running_server
 
@@ -142,15 +139,14 @@ async def _complete(session: aiohttp.ClientSession, url: str, patch: PatchFile) 
     return time.perf_counter() - started
 
 
-def run_catalog(args: argparse.Namespace, command: Sequence[str]) -> Path:
-    """Measure, and return the path of the records.
+def run_catalog(args: argparse.Namespace, command: str, folder: Path) -> None:
+    """Measure every cell once a round.
 
     Raises:
         BenchError: no number can be given.
     """
-    folder = new_folder(QUESTION, args.out)
     setup = {
-        "command": shlex.join(map(without_places, command)),
+        "command": command,
         "model": model_name(args.model),
         "num_virtual_tokens": args.virtual_tokens,
         "seed": args.seed,
@@ -169,7 +165,6 @@ def run_catalog(args: argparse.Namespace, command: Sequence[str]) -> Path:
     asyncio.run(run.measure(measure))
     for patch in made:
         os.unlink(patch.path)
-    return run.records_path
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -190,15 +185,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the last line of stdout is one JSON object.
+def prepare(args: argparse.Namespace, command: str) -> Measure:
+    """Return what measures."""
+    return lambda folder: run_catalog(args, command, folder)
 
-    Returns:
-        0 where everything could be measured, 1 where not.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(arguments)
-    return finish(QUESTION, lambda: run_catalog(args, ["python", "-m", "bench.catalog", *arguments]))
+
+main = main_of(QUESTION, build_parser, prepare)
 
 
 if __name__ == "__main__":

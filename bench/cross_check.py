@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError, CheckFailed
+from bench.errors import BenchError, CheckFailed, CutShort
 from bench.load.arms import PATCH_HEADER
 from bench.load.client import send_closed_loop
 from bench.load.exposition import metric, read_metrics
 from bench.load.timing import measure_cell
-from bench.run.patch_sweep import Plan, Stage, Target, add_patched_arguments, ask, check_answers
+from bench.run.patch_sweep import Plan, Stage, Target, add_patched_arguments, check_answers, sweep_main_of
 from bench.run.question import question_parser
 from bench.run.sweep import Cell, at_least_one, cells_along, counts
 
@@ -127,6 +127,7 @@ def run_other(command: Sequence[str], saved: Path) -> dict[str, Any]:
     """Run `vllm bench serve` and read what it saved.
 
     Raises:
+        CutShort: it took too long.
         BenchError: it failed.
     """
     place = ["--result-dir", str(saved.parent), "--result-filename", saved.name]
@@ -135,7 +136,7 @@ def run_other(command: Sequence[str], saved: Path) -> dict[str, Any]:
             [*command, *place], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise BenchError(f"{OTHER}: not done after {TIMEOUT_S} s") from error
+        raise CutShort(f"{OTHER}: not done after {TIMEOUT_S} s") from error
     if done.returncode != 0 or not saved.exists():
         said = "\n".join(f"    {line}" for line in done.stderr.splitlines()[-10:])
         raise BenchError(f"{OTHER}: ended with status {done.returncode}\n{said}")
@@ -154,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """Say what is measured."""
+    """Return what is measured."""
     return Plan(
         cells_along((OURS, OTHER), [f"{number} at a time" for number in args.concurrency]),
         1,
@@ -164,9 +165,7 @@ def plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.run.question.finish``."""
-    return ask(QUESTION, build_parser(), argv, plan)
+main = sweep_main_of(QUESTION, build_parser, plan)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 BenchError
 ├── ServerFailed      a server did not start, or died
 ├── RequestFailed     an answer was not the complete, well-formed stream that was asked for
+├── CutShort          the time was up; what was measured until then is on record, and is reported
 ├── CheckFailed       the servers answer, but not as the question needs: timing them would mean nothing
 └── RecordInvalid     a line of a record file cannot be read
 """
@@ -18,6 +19,10 @@ class ServerFailed(BenchError, RuntimeError):
 
 class RequestFailed(BenchError, RuntimeError):
     """A request was not answered with the stream that it asked for."""
+
+
+class CutShort(BenchError, TimeoutError):
+    """A time limit was reached. Unlike after any other error, the rounds before it are good."""
 
 
 class CheckFailed(BenchError, RuntimeError):

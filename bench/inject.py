@@ -10,7 +10,6 @@ ahead, and `host` is what the call holds up the thread that launches. On a CPU t
 """
 
 import argparse
-import shlex
 import statistics
 import sys
 import time
@@ -25,8 +24,16 @@ import torch
 
 from bench.load.timing import quantile
 from bench.report.record import Record, append_record
-from bench.run.question import OUT, add_out_argument, finish, markdown_into, question_parser
-from bench.servers.environment import describe_environment, without_places
+from bench.run.question import (
+    RECORDS,
+    Measure,
+    Reporting,
+    add_out_argument,
+    main_of,
+    options_of,
+    question_parser,
+)
+from bench.servers.environment import describe_environment
 from prefix_kernels import (
     LayerCache,
     PagedCaches,
@@ -65,7 +72,6 @@ class InjectOptions:
     dtype: str = "bfloat16"
     device: str = "auto"
     num_rounds: int = 20
-    out: Path = OUT
 
     def __post_init__(self) -> None:
         if min(self.num_patches, default=0) < 1 or self.num_tokens < 1 or self.num_rounds < 1:
@@ -159,15 +165,13 @@ def measure(run: Callable[[], None], device: torch.device, flush: torch.Tensor) 
     return {"device_s": events[0].elapsed_time(events[1]) / 1000, "host_s": host_s}
 
 
-def run_inject(options: InjectOptions, command: Sequence[str]) -> Path:
-    """Measure, and return the path of the records."""
+def run_inject(options: InjectOptions, command: str, folder: Path) -> None:
+    """Measure every way for every number of patches."""
     environment = describe_environment()
     device = options.resolved_device
     flush = torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device=device)
     arms, run_id = arms_of(device), uuid.uuid4().hex[:12]
-    path = options.out / f"{QUESTION}-{run_id}" / "records.jsonl"
-    path.parent.mkdir(parents=True)
-    shape = {k: v for k, v in asdict(options).items() if k not in ("out", "num_patches", "device")}
+    shape = {k: v for k, v in asdict(options).items() if k not in ("num_patches", "device")}
     for num_patches in options.num_patches:
         workload = Workload(options, num_patches)
         print(f"bench inject: {num_patches} patches on {device.type}", file=sys.stderr, flush=True)
@@ -181,10 +185,9 @@ def run_inject(options: InjectOptions, command: Sequence[str]) -> Path:
         floor_s = statistics.median(s["device_s"] for s in samples["copy"])
         for arm in arms:
             result = _result(samples[arm.name], workload.num_bytes, floor_s)
-            setup = shape | {"command": shlex.join(map(without_places, command)), "device": device.type}
+            setup = shape | {"command": command, "device": device.type}
             setup |= {"arm": arm.name, "num_patches": num_patches}
-            append_record(path, Record(QUESTION, run_id, setup, result, environment))
-    return path
+            append_record(folder / RECORDS, Record(QUESTION, run_id, setup, result, environment))
 
 
 def _result(samples: Sequence[dict[str, float]], num_bytes: int, floor_s: float) -> dict[str, Any]:
@@ -267,30 +270,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the last line of stdout is one JSON object.
+def prepare(args: argparse.Namespace, command: str) -> Measure:
+    """Return what measures.
 
-    Returns:
-        0 where every figure could be measured, 1 where not.
+    Raises:
+        ValueError: a number is out of range.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    try:
-        options = InjectOptions(**vars(parser.parse_args(arguments)))
-    except ValueError as error:
-        parser.error(str(error))
-    return finish(
-        QUESTION,
-        lambda: run_inject(options, ["python", "-m", f"bench.{QUESTION}", *arguments]),
-        report=markdown_into(markdown_report),
-        summary=lambda records: {
-            "floor_shares": {
-                f"{r.setup['arm']} x{r.setup['num_patches']}": round(r.result["floor_share"], 3)
-                for r in records
-            }
-        },
-    )
+    options = options_of(InjectOptions, args)
+    return lambda folder: run_inject(options, command, folder)
 
+
+def summary_of(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the figures of the last line of stdout."""
+    return {
+        "floor_shares": {
+            f"{r.setup['arm']} x{r.setup['num_patches']}": round(r.result["floor_share"], 3) for r in records
+        }
+    }
+
+
+main = main_of(QUESTION, build_parser, prepare, Reporting(markdown_report, None, summary_of))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,14 +9,14 @@ is what they took. ``bench/README.md`` says what each number means.
 import argparse
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from bench.errors import CheckFailed
 from bench.load.client import Request, send_closed_loop
 from bench.load.exposition import label_of, metric, read_metrics
-from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, check_answers, sweep_main_of
 from bench.run.question import question_parser
 from bench.run.sweep import Cell, cells_along, counts
 
@@ -91,13 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """Say what is measured."""
+    """Return what is measured."""
     return Plan(cells_along(args.in_flight, SERIES), max(args.in_flight), measure)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.run.question.finish``."""
-    return ask(QUESTION, build_parser(), argv, plan)
+main = sweep_main_of(QUESTION, build_parser, plan)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ the tensors.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ from bench.load.client import send_open_loop
 from bench.load.exposition import metric, read_metrics
 from bench.load.timing import measure_cell
 from bench.load.workloads import patch_names
-from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, check_answers, sweep_main_of
 from bench.run.question import question_parser
 from bench.run.sweep import Cell, at_least_one, cells_along
 
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """Say what is measured."""
+    """Return what is measured."""
     return Plan(
         cells_along(("resident", "slots", "disk")),
         args.patches,
@@ -93,9 +93,7 @@ def plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.run.question.finish``."""
-    return ask(QUESTION, build_parser(), argv, plan)
+main = sweep_main_of(QUESTION, build_parser, plan)
 
 
 if __name__ == "__main__":

@@ -8,41 +8,34 @@ of one round are compared. ``bench/README.md`` says what each number means.
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import shlex
-import subprocess
 import sys
-import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from bench.errors import BenchError, CheckFailed
+from bench.errors import CheckFailed
 from bench.load.arms import ARMS, DEFAULT_ARMS, Question, require_arms
 from bench.load.client import open_session
 from bench.load.tokens import served_model, tokenize_policy
+from bench.run.arm_servers import Servers, servers_up
 from bench.run.correctness import Expectation, check_servers
-from bench.run.question import OUT, add_out_argument, finish, question_parser
+from bench.run.question import RECORDS, Measure, add_out_argument, main_of, question_parser, time_limit
 from bench.run.rounds import Plan, Run, add_plan_arguments, measure_rounds, plan_of, progress
-from bench.servers.adapters import LORA_RANKS, embedder, lora_flags, make_adapters
+from bench.servers.adapters import embedder
 from bench.servers.environment import describe_environment, has_gpu, without_places
 from bench.servers.launch import (
     EngineOptions,
     PatchFacts,
     add_engine_arguments,
     engine_options,
-    ours_server,
-    plain_server,
     prepare_patch,
-    require_same_environment,
 )
-from bench.servers.processes import ServerSpec, require_running, running_server, speed_variables
 
 QUESTION = "overhead"
 NUM_CHECK_PROMPTS = 4
@@ -61,23 +54,6 @@ examples:
 
 
 @dataclass(frozen=True)
-class Servers:
-    """The servers of a run.
-
-    Attributes:
-        urls: base URL by server.
-        are_own: the bench started them.
-        check: raises where one of its own has died.
-        facts: what records say about them.
-    """
-
-    urls: dict[str, str]
-    are_own: bool
-    check: Callable[[], None] = lambda: None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class OverheadOptions:
     """What is asked, and of whom."""
 
@@ -89,7 +65,6 @@ class OverheadOptions:
     given_urls: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 600.0
     time_limit_s: float = 7200.0
-    out: Path = OUT
     plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
@@ -117,8 +92,8 @@ class Job:
     records_path: Path
 
 
-def run_overhead(engine: EngineOptions, options: OverheadOptions, command: Sequence[str]) -> Path:
-    """Measure, and return the path of the records.
+def run_overhead(engine: EngineOptions, options: OverheadOptions, command: str, folder: Path) -> None:
+    """Measure every arm once a round.
 
     Raises:
         BenchError: no number can be given.
@@ -127,8 +102,6 @@ def run_overhead(engine: EngineOptions, options: OverheadOptions, command: Seque
     environment = describe_environment()
     if environment["load_average_1m"] > MAX_QUIET_LOAD:
         progress(f"note: load average {environment['load_average_1m']:.1f}: other work will be measured too")
-    options.out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{QUESTION}-", dir=options.out))
     patches = folder / "patches"
     patches.mkdir()
     patch: PatchFacts | None = None
@@ -137,67 +110,18 @@ def run_overhead(engine: EngineOptions, options: OverheadOptions, command: Seque
             engine, patches, policy_text=options.policy_text, patch=options.patch, is_raw=options.is_raw
         )
     setup = _describe_setup(engine, options, command)
-    job = Job(engine, options, patch, setup, environment, folder / "records.jsonl")
-    with servers_up(engine, options, patches, folder) as servers:
-        try:
-            asyncio.run(_measure(job, servers))
-        except TimeoutError as error:
-            raise BenchError(f"not done after {options.time_limit_s:.0f} s; see --time-limit-s") from error
-    return job.records_path
-
-
-@contextlib.contextmanager
-def servers_up(
-    engine: EngineOptions, options: OverheadOptions, patches: Path, log_folder: Path
-) -> Iterator[Servers]:
-    """Start the servers that the arms need, or take those that were given.
-
-    Raises:
-        ServerFailed: a server did not start.
-        CheckFailed: the servers' environments differ.
-    """
+    job = Job(engine, options, patch, setup, environment, folder / RECORDS)
     if options.given_urls:
-        yield Servers({name: url.rstrip("/") for name, url in options.given_urls.items()}, are_own=False)
+        urls = {name: url.rstrip("/") for name, url in options.given_urls.items()}
+        asyncio.run(_measure(job, Servers(urls, are_own=False)))
         return
     needed = {arm.server for arm in require_arms(options.arms)}
-    specs = [plain_server(engine, log_folder)] if "plain" in needed else []
-    specs += [ours_server(engine, patches, log_folder)] if "ours" in needed else []
-    specs += [peer_server(name, engine, log_folder) for name in ("twin", "embeds", "lora") if name in needed]
-    processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def check() -> None:
-        for spec in specs:
-            require_running(spec, processes[spec.name])
-
-    with contextlib.ExitStack() as stack:
-        # One after the other: each measures free memory when it starts.
-        for spec in specs:
-            progress(f"starting {spec.name} on port {spec.port}, log in {spec.log_path}")
-            server = running_server(spec, start_timeout_s=options.start_timeout_s)
-            processes[spec.name] = stack.enter_context(server)
-        variables = {name: speed_variables(process) for name, process in processes.items()}
-        require_same_environment(variables)
-        commands = {s.name: shlex.join(["python", *map(without_places, s.command[1:])]) for s in specs}
-        speed = {name: without_places(value) for name, value in next(iter(variables.values())).items()}
-        facts = {"server_commands": commands, "speed_variables": speed}
-        yield Servers({spec.name: spec.url for spec in specs}, True, check, facts)
-
-
-def peer_server(name: str, engine: EngineOptions, folder: Path) -> ServerSpec:
-    """Describe plain vLLM with a peer's feature switched on, or, as a twin, without any.
-
-    Raises:
-        BenchError: no adapters could be made.
-    """
-    flags = ["--enable-prompt-embeds"] if name == "embeds" else []
-    if name == "lora":
-        adapters = make_adapters(engine.model, folder / "adapters", dtype=engine.dtype, ranks=LORA_RANKS)
-        flags = lora_flags(adapters, max_rank=max(LORA_RANKS), num_in_batch=len(adapters))
-    return plain_server(engine, folder, name=name, flags=flags)
+    with servers_up(engine, needed, patches, folder, options.start_timeout_s) as servers:
+        asyncio.run(_measure(job, servers))
 
 
 async def _measure(job: Job, servers: Servers) -> None:
-    async with asyncio.timeout(job.options.time_limit_s), open_session() as session:
+    async with time_limit(job.options.time_limit_s), open_session() as session:
         run = await _prepare_run(session, job, servers)
         num_warm_tokens = len(run.question.policy_ids) // run.block_size * run.block_size
         if num_warm_tokens == 0 and "text-warm" in job.options.arms:
@@ -252,12 +176,10 @@ async def _prepare_run(session: aiohttp.ClientSession, job: Job, servers: Server
     )
 
 
-def _describe_setup(
-    engine: EngineOptions, options: OverheadOptions, command: Sequence[str]
-) -> dict[str, Any]:
+def _describe_setup(engine: EngineOptions, options: OverheadOptions, command: str) -> dict[str, Any]:
     is_folder = Path(engine.model).is_dir()
     return {
-        "command": shlex.join(map(without_places, command)),
+        "command": command,
         "model": without_places(os.path.abspath(engine.model)) if is_folder else engine.model,
         "dtype": engine.dtype,
         "load_format": engine.load_format,
@@ -330,31 +252,24 @@ def overhead_options(args: argparse.Namespace) -> OverheadOptions:
         given_urls={name: url for name, url in given.items() if url},
         start_timeout_s=args.start_timeout_s,
         time_limit_s=args.time_limit_s,
-        out=args.out,
         plan=plan_of(args),
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the last line of stdout is one JSON object.
+def prepare(args: argparse.Namespace, command: str) -> Measure:
+    """Return what measures.
 
-    Returns:
-        0 where every figure could be measured, 1 where not. A missed goal is a result, not a failure.
+    Raises:
+        ValueError: arguments do not go together, or the policy is no file.
     """
-    parser = build_parser()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(arguments)
-    try:
-        options = overhead_options(args)
-        engine = engine_options(args)
-        engine.environment(is_gpu=False)
-        if not options.policy_text.is_file():
-            raise ValueError(f"--policy-text: expected a file, got {options.policy_text}")
-    except ValueError as error:
-        parser.error(str(error))
-    command = ["python", "-m", "bench.overhead", *arguments]
-    return finish(QUESTION, lambda: run_overhead(engine, options, command))
+    options, engine = overhead_options(args), engine_options(args)
+    engine.environment(is_gpu=False)
+    if not options.policy_text.is_file():
+        raise ValueError(f"--policy-text: expected a file, got {options.policy_text}")
+    return lambda folder: run_overhead(engine, options, command, folder)
 
+
+main = main_of(QUESTION, build_parser, prepare)
 
 if __name__ == "__main__":
     sys.exit(main())

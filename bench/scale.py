@@ -8,7 +8,7 @@ evenly, all of which vLLM may have in one batch. ``bench/README.md`` says what e
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from bench.load.client import send_closed_loop
 from bench.load.timing import measure_cell
 from bench.load.workloads import patch_names
-from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, check_answers, sweep_main_of
 from bench.run.question import question_parser
 from bench.run.sweep import Cell, at_least_one, cells_along, counts
 from bench.servers.adapters import lora_flags, make_adapters
@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """Say what is measured."""
+    """Return what is measured."""
     return Plan(
         cells_along(args.patches, (*POPULARITIES, *([LORA] if args.lora_rank else ()))),
         max(args.patches),
@@ -115,9 +115,7 @@ def plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.run.question.finish``."""
-    return ask(QUESTION, build_parser(), argv, plan)
+main = sweep_main_of(QUESTION, build_parser, plan)
 
 
 if __name__ == "__main__":

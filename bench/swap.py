@@ -22,7 +22,7 @@ from bench.errors import CheckFailed
 from bench.load.arms import DIGEST_HEADER
 from bench.load.client import Reply, send_closed_loop
 from bench.load.timing import measure_cell
-from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, ask, check_answers
+from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, check_answers, sweep_main_of
 from bench.run.question import question_parser
 from bench.run.sweep import Cell, at_least_one, cells_along
 from bench.servers.patch_set import PatchFile, make_patch_set
@@ -184,7 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """Say what is measured."""
+    """Return what is measured."""
     return Plan(
         cells_along(("steady", "swap", "operations")),
         2,
@@ -199,9 +199,7 @@ def plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; see ``bench.run.question.finish``."""
-    return ask(QUESTION, build_parser(), argv, plan)
+main = sweep_main_of(QUESTION, build_parser, plan)
 
 
 if __name__ == "__main__":

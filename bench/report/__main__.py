@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.report.arm_report import figures_of, write_report
-from bench.report.record import read_records
+from bench.report.record import read_records, split_cut_short
+from bench.report.report_files import figures_of, write_report
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the report; the last line of stdout is one JSON object.
 
     Returns:
-        0, or 1 where the records cannot be read.
+        0, or 1 where the records are unreadable.
     """
     args = build_parser().parse_args(argv)
     try:
@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BenchError, OSError) as error:
         print(f"bench report: {error}", file=sys.stderr)
         return 1
-    question, path = records[0].question, str(args.records[0])
-    print(json.dumps({"question": question, "ok": True, "records": path, **figures_of(records)}))
+    cells, cut_short = split_cut_short(records)
+    line = {"question": cells[0].question, "ok": True, "records": str(args.records[0]), **figures_of(cells)}
+    print(json.dumps(line | ({"cut_short": cut_short} if cut_short else {})))
     return 0
 
 

@@ -1,14 +1,10 @@
-"""Tables and a plot of arms, made from records alone.
+"""Tables of arms, made from records alone.
 
 Records of several runs may be joined: ratios are still taken within one round of one run.
 """
 
-import importlib.util
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
-from bench.errors import RecordInvalid
 from bench.load.arms import ARMS, PAIRS
 from bench.report.figures import (
     METRICS,
@@ -18,24 +14,12 @@ from bench.report.figures import (
     concurrencies_of,
     judge_goals,
     ratios_of,
-    summarise_ratios,
 )
 from bench.report.record import Record
-from bench.report.sweep_axes import SWEEPS
-from bench.report.sweep_report import draw_sweep, summarise_sweep, sweep_markdown
 
 
-def figures_of(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the figures that the last line of stdout gives."""
-    if records[0].question in SWEEPS:
-        return {"cells": summarise_sweep(records)}
-    return {"goals": judge_goals(records), "ratios": summarise_ratios(records)}
-
-
-def markdown_report(records: Sequence[Record]) -> str:
+def arm_markdown(records: Sequence[Record]) -> str:
     """Render tables: what was measured, ratios, goals, and where."""
-    if records[0].question in SWEEPS:
-        return sweep_markdown(records)
     parts = [f"# {records[0].question}\n"]
     for concurrency in concurrencies_of(records):
         parts.append(f"## Concurrency {concurrency}\n")
@@ -44,33 +28,6 @@ def markdown_report(records: Sequence[Record]) -> str:
     parts.append(_goal_table(records))
     parts.append(_provenance(records))
     return "\n".join(parts)
-
-
-def write_report(records: Sequence[Record], folder: Path) -> str:
-    """Write ``report.md``, ``report.svg`` and ``report.png`` into a folder; return the Markdown.
-
-    Without matplotlib there are no pictures.
-
-    Raises:
-        RecordInvalid: there is nothing to report.
-        OSError: the folder cannot be written.
-    """
-    if not any(not record.setup["is_warmup"] for record in records):
-        raise RecordInvalid("records: expected at least one round after the warm-up, got none")
-    folder.mkdir(parents=True, exist_ok=True)
-    text = markdown_report(records)
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    if importlib.util.find_spec("matplotlib") is None:
-        # A GPU machine without a package index may lack it; the records are what is worth having.
-        return (
-            text + "\nNo plot: matplotlib is not installed here. `policypatch bench report` draws it later.\n"
-        )
-    # Takes a second to import, and a run that fails never needs it.
-    from bench.report.plot import draw_ratios
-
-    draw = draw_sweep if records[0].question in SWEEPS else draw_ratios
-    draw(records, [folder / "report.svg", folder / "report.png"])
-    return text
 
 
 def _arm_table(records: Sequence[Record], concurrency: int) -> str:

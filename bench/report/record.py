@@ -4,18 +4,23 @@ A record is ``{"schema", "question", "run_id", "setup", "result", "environment"}
 asked for, ``result`` what was measured, ``environment`` where. Repeating the environment in every line costs
 about a kilobyte and lets lines be cut out, joined and sorted without losing what they mean.
 
+A run that was cut short ends with a record that has no result and says why in its setup; see
+``mark_cut_short``.
+
 Round trip: ``read_records`` of what ``append_record`` wrote gives equal records.
 """
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.errors import RecordInvalid
 
 SCHEMA = 1
+#: In the setup of a run's last line, which has no result: why the run ended before it was done.
+_CUT_SHORT = "cut_short"
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,27 @@ def append_record(path: Path, record: Record) -> None:
     line = json.dumps({"schema": SCHEMA, **asdict(record)}, allow_nan=False, sort_keys=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def mark_cut_short(path: Path, reason: str) -> None:
+    """Append the line that says that a run ended before it was done; ``path`` holds what it had measured.
+
+    Raises:
+        RecordInvalid: the last line is no record.
+    """
+    last = read_records([path])[-1]
+    append_record(path, replace(last, setup={**last.setup, _CUT_SHORT: reason}, result={}))
+
+
+def split_cut_short(records: Iterable[Record]) -> tuple[list[Record], dict[str, str]]:
+    """Return the measured cells, and for each run that was cut short its id and the reason."""
+    cells, cut_short = [], {}
+    for record in records:
+        if _CUT_SHORT in record.setup:
+            cut_short[record.run_id] = str(record.setup[_CUT_SHORT])
+        else:
+            cells.append(record)
+    return cells, cut_short
 
 
 def read_records(paths: Iterable[Path]) -> list[Record]:

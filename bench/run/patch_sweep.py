@@ -8,8 +8,6 @@ answer.
 import argparse
 import asyncio
 import contextlib
-import shlex
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,10 +20,10 @@ from bench.load.arms import DIGEST_HEADER, PATCH_HEADER
 from bench.load.client import Reply, Request, open_session
 from bench.load.tokens import served_model, tokenize_policy
 from bench.load.workloads import UserTurn, user_prompts
-from bench.run.question import finish
+from bench.run.question import Main, Measure, main_of
 from bench.run.rounds import progress
-from bench.run.sweep import Cell, SweepRun, add_sweep_arguments, at_least_one, model_name, new_folder
-from bench.servers.environment import describe_environment, has_gpu, without_places
+from bench.run.sweep import Cell, SweepRun, add_sweep_arguments, at_least_one, model_name
+from bench.servers.environment import describe_environment, has_gpu
 from bench.servers.launch import EngineOptions, add_engine_arguments, engine_options, ours_server
 from bench.servers.patch_set import PatchFile, make_patch_set
 from bench.servers.processes import ServerSpec, running_server
@@ -221,33 +219,35 @@ class Plan:
     peers: Callable[[Path], Sequence[ServerSpec]] = lambda folder: ()
 
 
-def ask(
+def sweep_main_of(
     question: str,
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
+    build_parser: Callable[[], argparse.ArgumentParser],
     plan: Callable[[argparse.Namespace], Plan],
-) -> int:
-    """Run a question from its command line; see ``bench.run.question.finish``.
+) -> Main:
+    """Make the ``main`` of a question about many patches; see ``bench.run.question.main_of``.
 
     Args:
-        question: what is asked.
-        parser: has the flags of ``add_patched_arguments``, and the question's own.
-        argv: the command line, without the program; the process's own where ``None``.
+        question: the name of the module.
+        build_parser: has the flags of ``add_patched_arguments``, and the question's own.
         plan: parsed arguments -> what to measure.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(arguments)
-    return finish(question, lambda: run_patched(question, args, arguments, plan(args)))
+
+    def prepare(args: argparse.Namespace, command: str) -> Measure:
+        planned = plan(args)
+        return lambda folder: run_patched(question, args, command, planned, folder)
+
+    return main_of(question, build_parser, prepare)
 
 
-def run_patched(question: str, args: argparse.Namespace, arguments: Sequence[str], plan: Plan) -> Path:
-    """Make patches, start servers, measure every cell once a round; return the path of the records.
+def run_patched(question: str, args: argparse.Namespace, command: str, plan: Plan, folder: Path) -> None:
+    """Make patches, start servers, measure every cell once a round.
 
     Args:
         question: what is asked.
         args: parsed arguments, with those of ``add_patched_arguments``.
-        arguments: the command line, for the records.
+        command: the command line, for the records.
         plan: what is measured.
+        folder: takes records, patches and logs.
 
     Raises:
         BenchError: no number can be given.
@@ -256,13 +256,12 @@ def run_patched(question: str, args: argparse.Namespace, arguments: Sequence[str
     environment = describe_environment()
     engine = engine_options(args)
     lengths = Lengths(args.virtual_tokens, args.input_tokens, args.output_tokens)
-    folder = new_folder(question, args.out)
     served = folder / "patches"
     served.mkdir()
     patches = (plan.make_patches or _numbered(plan.num_patches))(served, args)
     own_flags = plan.variants(patches[0].nbytes)
     facts = {"patch_bytes": patches[0].nbytes, "variants": own_flags, **plan.setup}
-    described = _describe(question, args, arguments) | facts
+    described = _describe(args, command) | facts
     run = SweepRun(question, tuple(plan.cells), args.rounds, args.seed, described, folder, environment)
 
     async def measure_all(urls: Mapping[str, str]) -> None:
@@ -283,7 +282,6 @@ def run_patched(question: str, args: argparse.Namespace, arguments: Sequence[str
     peers = plan.peers(folder)
     with servers_over(engine, served, folder, own_flags, args.start_timeout_s, peers) as urls:
         asyncio.run(measure_all(urls))
-    return run.records_path
 
 
 def _numbered(num_patches: int) -> Callable[[Path, argparse.Namespace], Sequence[PatchFile]]:
@@ -300,9 +298,9 @@ def _numbered(num_patches: int) -> Callable[[Path, argparse.Namespace], Sequence
     return make
 
 
-def _describe(question: str, args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+def _describe(args: argparse.Namespace, command: str) -> dict[str, Any]:
     return {
-        "command": shlex.join(map(without_places, ["python", "-m", f"bench.{question}", *arguments])),
+        "command": command,
         "model": model_name(args.model),
         "dtype": args.dtype,
         "device": "gpu" if has_gpu() else "cpu",

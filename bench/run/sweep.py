@@ -6,7 +6,6 @@ module takes turns, and writes a record as soon as a cell is measured.
 
 import argparse
 import os
-import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 from bench.load.workloads import arm_orders
 from bench.report.record import Record, append_record
-from bench.run.question import add_out_argument
+from bench.run.question import RECORDS, add_out_argument
 from bench.run.rounds import NUM_WARMUP_ROUNDS, progress
 from bench.servers.environment import describe_environment
 
@@ -65,7 +64,7 @@ class SweepRun:
     @property
     def records_path(self) -> Path:
         """Takes the records."""
-        return self.folder / "records.jsonl"
+        return self.folder / RECORDS
 
     async def measure(self, measure: Measure) -> None:
         """Measure every cell once a round, the round that warms up included.
@@ -91,12 +90,6 @@ class SweepRun:
 def _brief(result: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in result.items() if isinstance(value, int | float)}
     return "  ".join(f"{key} {value:.4g}" for key, value in list(shown.items())[:5])
-
-
-def new_folder(question: str, out: Path) -> Path:
-    """Make the folder of one run."""
-    out.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f"{question}-", dir=out))
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:

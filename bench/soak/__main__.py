@@ -8,18 +8,17 @@ admin calls. ``bench/README.md`` says more.
 
 import argparse
 import asyncio
-import shlex
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.load.client import open_session
-from bench.run.question import add_out_argument, finish, markdown_into, question_parser
+from bench.run.question import RECORDS, Measure, Reporting, add_out_argument, main_of, question_parser
 from bench.run.rounds import progress
-from bench.run.sweep import at_least_one, model_name, new_folder
-from bench.servers.environment import describe_environment, without_places
+from bench.run.sweep import at_least_one, model_name
+from bench.servers.environment import describe_environment
 from bench.servers.launch import add_engine_arguments, engine_options
 from bench.soak.clock import ShiftedClock, find_libfaketime
 from bench.soak.contents import Content
@@ -183,7 +182,7 @@ def plan_of(args: argparse.Namespace) -> SoakPlan:
     )
 
 
-def run_soak(args: argparse.Namespace, arguments: Sequence[str]) -> Findings:
+def run_soak(args: argparse.Namespace, command: str, folder: Path) -> None:
     """Run everything; what was found is on record as it comes.
 
     Raises:
@@ -191,16 +190,15 @@ def run_soak(args: argparse.Namespace, arguments: Sequence[str]) -> Findings:
     """
     environment = describe_environment()
     plan = plan_of(args)
-    folder = new_folder(QUESTION, args.out)
     setup = {
-        "command": shlex.join(map(without_places, ["python", "-m", "bench.soak", *arguments])),
+        "command": command,
         "model": model_name(args.model),
         "dtype": args.dtype,
         "concurrency": plan.concurrency,
         "num_output_tokens": plan.num_output_tokens,
         "seed": plan.seed,
     }
-    findings = Findings(folder / "records.jsonl", uuid.uuid4().hex[:12], setup, environment)
+    findings = Findings(folder / RECORDS, uuid.uuid4().hex[:12], setup, environment)
     contents = make_all(
         args.model,
         folder / "contents",
@@ -216,26 +214,15 @@ def run_soak(args: argparse.Namespace, arguments: Sequence[str]) -> Findings:
     server = SoakServer(engine_options(args), folder, flags, args.start_timeout_s, clock)
     with server:
         asyncio.run(run_parts(args, plan, server, contents, findings))
-    return findings
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the soak; see ``bench.run.question.finish``.
+def prepare(args: argparse.Namespace, command: str) -> Measure:
+    """Return what runs the soak."""
+    return lambda folder: run_soak(args, command, folder)
 
-    Returns:
-        0 where everything held, 1 where not.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(arguments)
-    found: list[Findings] = []
 
-    def run() -> Path:
-        found.append(run_soak(args, arguments))
-        return found[0].records_path
-
-    exit_code = finish(QUESTION, run, report=markdown_into(soak_markdown), summary=soak_summary)
-    return exit_code or int(not all(findings.is_ok for findings in found))
-
+#: Exit code 1, too, where something did not hold: ``soak_summary`` says so.
+main = main_of(QUESTION, build_parser, prepare, Reporting(soak_markdown, None, soak_summary))
 
 if __name__ == "__main__":
     sys.exit(main())

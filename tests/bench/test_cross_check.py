@@ -10,7 +10,7 @@ import pytest
 
 from bench import cross_check
 from bench.cross_check import OTHER, OURS, other_command, read_result, run_other
-from bench.errors import BenchError, CheckFailed
+from bench.errors import BenchError, CheckFailed, CutShort
 from bench.run.patch_sweep import Lengths, Stage, Target, target_of
 from bench.run.sweep import Cell
 from bench.servers.fake import FakeServer
@@ -58,6 +58,14 @@ def test_what_it_saved_is_read_and_what_it_says_in_failing_is_shown(tmp_path: Pa
     assert run_other([sys.executable, "-c", write], tmp_path / "a.json") == {"x": 1}
     with pytest.raises(BenchError, match="no such dataset"):
         run_other([sys.executable, "-c", "raise SystemExit('no such dataset')"], tmp_path / "b.json")
+
+
+def test_another_generator_that_takes_too_long_leaves_the_rounds_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_check, "TIMEOUT_S", 0.01)
+    with pytest.raises(CutShort, match="vllm bench serve: not done after"):
+        run_other([sys.executable, "-c", "import time; time.sleep(3600)"], tmp_path / "c.json")
 
 
 async def stage_of(serve: Any, session: Any, monkeypatch: pytest.MonkeyPatch, counts: list[float]) -> Stage:

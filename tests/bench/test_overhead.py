@@ -1,17 +1,20 @@
 """The overhead benchmark as a whole, against stand-ins in processes of their own."""
 
+import asyncio
 import contextlib
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import overhead
 from bench.overhead import OverheadOptions, build_parser, main
 from bench.report.record import read_records
+from bench.run import arm_servers, rounds
 from bench.servers.fake import FakeServer, policy_ids
 from bench.servers.launch import EngineOptions, PatchFacts
 from bench.servers.processes import ServerSpec, free_port, running_server
@@ -98,9 +101,9 @@ def test_own_servers_are_started_and_taken_down(
 
     facts = PatchFacts("kind", FakeServer(POLICY).digest, len(policy_ids(POLICY)))
     monkeypatch.setattr(overhead, "prepare_patch", lambda *_, **__: facts)
-    monkeypatch.setattr(overhead, "plain_server", lambda *_: start("plain"))
+    monkeypatch.setattr(arm_servers, "plain_server", lambda *_: start("plain"))
     ours = ("--patch-name", "kind", "--policy-text", str(policy_text))
-    monkeypatch.setattr(overhead, "ours_server", lambda *_: start("ours", *ours))
+    monkeypatch.setattr(arm_servers, "ours_server", lambda *_: start("ours", *ours))
     assert main([*quick(policy_text, tmp_path / "out"), "--arms", "plain,patched", "--concurrency", "1"]) == 0
     records = read_records([Path(json.loads(capsys.readouterr().out.splitlines()[-1])["records"])])
     assert set(records[0].setup["server_commands"]) == {"plain", "ours"}
@@ -118,9 +121,36 @@ def overhead_connection(port: int) -> None:
 
 def test_time_limit_ends_a_run(tmp_path: Path, policy_text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with stand_ins(tmp_path, policy_text) as servers:
-        arguments = [*quick(policy_text, tmp_path / "out"), *servers, "--time-limit-s", "0.2"]
+        arguments = [*quick(policy_text, tmp_path / "out"), *servers, "--time-limit-s", "0"]
         assert main(arguments) == 1
-    assert "not done after" in capsys.readouterr().err
+    assert "not done after 0 s; see --time-limit-s" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*/report.md"))
+
+
+def test_rounds_measured_before_the_time_limit_are_reported(
+    tmp_path: Path, policy_text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six arms, two concurrencies: the 30th cell is in the middle of the last round."""
+    measured: list[str] = []
+
+    async def measure(session: Any, run: Any, arm: Any, *where: Any) -> dict[str, Any]:
+        measured.append(arm.name)
+        if len(measured) > 30:
+            raise TimeoutError
+        return await measure_arm(session, run, arm, *where)
+
+    measure_arm = rounds.measure_arm
+    monkeypatch.setattr(rounds, "measure_arm", measure)
+    monkeypatch.setattr(asyncio.Timeout, "expired", lambda self: True)
+    with stand_ins(tmp_path, policy_text) as servers:
+        arguments = [*quick(policy_text, tmp_path / "out"), *servers, "--time-limit-s", "500"]
+        assert main(arguments) == 1
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["ok"], last["cut_short"]) == (False, "not done after 500 s; see --time-limit-s")
+    assert last["ratios"]["1"]["patched/idle"]["throughput"]["count"] == 2
+    report = Path(last["records"]).with_name("report.md").read_text()
+    assert report.splitlines()[2].startswith("**Cut short**, run `")
+    assert Path(last["records"]).with_name("report.svg").is_file()
 
 
 @pytest.mark.parametrize(
@@ -157,10 +187,10 @@ def test_compiled_patch_of_another_length_is_refused(
     facts = PatchFacts("kind", FakeServer(POLICY).digest, num_tokens=48)
     monkeypatch.setattr(overhead, "prepare_patch", lambda *_, **__: facts)
     arguments = ("--patch-name", "kind", "--policy-text", str(policy_text))
-    monkeypatch.setattr(overhead, "ours_server", lambda *_: stand_in(tmp_path, "ours", *arguments))
-    options = OverheadOptions(policy_text, arms=("idle", "patched"), out=tmp_path / "out")
+    monkeypatch.setattr(arm_servers, "ours_server", lambda *_: stand_in(tmp_path, "ours", *arguments))
+    options = OverheadOptions(policy_text, arms=("idle", "patched"))
     with pytest.raises(overhead.CheckFailed, match="expected 52 tokens as in the text, got 48"):
-        overhead.run_overhead(EngineOptions("m"), options, [])
+        overhead.run_overhead(EngineOptions("m"), options, "", tmp_path)
 
 
 def test_bench_imports_neither_vllm_nor_server() -> None:

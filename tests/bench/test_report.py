@@ -8,9 +8,9 @@ import pytest
 
 from bench.errors import RecordInvalid
 from bench.report.__main__ import main
-from bench.report.arm_report import markdown_report, write_report
 from bench.report.figures import METRICS, cells_of, judge_goals, ratios_of, summarise_ratios
-from bench.report.record import Record, append_record
+from bench.report.record import Record, append_record, mark_cut_short
+from bench.report.report_files import markdown_of, write_report
 
 MakeRecord = Callable[..., Record]
 
@@ -59,7 +59,7 @@ def test_goals_are_judged_by_the_median(records: list[Record]) -> None:
 
 
 def test_table_shows_median_and_spread(records: list[Record]) -> None:
-    text = markdown_report(records)
+    text = markdown_of(records)
     assert "| `patched` / `plain` | 0.950 (0.900 to 0.970) |" in text
     assert "| `idle/plain` | 1 | ≥ 0.98 | 0.990 | met |" in text
     assert "commit abc" in text
@@ -76,7 +76,7 @@ def test_metric_without_samples_shows_as_missing(make_record: MakeRecord) -> Non
     record = make_record("plain", 1, 5.0)
     record = Record(**{**vars(record), "result": {**record.result, "itl_s": None}})
     assert "| `plain` | `vllm serve`, no policy | 5.00 (5.00 to 5.00) | 2000 (2000 to 2000) | - | - |" in (
-        markdown_report([record])
+        markdown_of([record])
     )
 
 
@@ -86,7 +86,7 @@ def test_report_makes_table_and_plots_from_records_alone(
     for record in records:
         append_record(tmp_path / "records.jsonl", record)
     assert main([str(tmp_path / "records.jsonl"), "--out", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out/report.md").read_text() == markdown_report(records)
+    assert (tmp_path / "out/report.md").read_text() == markdown_of(records)
     assert (tmp_path / "out/report.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (tmp_path / "out/report.svg").read_text()
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -110,3 +110,18 @@ def test_without_matplotlib_the_tables_are_still_written(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "matplotlib is not installed" in write_report(records, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_a_run_that_was_cut_short_says_so_in_every_report_made_of_it(
+    tmp_path: Path, records: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "records.jsonl"
+    for record in records:
+        append_record(path, record)
+    mark_cut_short(path, "not done after 9 s")
+    assert main([str(path)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["cut_short"] == {"r1": "not done after 9 s"}
+    report = (tmp_path / "report.md").read_text()
+    assert report.startswith("# overhead\n\n**Cut short**, run `r1`: not done after 9 s. ")
+    marked = report.split("\n", 3)
+    assert "\n".join([marked[0], marked[3]]) == markdown_of(records)

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-from bench.errors import BenchError
 from bench.report.__main__ import main as report
-from bench.report.arm_report import write_report
 from bench.report.figures import Metric
 from bench.report.record import Record, read_records
+from bench.report.report_files import write_report
 from bench.report.sweep_axes import SWEEPS
 from bench.report.sweep_report import measured, ratios_to_first, summarise_sweep, sweep_markdown
-from bench.run.question import finish
 from bench.run.sweep import Cell, SweepRun, cells_along, counts
 
 ENVIRONMENT = {
@@ -106,16 +104,6 @@ def test_counts_are_ascending_and_distinct() -> None:
     assert counts("16,1,4,4") == (1, 4, 16)
     with pytest.raises(ValueError, match="1 or more"):
         counts("0,1")
-
-
-def test_a_run_that_fails_ends_with_one_and_a_json_line(capsys: Any) -> None:
-    def fail() -> Path:
-        raise BenchError("the server went away")
-
-    assert finish("scale", fail) == 1
-    captured = capsys.readouterr()
-    assert json.loads(captured.out.splitlines()[-1])["error"] == "the server went away"
-    assert captured.err == "bench scale: the server went away\n"
 
 
 @pytest.mark.parametrize("question", SWEEPS)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.fidelity import PAIRS
 from bench.report.record import read_records
+from bench.run.side_by_side import PAIRS
 
 pytestmark = pytest.mark.e2e
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from patches.format import read_patch  # noqa: E402
 from patches.model import LoadedModel, load_model  # noqa: E402
 from patches.pairs.rows import PairRow, encode_row, read_pairs, write_lines  # noqa: E402
+from patches.train.baselines import BASELINES  # noqa: E402
 from patches.train.contexts import ALONE  # noqa: E402
 from patches.train.data import Encoder, Sample  # noqa: E402
 from patches.train.forward import answer_logits  # noqa: E402
@@ -75,7 +76,8 @@ def train(
     run.mkdir()
     if answers.exists():
         shutil.copy(answers, run)
-    start = [] if "lora-rank" in options else ["--init-text", str(RECIPES / recipe["policy"])]
+    is_baseline = any(baseline.option.replace("_", "-") in options for baseline in BASELINES.values())
+    start = [] if is_baseline else ["--init-text", str(RECIPES / recipe["policy"])]
     policypatch(
         *("train", "--model", model, "--pairs", str(folder / "pairs.jsonl")),
         *("--benign", str(data / SILENT), "--name", recipe["name"], "--version", "0.0.0", *start),
@@ -120,14 +122,11 @@ def measure(
 
 
 def subject(recipe: Mapping[str, Any], folder: Path, model: str) -> tuple[LoadedModel, Any]:
-    """Load what was trained: the model and a prefix, or the model with an adapter merged into it."""
+    """Load what was trained: the model and a prefix, or the model with a baseline in it."""
     loaded = load_model(model, dtype="float32")
-    adapters = sorted(folder.glob("*.lora"))
-    if adapters:
-        from peft import PeftModel
-
-        network = PeftModel.from_pretrained(loaded.network, str(adapters[0])).merge_and_unload()
-        return LoadedModel(loaded.base_model, network, loaded.tokenizer), None
+    for name, baseline in BASELINES.items():
+        for saved in folder.glob(f"*.{name}"):
+            return baseline.module().merged(loaded, saved)[0], None
     patch = read_patch(folder / f"{recipe['name']}-0.0.0.safetensors")
     kind, values = ("prompt", patch.embeddings) if patch.embeddings is not None else ("prefix", patch.kv)
     assert values is not None

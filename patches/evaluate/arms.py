@@ -23,7 +23,7 @@ class Arm:
     """One way of answering."""
 
     name: str
-    #: ``base``, ``system``, ``patch``, ``composition`` or ``lora``.
+    #: ``base``, ``system``, ``patch``, ``composition`` or the name of a baseline.
     kind: str
     #: The policy as a system message.
     system_text: str | None = None
@@ -33,8 +33,6 @@ class Arm:
     patch: Patch | None = None
     #: What is joined, offline, in order; in place of ``patch``.
     parts: tuple[Patch, ...] = ()
-    #: The folder of a LoRA adapter, offline.
-    lora: str | None = None
     #: Digest of the patch, where it is known.
     digest: str | None = None
     #: ``prepared`` or ``joined``: how a server has to have composed it.

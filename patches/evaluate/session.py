@@ -30,6 +30,7 @@ from patches.evaluate.suite import BUILT_IN, Task, load_suite
 from patches.format import Patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model
+from patches.train.baselines import BASELINES
 
 
 def offline_arms(
@@ -105,41 +106,29 @@ def _short_selection(arm: Arm) -> str:
     return selection if arm.digest is None else selection[: selection.index("@") + 1 + NUM_DIGEST_CHARS]
 
 
-def require_adapter(folder: Path) -> None:
-    """Check that a folder looks like an adapter; PEFT would take any other name for a hub id.
+def baseline_subject(
+    name: str, model: str, folder: Path, *, dtype: str, device: str, batch_size: int
+) -> Subject:
+    """Load the model once more, with a saved baseline in it.
+
+    Args:
+        name: Of the baseline, in ``patches.train.baselines``.
+        model: Folder or hub id of the model.
+        folder: What ``policypatch train`` saved.
+        dtype: To run in.
+        device: Where to compute.
+        batch_size: Prompts at once.
 
     Raises:
-        EvaluationError: It does not.
-    """
-    if not (folder / "adapter_config.json").is_file():
-        raise EvaluationError(f"{folder}: expected a LoRA adapter: has no adapter_config.json")
-
-
-def lora_subject(model: str, folder: Path, *, dtype: str, device: str, batch_size: int) -> Subject:
-    """Load the model once more with a LoRA adapter merged into its weights.
-
-    Raises:
-        EvaluationError: The folder is no LoRA adapter, or PEFT is not installed.
+        EvaluationError: The folder holds no such baseline, or what reads it is not installed.
     """
     from patches.evaluate.subjects.local import TransformersSubject
 
-    require_adapter(folder)
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise EvaluationError("PEFT is not installed; install policypatch[train]") from error
-    loaded = load_model(model, dtype=dtype, device=device)
-    try:
-        network = PeftModel.from_pretrained(loaded.network, str(folder)).merge_and_unload().eval()
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise EvaluationError(
-            f"{folder}: expected a LoRA adapter: {str(error).splitlines()[0][:200]}"
-        ) from error
-    merged = LoadedModel(loaded.base_model, network, loaded.tokenizer)
-    weights = b"".join(path.read_bytes() for path in sorted(folder.glob("adapter_model.*")))
-    digest = f"sha256:{hashlib.sha256(weights).hexdigest()}"
+    module = BASELINES[name].module()
+    module.require_saved(folder)
+    merged, digest = module.merged(load_model(model, dtype=dtype, device=device), folder)
     return TransformersSubject(
-        merged, Arm(f"lora:{folder.name}", "lora", digest=digest), batch_size=batch_size
+        merged, Arm(f"{name}:{folder.name}", name, digest=digest), batch_size=batch_size
     )
 
 

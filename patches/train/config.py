@@ -58,8 +58,8 @@ class TrainConfig:
     patience: int = 3
     compute_dtype: str = "float32"
     seed: int = 0
-    #: Learn a LoRA adapter of this rank instead of a patch, to compare patches with.
-    lora_rank: int | None = None
+    #: Learn a baseline instead of a patch: its option (``patches.train.baselines``), and how large it is.
+    baseline: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -84,8 +84,10 @@ class TrainConfig:
         for name in ("sft_learning_rate", "dpo_learning_rate", "beta", "max_grad_norm"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
         self._require("benign_tokens", self.benign_tokens >= 1, "at least 1")
-        for name in ("sft_pairs", "dpo_pairs", "benign_rows", "lora_rank"):
+        for name in ("sft_pairs", "dpo_pairs", "benign_rows"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        if self.baseline is not None and self.baseline[1] < 1:
+            raise TrainingError(f"{self.baseline[0]}: expected at least 1, got {self.baseline[1]}")
         self._require("benign_weight", 0 <= self.benign_weight < float("inf"), "at least 0")
         self._require("warmup", 0 <= self.warmup < 1, "at least 0 and less than 1")
         self._require("patience", self.patience >= 0, "at least 0")
@@ -122,7 +124,8 @@ class TrainConfig:
     def as_json(self) -> dict[str, JsonValue]:
         """Give the configuration for the manifest."""
         document = {key: value for key, value in asdict(self).items() if value is not None}
-        return {**document, "stages": list(self.stages)}
+        baseline = dict([document.pop("baseline")]) if self.baseline is not None else {}
+        return {**document, **baseline, "stages": list(self.stages)}
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -18,9 +18,9 @@ from patches.errors import TrainingStopped
 from patches.train.checkpoint import RunState
 from patches.train.config import TrainConfig
 from patches.train.contexts import ALONE, Context, sample_context
+from patches.train.learned import Learned
 from patches.train.ranks import OneRank, Ranks
 from patches.train.schedule import learning_rate, num_steps, rows_of_step
-from patches.train.soft_prefix import SoftPrefix
 from patches.train.stages import Objective
 
 #: Steps between checkpoints, apart from those at validations and at the end of a stage.
@@ -44,7 +44,7 @@ class Loop:
     """Runs a stage from a state to its end."""
 
     config: TrainConfig
-    prefix: SoftPrefix
+    learned: Learned
     #: Gets each new checkpoint.
     save: Callable[[RunState], None]
     #: Gets each record of a step or a validation, as it comes.
@@ -87,7 +87,7 @@ class Loop:
         peak = config.learning_rate_of(work.name)
         rate = learning_rate(step, total, peak, config.schedule, config.warmup)
         rows = rows_of_step(len(work.objective), config.rows_per_step, step, f"rows:{key}")
-        context = sample_context(self.prefix.num_others, f"{key}:{step}")
+        context = sample_context(self.learned.num_others, f"{key}:{step}")
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         with out_of_memory_explained():
@@ -111,11 +111,11 @@ class Loop:
         told: dict[str, torch.Tensor] = {}
         total = objective.total_of(rows)
         for part in self._parts(objective, rows):
-            loss, others = objective.shares(part, self.prefix, context, total)
+            loss, others = objective.shares(part, self.learned, context, total)
             (loss * weight).backward()  # type: ignore[no-untyped-call]
             for name, share in {"loss": loss.detach(), **others}.items():
                 told[name] = told.get(name, torch.zeros_like(share)) + share
-        return told or {"loss": torch.zeros((), device=self.prefix.values.device)}
+        return told or {"loss": torch.zeros((), device=self.learned.values.device)}
 
     def _parts(self, objective: Objective, rows: Sequence[int]) -> list[list[int]]:
         # Rows of like length side by side need little padding.
@@ -126,7 +126,7 @@ class Loop:
         return [mine[i : i + size] for i in range(0, len(mine), size)]
 
     def _synchronise(self, told: dict[str, torch.Tensor]) -> float:
-        values = self.prefix.values
+        values = self.learned.values
         gradient = torch.zeros_like(values) if values.grad is None else values.grad
         values.grad = self.ranks.sum(gradient)
         for name in sorted(told):
@@ -136,11 +136,11 @@ class Loop:
     def _after_step(
         self, state: RunState, record: dict[str, Any], optimizer: torch.optim.Optimizer
     ) -> RunState:
-        moments = optimizer.state[self.prefix.values]
+        moments = optimizer.state[self.learned.values]
         return replace(
             state,
             step=state.step + 1,
-            values=_copy(self.prefix.values),
+            values=_copy(self.learned.values),
             moments=(_copy(moments["exp_avg"]), _copy(moments["exp_avg_sq"])),
             curves=[*state.curves, record],
         )
@@ -171,21 +171,21 @@ class Loop:
         told: dict[str, float] = {}
         with torch.no_grad(), out_of_memory_explained():
             for part in self._parts(objective, rows):
-                loss, others = objective.shares(part, self.prefix, ALONE, total)
+                loss, others = objective.shares(part, self.learned, ALONE, total)
                 for name, share in {"loss": loss, **others}.items():
                     told[name] = told.get(name, 0.0) + float(share)
         summed = self.ranks.sum(
-            torch.tensor([told[n] for n in sorted(told)], device=self.prefix.values.device)
+            torch.tensor([told[n] for n in sorted(told)], device=self.learned.values.device)
         )
         return dict(zip(sorted(told), summed.tolist(), strict=True))
 
     def _ended(self, state: RunState) -> RunState:
         best = state.values if state.best_values is None else state.best_values
         with torch.no_grad():
-            self.prefix.values.copy_(best)
+            self.learned.values.copy_(best)
         state = replace(
             state,
-            values=_copy(self.prefix.values),
+            values=_copy(self.learned.values),
             moments=None,
             best_values=None,
             stage_start=None,
@@ -201,7 +201,7 @@ class Loop:
         return state
 
     def _optimizer(self, state: RunState) -> torch.optim.Optimizer:
-        values = self.prefix.values
+        values = self.learned.values
         with torch.no_grad():
             values.copy_(state.values)
         optimizer = torch.optim.Adam([values], lr=0.0)

@@ -12,7 +12,7 @@ import torch
 
 from patches.train.contexts import ALONE
 from patches.train.data import PairSample
-from patches.train.soft_prefix import SoftPrefix
+from patches.train.learned import Learned
 from patches.train.stages import pair_logprobs
 
 #: Pairs between two words about progress.
@@ -21,7 +21,7 @@ _TELL_EVERY = 100
 
 def reference_logprobs(
     network: Any,
-    prefix: SoftPrefix | None,
+    learned: Learned | None,
     pairs: Sequence[PairSample],
     batch_size: int,
     is_under_policy: bool,
@@ -31,7 +31,7 @@ def reference_logprobs(
 
     Args:
         network: The model that is the reference.
-        prefix: The prefix that it stands behind, ``None`` for none.
+        learned: What acts in it, such as a prefix; ``None`` for nothing.
         pairs: What to read.
         batch_size: Pairs in one forward pass.
         is_under_policy: Read each prompt under the teacher's policy text.
@@ -44,7 +44,7 @@ def reference_logprobs(
         pairs = [_under_policy(pair) for pair in pairs]
     parts = []
     with torch.no_grad():
-        kv = None if prefix is None else prefix.patched(ALONE)
+        kv = None if learned is None else learned.patched(ALONE)
         for start in range(0, len(pairs), batch_size):
             if start % _TELL_EVERY < batch_size:
                 tell(start)

@@ -22,18 +22,20 @@ from patches.model import LoadedModel, load_model
 from patches.pairs.local import LocalSampler
 from patches.pairs.rows import file_digest, read_pairs
 from patches.pairs.sampling import Sampling
+from patches.train.baselines import baseline_of_option
+from patches.train.baselines.baseline import BaselineForm
 from patches.train.benign_rows import BenignData, answer_benign, load_benign, read_benign
 from patches.train.checkpoint import RunState, read_checkpoint, write_checkpoint
 from patches.train.config import TrainConfig
 from patches.train.data import Encoder, PairSample, encode_pairs
 from patches.train.export import best_validations, curves_for_manifest, make_trained_patch
 from patches.train.initial import initial_values, values_of_patch
+from patches.train.learned import Form, Learned
 from patches.train.loop import Loop, StageWork, out_of_memory_explained
-from patches.train.lora import LoraFactors, LoraPrefix
 from patches.train.ranks import OneRank, Ranks
 from patches.train.reference import reference_logprobs
 from patches.train.schedule import sample_rows
-from patches.train.soft_prefix import SoftPrefix
+from patches.train.soft_prefix import PrefixForm
 from patches.train.stages import Benign, Dpo, Objective, Reference, Sft
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -78,8 +80,8 @@ class TrainResult:
     patch: Patch | None
     state: RunState
     counts: Mapping[str, JsonValue] = field(default_factory=dict)
-    #: With ``lora_rank``, in place of a patch: the adapter's factors under PEFT's names.
-    lora: Mapping[str, torch.Tensor] | None = None
+    #: With ``TrainConfig.baseline``, in place of a patch: what saves the values.
+    baseline: BaselineForm | None = None
 
 
 def train_patch(
@@ -111,8 +113,8 @@ def train_patch(
         state = run.stage(state)
         if state.stage_idx == stage_idx:
             return TrainResult(None, state, run.counts())
-    if config.lora_rank is not None:
-        return TrainResult(None, state, run.counts(), run.lora(state))
+    if run.baseline is not None:
+        return TrainResult(None, state, run.counts(), run.baseline)
     return TrainResult(run.patch(state), state, run.counts())
 
 
@@ -131,7 +133,8 @@ class _Run:
         self._others = [_composable(path, self._model, config.kind) for path in inputs.compose_with]
         self._pairs = encode_pairs(self._encoder, rows, config.max_length, inputs.teacher_text)
         self._benign = self._load_benign()
-        self._factors = self._lora_factors()
+        self.baseline = self._baseline_form()
+        self._form: Form = self.baseline or self._prefix_form()
 
     def counts(self) -> dict[str, JsonValue]:
         """Count what was learned from, and what was left out and why."""
@@ -148,7 +151,7 @@ class _Run:
         """Read the checkpoint, or make the first state."""
         path, identity = self._inputs.folder / CHECKPOINT, self._identity()
         if not is_resumed:
-            return RunState(identity=identity, values=self._start())
+            return RunState(identity=identity, values=self._form.start())
         state = read_checkpoint(path)
         if state.identity != identity:
             raise TrainingError(
@@ -161,13 +164,13 @@ class _Run:
     def stage(self, state: RunState) -> RunState:
         """Run the stage that the state is in."""
         name = self._config.stages[state.stage_idx]
-        prefix = self._prefix(state.values)
+        learned = self._form.learned(state.values)
         if state.stage_start is None:
             state = replace(state, stage_start=state.values)
         if name == "dpo" and state.reference is None:
             state = self._with_reference(state)
         self._watch.tell({"event": "stage", "stage": name, **self.counts()})
-        loop = Loop(self._config, prefix, self._save, self._watch.tell, self._watch.should_stop, self._ranks)
+        loop = Loop(self._config, learned, self._save, self._watch.tell, self._watch.should_stop, self._ranks)
         return loop.run_stage(self._work(name, state), state)
 
     def patch(self, state: RunState) -> Patch:
@@ -186,25 +189,23 @@ class _Run:
         with out_of_memory_explained():
             return make_trained_patch(served, self._config.kind, state.values, label, self._origin(state))
 
-    def lora(self, state: RunState) -> dict[str, torch.Tensor]:
-        """Give the adapter of a finished run."""
-        assert self._factors is not None
-        return self._factors.state_dict(state.values)
+    def _prefix_form(self) -> PrefixForm:
+        others = [_values_of(patch, self._config.kind) for patch in self._others]
+        return PrefixForm(self._model.network, self._config.kind, others, self._start)
 
     def _start(self) -> torch.Tensor:
-        if self._factors is not None:
-            return self._factors.initial_values(self._config.seed)
         if self._inputs.init_patch is not None:
             return values_of_patch(read_patch(self._inputs.init_patch), self._model, self._config)
         network, tokenizer = self._model.network, self._model.tokenizer
         return initial_values(network, tokenizer, self._config, self._inputs.init_text)
 
-    def _lora_factors(self) -> LoraFactors | None:
-        if self._config.lora_rank is None:
+    def _baseline_form(self) -> BaselineForm | None:
+        if self._config.baseline is None:
             return None
+        option, size = self._config.baseline
         if self._others:
-            raise TrainingError("lora_rank: an adapter can't stand beside patches; leave out compose_with")
-        return LoraFactors(self._model.network, self._config.lora_rank)
+            raise TrainingError(f"{option}: an adapter can't stand beside patches; leave out compose_with")
+        return baseline_of_option(option).module().form(self._model.network, size, self._config.seed)
 
     def _work(self, name: str, state: RunState) -> StageWork:
         network, pairs, benign = self._model.network, self._pairs, self._benign
@@ -213,7 +214,7 @@ class _Run:
             validation: Objective = Sft(network, pairs.validation)
         else:
             assert state.stage_start is not None
-            frozen = self._prefix(state.values).frozen(state.stage_start)
+            frozen = self._form.learned(state.values).frozen(state.stage_start)
             objective, validation = (
                 Dpo(network, part, self._config.beta, self._reference(reference, frozen))
                 for part, reference in (
@@ -230,7 +231,7 @@ class _Run:
         rows = sample_rows(len(train), config.pairs_of(stage), f"{stage}:{config.seed}")
         return [train[row] for row in rows]
 
-    def _reference(self, alone: torch.Tensor | None, frozen: SoftPrefix) -> Reference:
+    def _reference(self, alone: torch.Tensor | None, frozen: Learned) -> Reference:
         assert alone is not None
         return Reference(
             self._model.network, self._config.dpo_reference, alone.to(frozen.values.device), frozen
@@ -251,25 +252,19 @@ class _Run:
                 self._model,
             )
         network = self._model.network if teacher is None else teacher.network
-        prefix = self._prefix(state.values) if self._config.dpo_reference == "sft" else None
+        learned = self._form.learned(state.values) if self._config.dpo_reference == "sft" else None
         is_taught = self._config.dpo_reference == "teacher" and teacher is None
 
         def compute(part: Sequence[PairSample], num_before: int) -> torch.Tensor:
             def tell(num_done: int) -> None:
                 self._watch.tell({"event": "reference", "done": num_before + num_done, "total": total})
 
-            return reference_logprobs(network, prefix, part, self._config.batch_size, is_taught, tell)
+            return reference_logprobs(network, learned, part, self._config.batch_size, is_taught, tell)
 
         with out_of_memory_explained():
             train = compute(chosen, 0)
             validation = compute(pairs.validation, len(chosen))
         return replace(state, reference=train, validation_reference=validation)
-
-    def _prefix(self, values: torch.Tensor) -> SoftPrefix:
-        if self._factors is not None:
-            return LoraPrefix(self._factors, self._model.network, values)
-        others = [_values_of(patch, self._config.kind) for patch in self._others]
-        return SoftPrefix(self._model.network, self._config.kind, values, others)
 
     def _save(self, state: RunState) -> None:
         write_checkpoint(state, self._inputs.folder / CHECKPOINT)

@@ -6,7 +6,8 @@ where there are some: the form of ``policypatch compose``. ``prefix`` learns the
 are laid side by side, as a server joins them. Values are float32, whatever the model computes in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class SoftPrefix:
         return len(self._others)
 
     def frozen(self, values: torch.Tensor) -> "SoftPrefix":
-        """Give a prefix of other values that does not learn."""
+        """Return a prefix of other values, which don't learn."""
         other = SoftPrefix(self._network, self.kind, values, self._others)
         other.values.requires_grad_(False)
         return other
@@ -69,6 +70,27 @@ class SoftPrefix:
             return prefix_kv(self._network, torch.cat(list(parts)))
         kv = parts[0] if self._rotary is None else join_kv(parts, self._rotary)
         return _split(kv, self._network.get_input_embeddings().weight.dtype)
+
+
+@dataclass(frozen=True)
+class PrefixForm:
+    """Soft prefixes of one run: what they have in common."""
+
+    network: Any
+    #: ``prompt`` or ``prefix``.
+    kind: str
+    #: The values of the patches to compose with.
+    others: Sequence[torch.Tensor]
+    #: Makes the start values; a run that is resumed needs none.
+    make_start: Callable[[], torch.Tensor]
+
+    def start(self) -> torch.Tensor:
+        """Return the values that the first step begins with."""
+        return self.make_start()
+
+    def learned(self, values: torch.Tensor) -> SoftPrefix:
+        """Return a prefix of these values."""
+        return SoftPrefix(self.network, self.kind, values, self.others)
 
 
 def _split(values: torch.Tensor, dtype: torch.dtype) -> PrefixKv:

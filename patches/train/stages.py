@@ -15,8 +15,8 @@ from patches.train.contexts import ALONE, Context
 from patches.train.data import PairSample, Sample
 from patches.train.dpo import dpo_loss, dpo_margins
 from patches.train.forward import PrefixKv, answer_logits
+from patches.train.learned import Learned
 from patches.train.sft import answer_logprobs, sft_loss
-from patches.train.soft_prefix import SoftPrefix
 
 #: Memory of the host for what the unpatched model says to benign prompts; what finds no room is read anew.
 _MAX_KEPT_BYTES = 1 << 30
@@ -36,7 +36,7 @@ class Objective(Protocol):
     def total_of(self, rows: Sequence[int]) -> int:
         """Count what the loss is a mean over."""
 
-    def shares(self, rows: Sequence[int], prefix: SoftPrefix, context: Context, total: int) -> Shares:
+    def shares(self, rows: Sequence[int], learned: Learned, context: Context, total: int) -> Shares:
         """Compute the shares of some rows."""
 
 
@@ -58,10 +58,10 @@ class Sft:
         """Count tokens of answers."""
         return sum(len(self._samples[row].answer_ids) for row in rows)
 
-    def shares(self, rows: Sequence[int], prefix: SoftPrefix, context: Context, total: int) -> Shares:
+    def shares(self, rows: Sequence[int], learned: Learned, context: Context, total: int) -> Shares:
         """Compute the mean negative log-likelihood of a token."""
         samples = [self._samples[row] for row in rows]
-        output = answer_logits(self._network, prefix.patched(context), samples)
+        output = answer_logits(self._network, learned.patched(context), samples)
         return sft_loss(output.logits, output.labels) / total, {}
 
 
@@ -91,10 +91,10 @@ class Dpo:
         """Count pairs."""
         return len(rows)
 
-    def shares(self, rows: Sequence[int], prefix: SoftPrefix, context: Context, total: int) -> Shares:
+    def shares(self, rows: Sequence[int], learned: Learned, context: Context, total: int) -> Shares:
         """Compute the mean loss, margin and accuracy of a pair."""
         pairs = [self._samples[row] for row in rows]
-        chosen, rejected = pair_logprobs(self._network, prefix.patched(context), pairs)
+        chosen, rejected = pair_logprobs(self._network, learned.patched(context), pairs)
         margins = dpo_margins(chosen, rejected, *self._reference.of_rows(rows, pairs, context), self._beta)
         told = {"margin": margins.detach().sum() / total, "accuracy": (margins > 0).sum() / total}
         return dpo_loss(margins) / total, told
@@ -120,13 +120,13 @@ class Benign:
         """Count tokens of answers."""
         return sum(len(self._samples[row].answer_ids) for row in rows)
 
-    def shares(self, rows: Sequence[int], prefix: SoftPrefix, context: Context, total: int) -> Shares:
+    def shares(self, rows: Sequence[int], learned: Learned, context: Context, total: int) -> Shares:
         """Compute the mean divergence at a token, from the context without the learned prefix."""
-        # One after the other: an adapter is switched on and off by these calls.
+        # One after the other: these calls may switch something in the model on and off.
         with torch.no_grad():
-            base = self._base(rows, prefix.unpatched(context))
+            base = self._base(rows, learned.unpatched(context))
         samples = [self._samples[row] for row in rows]
-        output = answer_logits(self._network, prefix.patched(context), samples)
+        output = answer_logits(self._network, learned.patched(context), samples)
         return benign_kl(base, output.logits) / total, {}
 
     def _base(self, rows: Sequence[int], kv: PrefixKv | None) -> torch.Tensor:
@@ -151,24 +151,24 @@ class Benign:
 class Reference:
     """The policy that DPO must not leave, as log-probabilities of every pair.
 
-    Those of the prefix alone are computed once for all, before the first step. Among other patches they
-    depend on the context and are computed when needed; the teacher knows no context. ``none`` holds the
+    Those of what was learned, alone, are computed once for all, before the first step. Among other patches
+    they depend on the context and are computed when needed; the teacher knows no context. ``none`` holds the
     answers against each other alone, as CPO does (arXiv 2401.08417): zeros.
     """
 
-    def __init__(self, network: Any, kind: str, alone: torch.Tensor, prefix: SoftPrefix) -> None:
+    def __init__(self, network: Any, kind: str, alone: torch.Tensor, learned: Learned) -> None:
         """Take what was computed before.
 
         Args:
             network: The frozen model.
             kind: ``sft``, ``base``, ``teacher`` or ``none``.
             alone: ``[2, num_rows]`` in float32: log-probabilities of chosen and rejected answers.
-            prefix: The prefix at the beginning of the stage, frozen.
+            learned: What was learned before the stage began, frozen.
         """
         self._network = network
         self._kind = kind
         self._alone = alone
-        self._prefix = prefix
+        self._learned = learned
 
     def of_rows(
         self, rows: Sequence[int], pairs: Sequence[PairSample], context: Context
@@ -179,7 +179,7 @@ class Reference:
             return chosen, rejected
         with torch.no_grad():
             is_patched = self._kind == "sft"
-            kv = self._prefix.patched(context) if is_patched else self._prefix.unpatched(context)
+            kv = (self._learned.patched if is_patched else self._learned.unpatched)(context)
             return pair_logprobs(self._network, kv, pairs)
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from patches.evaluate.suite import BUILT_IN
 from patches.manifest import DTYPES
+from patches.train.baselines import BASELINES
 from server import __version__
 from server.commands.errors import CommandError
 from server.commands.patch_arguments import note, patch_errors, progress, read, warn
@@ -28,9 +29,10 @@ DESCRIPTION = """\
 Measure what patches do: harm, over-refusal, toxicity, bias, fluency, capability, latency.
 
 One run compares arms on the same prompts: the base, the policy as system message (--policy-text), each
---patch, with --compose every order of them, and a LoRA adapter (--lora). The model runs here, in
-transformers, or behind --url in a server that has the patches loaded. Every figure has its number of prompts
-and a bootstrap interval; figures that a judge gives have the judge's error on answers that people labelled.
+--patch, with --compose every order of them, and adapters that were learned to compare with. The model runs
+here, in transformers, or behind --url in a server that has the patches loaded. Every figure has its number
+of prompts and a bootstrap interval; figures that a judge gives have the judge's error on answers that people
+labelled.
 
 The folder gets results.json, report.md and report.html, and items.jsonl with a row for each prompt. They hold
 figures, ids, refusals and harmless text. A run that was cut off goes on where it stopped.
@@ -92,9 +94,8 @@ def _add_arm_arguments(parser: argparse.ArgumentParser) -> None:
         "them (prepared, the default form), or side by side, as a server with --composition joined does",
     )
     arms.add_argument("--policy-text", metavar="FILE", type=Path, help="the policy as a system message, too")
-    arms.add_argument(
-        "--lora", metavar="DIR", nargs="+", default=[], help="PEFT LoRA adapters, merged; not with --url"
-    )
+    for name, baseline in BASELINES.items():
+        arms.add_argument(f"--{name}", metavar="DIR", nargs="+", default=[], help=baseline.eval_help)
 
 
 def _add_scope_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,8 +171,8 @@ def _check(args: argparse.Namespace) -> None:
         raise CommandError("--compose: expected at least two patches after --patch")
     if args.url is not None and not args.url.startswith(("http://", "https://")):
         raise CommandError(f"--url: expected http:// or https://, got {args.url}")
-    if args.url is not None and args.lora:
-        raise CommandError("--lora goes with a model in this process, not with --url")
+    for name, _ in _saved_baselines(args) if args.url is not None else []:
+        raise CommandError(f"--{name} goes with a model in this process, not with --url")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -228,16 +229,17 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
         return session.remote_subjects(endpoint, tokenizer, arms), {"server": args.url}
     from patches.model import load_model
 
-    for folder in map(Path, args.lora):
-        session.require_adapter(folder)
+    for name, folder in _saved_baselines(args):
+        BASELINES[name].module().require_saved(folder)
     files = [read(Path(p)) for p in args.patch]
     dtype = args.dtype or _default_dtype(args.device, files)
     with progress(f"loading {args.model}"):
         model = load_model(args.model, dtype=dtype, device=args.device, revision=args.revision)
         local = session.offline_arms(model, files, compose=args.compose, system_text=text)
         subjects = session.offline_subjects(model, local, batch_size=args.batch_size)
-        for folder in map(Path, args.lora):
-            subject = session.lora_subject(
+        for name, folder in _saved_baselines(args):
+            subject = session.baseline_subject(
+                name,
                 args.model,
                 folder,
                 dtype=model.base_model.dtype,
@@ -245,7 +247,7 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
                 batch_size=args.batch_size,
             )
             if subject.arm.name in subjects:
-                raise CommandError(f"--lora: expected folders of different names, got {folder.name} twice")
+                raise CommandError(f"--{name}: expected folders of different names, got {folder.name} twice")
             subjects[subject.arm.name] = subject
     base = model.base_model
     model_setup = {
@@ -254,6 +256,10 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
         "dtype": base.dtype,
     }
     return subjects, {"model": model_setup}
+
+
+def _saved_baselines(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    return [(name, Path(folder)) for name in BASELINES for folder in getattr(args, name)]
 
 
 def _default_dtype(device: str, patches: "Sequence[Patch]") -> str | None:

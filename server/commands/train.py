@@ -4,13 +4,14 @@ import argparse
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patches.errors import TrainingStopped
 from patches.label import Label
+from patches.train.baselines import BASELINES
 from patches.train.config import INITS, KINDS, REFERENCES, SCHEDULES, STAGES, TrainConfig
 from server.commands.errors import CommandError
 from server.commands.patch_arguments import (
@@ -25,8 +26,6 @@ from server.commands.patch_arguments import (
 from server.commands.text_file import read_text_file
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from patches.train.ranks import Ranks
     from patches.train.run import TrainInputs, TrainResult
 
@@ -139,7 +138,10 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add("validate_every", "steps between validations (default: an epoch)", type=int, metavar="S")
     add("patience", "validations without improvement that end a stage, 0 for never", type=int, metavar="P")
     add("compute_dtype", "the dtype to train in", choices=("float32", "bfloat16", "float16"))
-    add("lora_rank", "learn a LoRA adapter of this rank instead, to compare with", type=int, metavar="R")
+    baselines = group.add_mutually_exclusive_group()
+    for baseline in BASELINES.values():
+        flag = f"--{baseline.option.replace('_', '-')}"
+        baselines.add_argument(flag, type=int, metavar=baseline.metavar, help=baseline.train_help)
     add("seed", "for the order of rows, contexts and a random start", type=int, metavar="S")
 
 
@@ -193,8 +195,8 @@ def _train(inputs: "TrainInputs", config: TrainConfig, is_resumed: bool, ranks: 
 def _finish(args: argparse.Namespace, inputs: "TrainInputs", result: "TrainResult") -> None:
     from patches.train.log import write_report
 
-    if result.lora is not None:
-        _save_lora(args, result.lora)
+    if result.baseline is not None:
+        print(result.baseline.save(result.state.values, args.output / f"{args.name}-{args.version}"))
         return
     assert result.patch is not None
     save(result.patch, args)
@@ -205,17 +207,11 @@ def _finish(args: argparse.Namespace, inputs: "TrainInputs", result: "TrainResul
     print(f"{report}: what it learned from, and how far it came")
 
 
-def _save_lora(args: argparse.Namespace, tensors: "Mapping[str, Tensor]") -> None:
-    from patches.train.lora import save_adapter
-
-    folder = args.output / f"{args.name}-{args.version}.lora"
-    save_adapter(tensors, args.lora_rank, folder)
-    print(f"{folder}: a LoRA adapter, for `policypatch eval --lora`; servers take patches")
-
-
 def _config(args: argparse.Namespace) -> TrainConfig:
-    values = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__}
-    return TrainConfig(**{**values, "stages": tuple(args.stages.split(","))})
+    values = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__ if name != "baseline"}
+    sizes = {baseline.option: getattr(args, baseline.option) for baseline in BASELINES.values()}
+    asked = next(((option, size) for option, size in sizes.items() if size is not None), None)
+    return TrainConfig(**{**values, "stages": tuple(args.stages.split(",")), "baseline": asked})
 
 
 def _inputs(args: argparse.Namespace, label: Label) -> "TrainInputs":

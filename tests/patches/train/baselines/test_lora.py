@@ -10,14 +10,14 @@ import torch
 
 from patches.compile import compile_text
 from patches.errors import TrainingError
-from patches.evaluate.session import lora_subject
+from patches.evaluate.session import baseline_subject
 from patches.evaluate.subjects.subject import Reading
 from patches.format import write_patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model
+from patches.train.baselines.lora import LoraAdapter, LoraFactors
 from patches.train.config import TrainConfig
 from patches.train.contexts import ALONE
-from patches.train.lora import LoraFactors, LoraPrefix, save_adapter
 from patches.train.run import TrainInputs, Watch, train_patch
 from server.cli import main
 
@@ -27,7 +27,7 @@ RANK = 2
 
 @pytest.fixture
 def config(small: TrainConfig) -> TrainConfig:
-    return replace(small, lora_rank=RANK, sft_epochs=8, schedule="constant", patience=0)
+    return replace(small, baseline=("lora_rank", RANK), sft_epochs=8, schedule="constant", patience=0)
 
 
 def test_it_begins_as_the_model_and_can_be_switched_off(tiny_model_folder: Path) -> None:
@@ -36,10 +36,10 @@ def test_it_begins_as_the_model_and_can_be_switched_off(tiny_model_folder: Path)
     with torch.no_grad():
         before = network(ids).logits
         factors = LoraFactors(network, RANK)
-        start = LoraPrefix(factors, network, factors.initial_values(0))
+        start = factors.learned(factors.start())
         start.patched(ALONE)
         assert torch.equal(network(ids).logits, before)
-        other = LoraPrefix(factors, network, torch.full((factors.num_values,), 0.1))
+        other = LoraAdapter(factors, network, torch.full((factors.num_values,), 0.1))
         other.patched(ALONE)
         assert not torch.allclose(network(ids).logits, before, atol=1e-3)
         other.unpatched(ALONE)
@@ -55,14 +55,14 @@ def test_both_stages_learn_and_peft_reads_what_was_learned(
     assert records[-1]["loss"] < 0.8 * records[0]["loss"]
     assert {r["stage"] for r in result.state.curves} == {"sft", "dpo"}
     assert result.patch is None
-    assert result.lora is not None
-    save_adapter(result.lora, RANK, tmp_path / "adapter")
-    merged = lora_subject(
-        str(tiny_model_folder), tmp_path / "adapter", dtype="float32", device="cpu", batch_size=2
+    assert result.baseline is not None
+    assert "kind.lora: a LoRA adapter" in result.baseline.save(result.state.values, tmp_path / "kind")
+    merged = baseline_subject(
+        "lora", str(tiny_model_folder), tmp_path / "kind.lora", dtype="float32", device="cpu", batch_size=2
     )
     network = load_model(tiny_model_folder).network
     factors = LoraFactors(network, RANK)
-    LoraPrefix(factors, network, result.state.values).patched(ALONE)
+    LoraAdapter(factors, network, result.state.values).patched(ALONE)
     with torch.no_grad():
         logits = network(torch.tensor([[5, 6, 7]])).logits.log_softmax(-1)
         base = tiny_model.network(torch.tensor([[5, 6, 7]])).logits.log_softmax(-1)

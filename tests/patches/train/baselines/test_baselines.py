@@ -1,0 +1,32 @@
+"""A baseline is a module and a row of the table: taking one out touches nothing else."""
+
+from pathlib import Path
+
+from patches.train.baselines import BASELINES, baseline_of_option
+
+ROOT = Path(__file__).resolve().parents[4]
+#: What PEFT and the models themselves call lora, which no baseline has to do with.
+OTHERS = {ROOT / "patches" / "peft_import.py", ROOT / "patches" / "fingerprint.py"}
+
+
+def test_no_code_but_its_own_module_names_a_baseline() -> None:
+    files = {
+        path
+        for folder in ("patches", "server/commands", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.parent.name != "baselines"
+    }
+    named = [
+        f"{path}: {name}"
+        for path in files - OTHERS
+        for name in BASELINES
+        if name in path.read_text(encoding="utf-8").lower()
+    ]
+    assert files >= OTHERS
+    assert named == []
+
+
+def test_each_baseline_is_found_by_its_option_and_has_its_module() -> None:
+    for name, baseline in BASELINES.items():
+        assert baseline_of_option(baseline.option) is baseline
+        assert baseline.module().__name__.endswith(f".{name}")

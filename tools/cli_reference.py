@@ -57,13 +57,22 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 def section(words: list[str], parser: argparse.ArgumentParser) -> str:
     """Return the section of one command: description, arguments, epilog."""
     parts = [f"{'#' * len(words)} {' '.join(words)}", "", (parser.description or "").strip(), ""]
-    hidden = argparse._HelpAction | argparse._SubParsersAction
-    rows = [argument_row(a) for a in parser._actions if not isinstance(a, hidden)]
-    if rows:
+    if rows := [*argument_rows(parser)]:
         parts += ["| argument | meaning |", "| --- | --- |", *rows, ""]
     if parser.epilog:
         parts += ["```text", parser.epilog.strip(), "```", ""]
     return "\n".join(parts)
+
+
+def argument_rows(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the table rows of all arguments, each group under its name as in ``--help``."""
+    hidden = argparse._HelpAction | argparse._SubParsersAction
+    unnamed = {parser._positionals.title, parser._optionals.title}
+    for group in parser._action_groups:
+        rows = [argument_row(action) for action in group._group_actions if not isinstance(action, hidden)]
+        if rows and group.title not in unnamed:
+            yield f"| **{group.title}** | |"
+        yield from rows
 
 
 def argument_row(action: argparse.Action) -> str:

@@ -26,9 +26,9 @@ from patches.fingerprint import fingerprint_model
 from server.app import install
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
-from server.memory.options import TierOptions
 from server.memory.tiers import TieredResidency
 from server.metrics.patches import PatchMetrics
+from server.options import MemoryOptions
 from server.policy.rules import OPEN_POLICY
 from server.request.decider import Decider
 from server.request.gate import PatchGate
@@ -105,7 +105,7 @@ async def serve(model: Path, patches: Path, port: int) -> None:
     registry = CollectorRegistry()
     metrics = PatchMetrics(registry)
     base_model = await asyncio.to_thread(fingerprint_model, model, "bfloat16")
-    residency = TieredResidency(InstantWorkers(), TierOptions(), metrics.tiers)
+    residency = TieredResidency(InstantWorkers(), MemoryOptions(), metrics.tiers)
     catalog = Catalog(residency, base_model, max_num_tokens=1024, metrics=metrics)
     leases = Leases(catalog, metrics)
     decider = Decider(catalog, OPEN_POLICY, leases, served_names=["bench"])

@@ -4,7 +4,6 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypedDict
 
 from server.admin.access import AdminAccess
@@ -14,20 +13,9 @@ from server.audit import Audit
 from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
 from server.metrics.control import ControlMetrics
+from server.options import AdminOptions, TrustOptions
 from server.trust.audit import SignerAudit
 from server.trust.trust import Trust, TrustSources
-
-
-@dataclass(frozen=True, slots=True)
-class ControlOptions:
-    """The flags of ``policypatch serve`` about control."""
-
-    state: Path | None = None
-    keep_previous: int = 1
-    admin_key_file: Path | None = None
-    trusted_keys: Path | None = None
-    revoked: Path | None = None
-    admin_listen: str | None = None
 
 
 class CatalogParts(TypedDict):
@@ -56,7 +44,9 @@ class Control:
 
 
 @contextlib.contextmanager
-def open_control(options: ControlOptions, metrics: ControlMetrics, audit: Audit) -> Iterator[Control]:
+def open_control(
+    options: AdminOptions, trust_options: TrustOptions, metrics: ControlMetrics, audit: Audit
+) -> Iterator[Control]:
     """Open everything, before the engine takes its time to start.
 
     Raises:
@@ -69,7 +59,7 @@ def open_control(options: ControlOptions, metrics: ControlMetrics, audit: Audit)
     state = CatalogState(options.state) if options.state is not None else None
     records = Records(state, keep_previous=options.keep_previous, saved=metrics.state_saved)
     try:
-        trust = Trust(TrustSources(options.trusted_keys, options.revoked, options.state))
+        trust = Trust(TrustSources(trust_options.trusted_keys, trust_options.revoked, options.state))
         signer_audit = SignerAudit(audit, trust)
         with contextlib.ExitStack() as stack:
             listener = None

@@ -52,9 +52,9 @@ from server.frontends.leader import FollowerPool
 from server.frontends.mirror import Mirror, MirrorAudit
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps
-from server.memory.options import TierOptions
 from server.memory.tiers import TieredResidency
 from server.metrics.patches import PatchMetrics
+from server.options import MemoryOptions
 from server.policy.watch import PolicyWatch
 from server.request.decider import Decider
 from server.request.gate import PatchGate
@@ -117,11 +117,11 @@ class FrontEnd:
         base_model = await asyncio.to_thread(_fingerprint, config.model_config)
         engine = self._engine(config)
         try:
-            may_compose = options.composition == "joined"
+            may_compose = options.flags.patches.composition == "joined"
             num_workers = await _prepare_workers(engine, base_model, metrics, may_compose=may_compose)
             followers = self._followers()
             catalog = Catalog(
-                _residency(engine, num_workers, options.tiers, metrics),
+                _residency(engine, num_workers, options.flags.memory, metrics),
                 base_model,
                 config.model_config.max_model_len - 2,
                 metrics,
@@ -138,11 +138,13 @@ class FrontEnd:
                 followers.canaries = decider.canaries
             async with (
                 followers or contextlib.nullcontext(),
-                PatchFolder(options.patches, catalog) as folder,
+                PatchFolder(options.flags.patches.patches, catalog) as folder,
                 TrustWatch(control.trust, catalog, metrics),
                 self._policy_watch(decider, followers),
             ):
-                admin = Admin(catalog, operator, Uploads(options.patches, folder, catalog), control.access)
+                admin = Admin(
+                    catalog, operator, Uploads(options.flags.patches.patches, folder, catalog), control.access
+                )
                 await asyncio.to_thread(admin.uploads.remove_leftovers)
                 app = await self._app(engine)
                 admin_here = admin if control.listener is None else None
@@ -164,7 +166,7 @@ class FrontEnd:
         engine = self._engine(config)
         try:
             residents = FollowedResidents(self.metrics)
-            may_compose = options.composition == "joined"
+            may_compose = options.flags.patches.composition == "joined"
             mirror = Mirror(seat.index, seat.steps, residents, options.policy, may_compose=may_compose)
             decider, gate = self._gate(mirror, MirrorAudit(audit, mirror.signer_of))
             mirror.bind(decider)
@@ -224,14 +226,14 @@ class FrontEnd:
         if self.seat is None:
             return None
         file = self.options.policy_file
-        return FollowerPool(self.seat.steps, self.seat.address, file[1].data if file is not None else None)
+        return FollowerPool(self.seat.steps, self.seat.address, file.data if file is not None else None)
 
     def _policy_watch(
         self, decider: Decider, followers: FollowerPool | None
     ) -> AbstractAsyncContextManager[object]:
-        if self.options.policy_file is None:
+        path, loaded = self.options.flags.policy.policy, self.options.policy_file
+        if path is None or loaded is None:
             return contextlib.nullcontext()
-        path, loaded = self.options.policy_file
         logger.info("policy file %s (%s) is in force", path, loaded.digest)
         control = self.metrics.control
         if followers is None:
@@ -282,7 +284,7 @@ def engine_config(
         UnsupportedSetup: the model cannot be served with patches.
     """
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    engine_args.kv_transfer_config = _kv_transfer_config(options.tiers)
+    engine_args.kv_transfer_config = _kv_transfer_config(options.flags.memory)
     engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
     engine_args._api_process_count = process_count
     engine_args._api_process_rank = process_rank
@@ -338,21 +340,19 @@ def _fingerprint(model_config: ModelConfig) -> BaseModel:
     )
 
 
-def _kv_transfer_config(tiers: TierOptions) -> KVTransferConfig:
-    extra: dict[str, Any] = {DEVICE_BYTES_KEY: tiers.device_bytes}
-    if tiers.pinned_blocks:
-        extra |= {
-            PINNED_SHARE_KEY: tiers.pinned_blocks_share,
-            PINNED_NAMES_KEY: sorted(tiers.pinned_blocks),
-        }
+def _kv_transfer_config(memory: MemoryOptions) -> KVTransferConfig:
+    extra: dict[str, Any] = {DEVICE_BYTES_KEY: int(memory.patch_device_memory)}
+    if memory.pin_blocks:
+        extra |= {PINNED_SHARE_KEY: memory.pin_blocks_share, PINNED_NAMES_KEY: sorted(memory.pin_blocks)}
     return KVTransferConfig(**_CONNECTOR, kv_connector_extra_config=extra)
 
 
 def _residency(
-    engine: PatchedAsyncLLM, num_workers: int, tiers: TierOptions, metrics: PatchMetrics
+    engine: PatchedAsyncLLM, num_workers: int, memory: MemoryOptions, metrics: PatchMetrics
 ) -> TieredResidency:
-    metrics.tiers.set_limits(device_bytes=tiers.device_bytes * num_workers, host_bytes=tiers.host_bytes)
-    return TieredResidency(RpcWorkers(engine), tiers, metrics.tiers)
+    device_bytes = memory.patch_device_memory * num_workers
+    metrics.tiers.set_limits(device_bytes=device_bytes, host_bytes=memory.patch_host_memory)
+    return TieredResidency(RpcWorkers(engine), memory, metrics.tiers)
 
 
 def _summary(catalog: Catalog) -> str:

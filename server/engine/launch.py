@@ -49,12 +49,12 @@ def resolve_arguments(options: ServeOptions, engine_arguments: Sequence[str]) ->
     )
     if is_cpu_build():
         added += cpu_arguments(engine_arguments)
-    args = engine_parser().parse_args([options.model, *added, *engine_arguments])
-    args.model = options.model
+    args = engine_parser().parse_args([options.flags.patches.model, *added, *engine_arguments])
+    args.model = options.flags.patches.model
     validate_parsed_serve_args(args)
     require_supported_arguments(args)
     require_supported_environment(skips_model_names=envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
-    environment = offline_environment(options.model, os.environ)
+    environment = offline_environment(options.flags.patches.model, os.environ)
     if is_cpu_build():
         # Each data-parallel rank reserves cores for itself.
         environment |= cpu_environment(os.environ, args.tensor_parallel_size * args.pipeline_parallel_size)
@@ -82,8 +82,8 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
         return
     metrics = PatchMetrics(REGISTRY)
     with (
-        open_audit(options.audit_log, metrics.control.audit_dropped) as audit,
-        open_control(options.control, metrics.control, audit) as control,
+        open_audit(options.flags.policy.audit_log, metrics.control.audit_dropped) as audit,
+        open_control(options.flags.admin, options.flags.trust, metrics.control, audit) as control,
     ):
         listen_address, sock = setup_server(args, reuse_port=False)
         uvloop.run(FrontEnd(options, args, metrics, listen_address, sock).lead(control))

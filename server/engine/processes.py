@@ -86,8 +86,8 @@ def _require_usable(options: ServeOptions) -> None:
     """Open what the front ends will open, so that a mistake is told before anything is started."""
     metrics = PatchMetrics(CollectorRegistry())
     with (
-        open_audit(options.audit_log, lambda reason, number: None) as audit,
-        open_control(options.control, metrics.control, audit),
+        open_audit(options.flags.policy.audit_log, lambda reason, number: None) as audit,
+        open_control(options.flags.admin, options.flags.trust, metrics.control, audit),
     ):
         return
 
@@ -200,7 +200,7 @@ def _run_front_end(
     index: int = client["client_index"]
     set_process_title("APIServer", str(index))
     decorate_logs()
-    if options.audit_log is None:
+    if options.flags.policy.audit_log is None:
         # Without a log there is nothing to open anew.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     metrics = PatchMetrics(REGISTRY, is_shared=True)
@@ -208,9 +208,11 @@ def _run_front_end(
         options, args, metrics, listen_address, sock, client, Seat(index, Steps(words), folder)
     )
     try:
-        with open_audit(options.audit_log, metrics.control.audit_dropped) as audit:
+        with open_audit(options.flags.policy.audit_log, metrics.control.audit_dropped) as audit:
             if index == 0:
-                with open_control(options.control, metrics.control, audit) as control:
+                with open_control(
+                    options.flags.admin, options.flags.trust, metrics.control, audit
+                ) as control:
                     uvloop.run(front_end.lead(control))
             else:
                 uvloop.run(front_end.follow(audit))

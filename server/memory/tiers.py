@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from server.memory.options import TierOptions
 from server.memory.patch_source import PatchSource
 from server.memory.residency import ResidencyError, Workers
 from server.metrics.tiers import TierMetrics
+from server.options import MemoryOptions
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _Prefix:
 class TieredResidency:
     """Keeps in host memory what is used, least recently used out first; a ``residency.Residency``."""
 
-    def __init__(self, workers: Workers, options: TierOptions, metrics: TierMetrics) -> None:
+    def __init__(self, workers: Workers, options: MemoryOptions, metrics: TierMetrics) -> None:
         self._workers = workers
         self._options = options
         self._metrics = metrics
@@ -81,7 +81,7 @@ class TieredResidency:
         except OSError as error:
             logger.warning("%s: it stays in memory, since its file can't be kept open: %s", name, error)
             source = None
-        prefix = _Prefix(digest, name, nbytes, name in self._options.pinned, source)
+        prefix = _Prefix(digest, name, nbytes, name in self._options.pin_patch, source)
         if self._is_wanted(prefix):
             try:
                 await self._fill(prefix, kv)
@@ -98,12 +98,12 @@ class TieredResidency:
         What is pinned, what could not be read again, and another version of a name that is in host memory:
         whoever replaces a patch under load must not make its requests wait.
         """
-        has_room = self._host_bytes + prefix.nbytes <= self._options.host_bytes
+        has_room = self._host_bytes + prefix.nbytes <= self._options.patch_host_memory
         return (
             prefix.is_pinned
             or prefix.source is None
             or self._num_warm[prefix.name] > 0
-            or (self._options.is_preloaded and has_room)
+            or (self._options.preload and has_room)
         )
 
     def is_ready(self, digest: str) -> bool:
@@ -154,7 +154,7 @@ class TieredResidency:
 
     def idle(self, digest: str) -> None:
         """See ``Residency.idle``."""
-        if self._host_bytes <= self._options.host_bytes:
+        if self._host_bytes <= self._options.patch_host_memory:
             return
         try:
             loop = asyncio.get_running_loop()
@@ -178,7 +178,7 @@ class TieredResidency:
         self._note()
 
     def _victims(self) -> Iterator[_Prefix]:
-        surplus = self._host_bytes - self._options.host_bytes
+        surplus = self._host_bytes - self._options.patch_host_memory
         for prefix in self._prefixes.values():
             if surplus <= 0:
                 return

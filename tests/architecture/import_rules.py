@@ -44,7 +44,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"trust", "metrics"},
         {"versions"},
         {"demo"},
-        {"errors", "audit"},
+        {"errors", "audit", "options"},
     ),
     "bench": (
         # The questions, a module each, and those that take a folder.

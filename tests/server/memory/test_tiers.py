@@ -10,10 +10,10 @@ import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
 from patches.format import read_patch
-from server.memory.options import TierOptions
 from server.memory.residency import ResidencyError
 from server.memory.tiers import TieredResidency
 from server.metrics.tiers import TierMetrics
+from server.options import MemoryOptions
 
 
 class FakeWorkers:
@@ -68,7 +68,7 @@ class Tiers:
         self.stand = stand
         self.workers = FakeWorkers()
         self.registry = CollectorRegistry()
-        self.residency = TieredResidency(self.workers, TierOptions(**options), TierMetrics(self.registry))
+        self.residency = TieredResidency(self.workers, MemoryOptions(**options), TierMetrics(self.registry))
         self.in_use: set[str] = set()
         self.residency.bind(self.in_use.__contains__)
         self.paths: dict[str, Path] = {}
@@ -171,7 +171,7 @@ async def test_a_failed_load_fails_all_that_waited_and_is_tried_again(tiers: Any
 
 
 async def test_what_was_not_used_for_longest_makes_room(tiers: Any) -> None:
-    t = tiers(host_bytes=2 * NBYTES)
+    t = tiers(patch_host_memory=2 * NBYTES)
     first, second, third = [await t.serve(f"p{i}", float(i)) for i in range(3)]
     await t.use(first)
     await t.use(second)
@@ -184,7 +184,7 @@ async def test_what_was_not_used_for_longest_makes_room(tiers: Any) -> None:
 
 
 async def test_what_is_in_use_is_never_taken_away(tiers: Any) -> None:
-    t = tiers(host_bytes=NBYTES)
+    t = tiers(patch_host_memory=NBYTES)
     first, second, third = [await t.serve(f"p{i}", float(i)) for i in range(3)]
     for digest in (first, second):
         t.in_use.add(digest)
@@ -196,7 +196,7 @@ async def test_what_is_in_use_is_never_taken_away(tiers: Any) -> None:
 
 
 async def test_what_had_to_stay_beyond_the_bound_goes_when_its_last_request_is_over(tiers: Any) -> None:
-    t = tiers(host_bytes=NBYTES)
+    t = tiers(patch_host_memory=NBYTES)
     digests = [await t.serve(f"p{i}", float(i)) for i in range(3)]
     for digest in digests:
         t.in_use.add(digest)
@@ -211,7 +211,7 @@ async def test_what_had_to_stay_beyond_the_bound_goes_when_its_last_request_is_o
 
 
 async def test_a_pinned_name_is_loaded_at_once_and_stays(tiers: Any) -> None:
-    t = tiers(host_bytes=NBYTES, pinned=frozenset({"safety"}))
+    t = tiers(patch_host_memory=NBYTES, pin_patch=frozenset({"safety"}))
     pinned = await t.serve("safety", 1.0)
     assert t.workers.pinned == set(t.workers.held) == {pinned}
     for i in range(3):
@@ -220,7 +220,7 @@ async def test_a_pinned_name_is_loaded_at_once_and_stays(tiers: Any) -> None:
 
 
 async def test_preloading_stops_at_the_bound_and_evicts_nothing(tiers: Any) -> None:
-    t = tiers(host_bytes=2 * NBYTES, is_preloaded=True)
+    t = tiers(patch_host_memory=2 * NBYTES, preload=True)
     digests = [await t.serve(f"p{i}", float(i)) for i in range(4)]
     assert list(t.workers.held) == digests[:2]
     assert t.workers.count("unload") == 0
@@ -245,7 +245,7 @@ async def test_a_new_version_that_workers_refuse_leaves_nothing_behind(tiers: An
 
 
 async def test_a_renamed_or_removed_file_can_still_be_read(tiers: Any) -> None:
-    t = tiers(host_bytes=NBYTES)
+    t = tiers(patch_host_memory=NBYTES)
     renamed, removed = await t.serve("a", 1.0), await t.serve("b", 2.0)
     t.paths[renamed].rename(t.paths[renamed].with_name("other.safetensors"))
     t.paths[removed].unlink()
@@ -272,7 +272,7 @@ async def test_a_file_that_is_replaced_between_reading_and_opening_stays_in_memo
 
 
 async def test_what_no_file_holds_any_more_stays_in_memory(tiers: Any) -> None:
-    t = tiers(host_bytes=NBYTES)
+    t = tiers(patch_host_memory=NBYTES)
     lost = await t.serve("a", 1.0)
     await t.use(lost)
     t.paths[lost].write_bytes(t.stand.bytes("a", "1.0.0", fill=5.0, num_tokens=3))
@@ -290,7 +290,7 @@ async def test_a_file_that_was_overwritten_in_place_is_an_error_and_never_anothe
 
 
 async def test_a_request_for_what_is_being_dropped_loads_it_behind_the_drop(tiers: Any) -> None:
-    t = tiers(host_bytes=NBYTES)
+    t = tiers(patch_host_memory=NBYTES)
     first, second = await t.serve("a", 1.0), await t.serve("b", 2.0)
     await t.use(first)
     t.workers.may_unload.clear()
@@ -335,7 +335,7 @@ async def test_what_is_forgotten_is_an_error_to_wait_for(tiers: Any) -> None:
 
 async def test_any_order_of_requests_and_evictions_ends_right(tiers: Any) -> None:
     """Many requests over few places, with workers that take a moment: nothing twice, nothing beyond use."""
-    t = tiers(host_bytes=3 * NBYTES)
+    t = tiers(patch_host_memory=3 * NBYTES)
     digests = [await t.serve(f"p{i}", float(i)) for i in range(8)]
     order = torch.randint(8, (300,), generator=torch.Generator().manual_seed(0)).tolist()
     users = dict.fromkeys(digests, 0)

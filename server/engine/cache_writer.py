@@ -6,11 +6,11 @@ the fused write is held against once, when the caches are bound. So a release of
 anew costs speed here, never an answer.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 
 from prefix_kernels import (
@@ -25,7 +25,7 @@ from prefix_kernels import (
     write_prefix_kv,
 )
 
-logger = init_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Backends whose caches are [B, h_kv, block, 2 * D], K and V side by side, unpacked.
 PLAIN_BACKENDS = frozenset({"FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN"})

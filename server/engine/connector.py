@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from server.engine.block_pins import PINNED_SHARE_KEY
+from server.engine.logs import log_through_vllm
 from server.engine.plan import StepPlan
 from server.engine.scheduler_side import SchedulerSide
 from server.engine.stats import InjectionStats
@@ -38,6 +39,8 @@ class PolicyPatchConnector(KVConnectorBase_V1, SupportsHMA):
         self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        # The first code of ours that runs in the processes that vLLM starts.
+        log_through_vllm()
         self._scheduler = SchedulerSide(kv_cache_config) if role == KVConnectorRole.SCHEDULER else None
         self._worker = WorkerSide(vllm_config, kv_cache_config) if role == KVConnectorRole.WORKER else None
 

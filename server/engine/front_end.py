@@ -6,6 +6,7 @@ See ``server.frontends`` for how several stay one server.
 import argparse
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -23,7 +24,6 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import serve_http
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
-from vllm.logger import init_logger
 from vllm.usage.usage_lib import UsageContext
 
 from patches.fingerprint import fingerprint_model
@@ -62,7 +62,7 @@ from server.request.lease import Leases
 from server.routes.admin_app import Admin
 from server.trust.trust import Trust
 
-logger = init_logger("vllm.policypatch")
+logger = logging.getLogger(__name__)
 
 _CONNECTOR = {
     "kv_connector": "PolicyPatchConnector",

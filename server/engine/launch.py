@@ -1,6 +1,7 @@
 """Starts the server: vLLM's own app and engine, with the patched engine client and our routes added."""
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 
@@ -10,19 +11,21 @@ from vllm import envs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-from vllm.logger import init_logger
+from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.system_utils import decorate_logs
 
 from server.admin.control import open_control
 from server.audit import open_audit
 from server.engine.cpu_defaults import cpu_arguments, cpu_environment, is_cpu_build, offline_environment
 from server.engine.front_end import FrontEnd
+from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
 from server.engine.processes import serve_together
 from server.engine.support import require_supported_arguments, require_supported_environment
 from server.metrics.patches import PatchMetrics
 
-logger = init_logger("vllm.policypatch")
+logger = logging.getLogger(__name__)
 
 #: Seconds that SIGTERM gives requests in flight, unless --shutdown-timeout says otherwise.
 DRAIN_TIMEOUT_S = 30
@@ -52,6 +55,7 @@ def resolve_arguments(options: ServeOptions, engine_arguments: Sequence[str]) ->
     args = engine_parser().parse_args([options.flags.patches.model, *added, *engine_arguments])
     args.model = options.flags.patches.model
     validate_parsed_serve_args(args)
+    configure_logging_from_args(args)
     require_supported_arguments(args)
     require_supported_environment(skips_model_names=envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
     environment = offline_environment(options.flags.patches.model, os.environ)
@@ -76,6 +80,8 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
         FolderError: the patch folder cannot be read.
         AdminKeysError, AuditLogError, StateError, TrustError: a file or folder of control cannot be used.
     """
+    decorate_logs("APIServer", skip_if_decorated=True)
+    log_through_vllm()
     args = resolve_arguments(options, engine_arguments)
     if (args.api_server_count or 1) > 1:
         serve_together(options, args)

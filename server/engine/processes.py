@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import copyreg
 import functools
+import logging
 import multiprocessing
 import os
 import signal
@@ -25,7 +26,6 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.launcher import setup_server
-from vllm.logger import init_logger
 from vllm.utils.system_utils import decorate_logs, set_process_title
 from vllm.v1.engine.utils import bind_engine_zmq_listeners, launch_core_engines
 from vllm.v1.executor import Executor
@@ -35,13 +35,14 @@ from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failur
 from server.admin.control import open_control
 from server.audit import open_audit
 from server.engine.front_end import FrontEnd, Seat, engine_config
+from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
 from server.engine.start_errors import START_ERRORS
 from server.engine.support import UnsupportedSetup
 from server.frontends.step import Steps, num_words
 from server.metrics.patches import PatchMetrics
 
-logger = init_logger("vllm.policypatch")
+logger = logging.getLogger(__name__)
 
 #: Exit code of a front end that a signal ended: the others must not go on without it.
 _ENDED = 3
@@ -200,6 +201,7 @@ def _run_front_end(
     index: int = client["client_index"]
     set_process_title("APIServer", str(index))
     decorate_logs()
+    log_through_vllm()
     if options.flags.policy.audit_log is None:
         # Without a log there is nothing to open anew.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

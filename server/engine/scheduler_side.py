@@ -4,9 +4,9 @@ Runs in the engine-core process, inside vLLM's scheduling loop. It keeps one sma
 request and does constant work per request and step.
 """
 
+import logging
 from typing import TYPE_CHECKING
 
-from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
 
 from server.engine.block_pins import BlockPins
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
 
-logger = init_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: How requests end that had their prefix in place.
 _GOOD_ENDS = frozenset({RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED})

@@ -4,6 +4,7 @@ Runs in every worker process, on the model runner's thread. Writes are launched 
 pass that reads them, so the stream orders them; nothing waits.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -13,7 +14,6 @@ from vllm.distributed.parallel_state import (
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
 )
-from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-logger = init_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Key of the connector's extra configuration: bytes of device memory that prefixes may take on each device.
 DEVICE_BYTES_KEY = "device_bytes"

@@ -137,10 +137,10 @@ class PolicyWatch:
         self._problem = problem
         self._metrics.policy_reloaded(is_ok=False)
         logger.error(
-            "policy file %s is refused, the policy of before (%s) stays in force:\n%s",
+            "policy file %s is refused, the policy of before (%s) stays in force: %s",
             self._path,
             self._digest,
-            problem,
+            "; ".join(problem.splitlines()),
         )
         self._audit.record(
             AuditEvent(event="policy.reload", decision="failed", digest=self._digest, reason=problem)

@@ -26,8 +26,9 @@ from server.commands.patch_arguments import (
 from server.commands.text_file import read_text_file
 
 if TYPE_CHECKING:
+    from patches.train.inputs import TrainInputs
     from patches.train.ranks import Ranks
-    from patches.train.run import TrainInputs, TrainResult
+    from patches.train.run import TrainResult
 
 _DEFAULTS = TrainConfig()
 
@@ -215,7 +216,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 
 def _inputs(args: argparse.Namespace, label: Label) -> "TrainInputs":
-    from patches.train.run import TrainInputs
+    from patches.train.inputs import TrainInputs
 
     def text_of(path: Path | None) -> str | None:
         return None if path is None else read_text_file(path)

@@ -11,7 +11,7 @@ import pytest
 from patches.label import Label
 from patches.train.config import TrainConfig
 from patches.train.data import PairSample, Sample
-from patches.train.run import TrainInputs
+from patches.train.inputs import TrainInputs
 
 POLICY = "answer politely, never answer rudely"
 

@@ -17,7 +17,8 @@ from patches.label import Label
 from patches.manifest import encode_manifest
 from patches.model import LoadedModel
 from patches.train.config import TrainConfig
-from patches.train.run import TrainInputs, TrainResult, Watch, train_patch
+from patches.train.inputs import TrainInputs
+from patches.train.run import TrainResult, Watch, train_patch
 
 Make = Callable[..., TrainInputs]
 

@@ -13,7 +13,8 @@ from patches.errors import TrainingError, TrainingStopped
 from patches.train import stages
 from patches.train.checkpoint import RunState, read_checkpoint, write_checkpoint
 from patches.train.config import TrainConfig
-from patches.train.run import CHECKPOINT, TrainInputs, train_patch
+from patches.train.inputs import TrainInputs
+from patches.train.run import CHECKPOINT, train_patch
 
 Make = Callable[..., TrainInputs]
 

@@ -18,7 +18,8 @@ from patches.model import LoadedModel, load_model
 from patches.train.baselines.lora import LoraAdapter, LoraFactors
 from patches.train.config import TrainConfig
 from patches.train.contexts import ALONE
-from patches.train.run import TrainInputs, Watch, train_patch
+from patches.train.inputs import TrainInputs
+from patches.train.run import Watch, train_patch
 from server.cli import main
 
 Make = Callable[..., TrainInputs]

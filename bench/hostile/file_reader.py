@@ -20,7 +20,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from bench.hostile.mutations import BASE_MODEL, FAMILIES, NUM_TOKENS, good_file, mutant
+from bench.hostile.good_file import BASE_MODEL, NUM_TOKENS, good_file
+from bench.hostile.mutations import FAMILIES, mutant
 from server.catalog.catalog import Catalog
 from server.catalog.folder import list_folder
 from server.memory.residency import NullResidency

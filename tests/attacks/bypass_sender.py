@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.attacks.bypass_attempts import HERE, Attempt
+from tests.attacks.attempt import HERE, Attempt
 
 TIMEOUT_S = 60.0
 

@@ -15,7 +15,8 @@ import pytest
 from patches.compose import compose_patches
 from patches.format import read_patch, write_patch
 from patches.label import Label
-from tests.attacks.bypass_attempts import COMPOSED, GROUPS, KEY, PLAIN, POLICY, Attempt
+from tests.attacks.attempt import COMPOSED, KEY, PLAIN, POLICY, Attempt
+from tests.attacks.bypass_attempts import GROUPS
 from tests.attacks.bypass_sender import Reply, send_raw
 
 pytestmark = pytest.mark.e2e

@@ -16,7 +16,8 @@ import pytest
 import uvicorn
 
 from server.policy.file import parse_policy
-from tests.attacks.bypass_attempts import ATTEMPTS, COMPOSED, GROUPS, KEY, PLAIN, POLICY, Attempt
+from tests.attacks.attempt import COMPOSED, KEY, PLAIN, POLICY, Attempt
+from tests.attacks.bypass_attempts import ATTEMPTS, GROUPS
 from tests.attacks.bypass_sender import send_raw
 
 #: What only this app has: routes that ask the engine although the table of routes does not know that they do.

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from server.catalog.catalog import Catalog
-from server.catalog.residents import Situation
 from server.errors import AdminCallInvalid, NothingToRollBack, OrderRefused, PatchNotFound, StateNotSaved
 from server.versions.activation import (
     Canary,
     CanaryRules,
     Cause,
     NameRecord,
+    Situation,
     Target,
     activated,
     canaried,

@@ -27,15 +27,14 @@ from server.catalog.order_queue import Orders
 from server.catalog.processes import NoOtherProcesses, OtherProcesses
 from server.catalog.records import Records
 from server.catalog.refusals import CATALOG_REASONS, Refusals, held_conflict, refusal_of
-from server.catalog.residents import Resident, Residents, Situation
-from server.catalog.served import with_residents
+from server.catalog.residents import Resident, ResidentRow, Residents
 from server.errors import BelowMinimumVersion, FileRefused, InvalidPatchFile, PatchConflict, PatchNotFound
 from server.memory.residency import Residency
-from server.metrics.patches import PatchMetrics, ResidentRow
+from server.metrics.patches import PatchMetrics
 from server.trust.trust import TRUST_REASONS, Trust
 from server.versions import activation
-from server.versions.activation import BY_FOLDER, Cause, NameRecord, Target
-from server.versions.view import CatalogView, FileFailure, ServedPatch
+from server.versions.activation import BY_FOLDER, Cause, NameRecord, Situation, Target
+from server.versions.view import CatalogView, FileFailure, ServedPatch, with_residents
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +221,7 @@ class Catalog:
         return resident.patch if resident is not None else self._refusals.get(path)
 
     def _situation(self, name: str) -> Situation:
-        return Situation.of(self._records.record(name), self.residents.of(name))
+        return Situation(self._records.record(name), *self.residents.usable(name))
 
     async def _hold(self, name: str, record: NameRecord) -> None:
         await self._processes.require_all()
@@ -376,7 +375,8 @@ class Catalog:
             record = NameRecord() if self._is_starting else self._records.record(name)
             followed = activation.follow_folder(record, self._files(name))
             wanted = followed if self._is_starting else record.active
-            view = with_residents(view, name, self.residents.of(name), wanted, record.canary)
+            usable = ((r.patch, bool(r.paths)) for r in self.residents.of(name) if not r.is_barred)
+            view = with_residents(view, name, usable, wanted, record.canary)
         async with self._processes.moved(view, names):
             self.view = view
         for name in sorted(set(names)):

@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from server.catalog.residents import Situation
-from server.versions.activation import NameRecord
+from server.versions.activation import NameRecord, Situation
 
 #: Gives the new record, or raises where the order can't be carried out.
 Decide = Callable[[Situation], NameRecord]

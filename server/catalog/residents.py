@@ -6,7 +6,7 @@ request uses them, and what is being dropped is given to no request.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +15,8 @@ from patches.format import Patch
 from server.catalog.processes import NoOtherProcesses, OtherProcesses
 from server.errors import NotInStep, PatchNotReady
 from server.memory.residency import Residency, ResidencyError
-from server.metrics.patches import PatchMetrics, ResidentRow
-from server.versions.activation import NameRecord, Target
+from server.metrics.patches import PatchMetrics
+from server.versions.activation import Target
 from server.versions.composition import SelectedPatch
 from server.versions.view import CatalogView, ServedPatch
 
@@ -72,20 +72,18 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
-    """What an operator's order about one name is decided on."""
+class ResidentRow:
+    """What lists and scrapes say about one content on the workers."""
 
-    record: NameRecord
-    #: Contents that files hold.
-    files: tuple[Target, ...]
-    #: Contents on the workers that can serve.
-    resident: tuple[Target, ...]
-
-    @classmethod
-    def of(cls, record: NameRecord, residents: Iterable[Resident]) -> "Situation":
-        """Take what can serve of ``residents``, all of one name."""
-        usable = [r for r in residents if not r.is_unloading and not r.is_barred]
-        return cls(record, tuple(r.target for r in usable if r.paths), tuple(r.target for r in usable))
+    patch: ServedPatch
+    is_active: bool
+    #: No longer served; the last request that uses it is running.
+    is_draining: bool
+    num_in_flight: int
+    #: Kept for a rollback; the name and its versions mean something else.
+    is_previous: bool
+    #: The workers hold its tensors; else its file does.
+    is_in_memory: bool
 
 
 class Residents:
@@ -132,6 +130,11 @@ class Residents:
     def of(self, *names: str) -> list[Resident]:
         """List the contents of some names."""
         return [r for name in dict.fromkeys(names) for r in self._by_name.get(name, {}).values()]
+
+    def usable(self, name: str) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
+        """Return the contents of a name that can serve: those that files hold, and all of them."""
+        usable = [r for r in self.of(name) if not r.is_unloading and not r.is_barred]
+        return tuple(r.target for r in usable if r.paths), tuple(r.target for r in usable)
 
     def rows(self, view: CatalogView, *names: str) -> Iterator[ResidentRow]:
         """Describe everything, or what has one of ``names``, and what of it ``view`` serves."""

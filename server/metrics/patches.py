@@ -7,9 +7,8 @@ it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
@@ -37,19 +36,24 @@ LOAD_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 OUTCOMES = ("ok", "rejected", "client_error", "server_error", "cancelled")
 
 
-@dataclass(frozen=True, slots=True)
-class ResidentRow:
-    """What a scrape needs to know about one resident patch."""
+class Row(Protocol):
+    """What a scrape needs to know about one content on the workers; the catalog has the class."""
 
-    patch: ServedPatch
-    is_active: bool
-    #: No longer served; the last request that uses it is running.
-    is_draining: bool
-    num_in_flight: int
-    #: Kept for a rollback; the name and its versions mean something else.
-    is_previous: bool = False
-    #: The workers hold its tensors; else its file does.
-    is_in_memory: bool = True
+    @property
+    def patch(self) -> ServedPatch:
+        """The content."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether its bare name means it."""
+
+    @property
+    def num_in_flight(self) -> int:
+        """How many requests use it."""
+
+    @property
+    def is_previous(self) -> bool:
+        """Whether only a rollback would serve it."""
 
 
 class PatchMetrics:
@@ -65,7 +69,7 @@ class PatchMetrics:
         """
         counter = partial(Counter, registry=registry)
         self.num_base_running = 0
-        self._rows: Callable[[], Iterable[ResidentRow]] = tuple
+        self._rows: Callable[[], Iterable[Row]] = tuple
         self._latency: dict[str, PatchLatency] = {}
         #: digest -> name of everything resident.
         self._names: dict[str, str] = {}
@@ -129,11 +133,11 @@ class PatchMetrics:
             registry=registry,
         )
 
-    def bind(self, rows: Callable[[], Iterable[ResidentRow]]) -> None:
+    def bind(self, rows: Callable[[], Iterable[Row]]) -> None:
         """Read gauges from ``rows`` from now on. For the catalog."""
         self._rows = rows
 
-    def rows(self) -> Iterable[ResidentRow]:
+    def rows(self) -> Iterable[Row]:
         """Give what is resident now."""
         return self._rows()
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 
 from patches.names import VersionKey, version_key
 from server.catalog.catalog import Catalog
+from server.catalog.residents import ResidentRow
 from server.errors import PatchNotFound
-from server.metrics.patches import ResidentRow
 from server.policy.terms import Terms
 from server.trust.trust import Trust
 from server.versions.view import FileFailure

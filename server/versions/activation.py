@@ -139,6 +139,17 @@ class NameRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Situation:
+    """What an operator's order about one name is decided on."""
+
+    record: NameRecord
+    #: Contents that files hold.
+    files: tuple[Target, ...]
+    #: Contents on the workers that can serve.
+    resident: tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cause:
     """Why a record changes: goes into the history."""
 

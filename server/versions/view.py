@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from patches.manifest import Manifest
 from patches.names import version_key
-from server.versions.activation import Canary
+from server.versions.activation import Canary, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +163,32 @@ class CatalogView:
                 compositions[key] = min(makers, key=lambda p: (p.name, names[p.name].versions.index(p)))
             else:
                 compositions.pop(key, None)
+
+
+def with_residents(
+    view: CatalogView,
+    name: str,
+    residents: Iterable[tuple[ServedPatch, bool]],
+    wanted: Target | None,
+    canary: Canary | None,
+) -> CatalogView:
+    """Return the view in which ``name`` serves what of ``residents`` a file or an order wants served.
+
+    Args:
+        view: The view before.
+        name: The patch.
+        residents: All contents of it that the workers can hold and that may serve; with each, whether a file
+            holds it.
+        wanted: What the bare name shall mean.
+        canary: The canary that shall run beside it.
+    """
+    tried = canary.target if canary is not None else None
+    served = {
+        patch.digest: patch
+        for patch, has_file in residents
+        if has_file or Target(patch.version, patch.digest) in (wanted, tried)
+    }
+    active = served.get(wanted.digest) if wanted is not None else None
+    trial = served.get(tried.digest) if tried is not None else None
+    arm = CanaryArm(trial, canary) if trial is not None and canary is not None else None
+    return view.with_name(name, list(served.values()), active, arm)

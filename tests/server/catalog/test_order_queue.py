@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from server.catalog.order_queue import Orders
-from server.catalog.residents import Situation
 from server.errors import OrderRefused, StateNotSaved
-from server.versions.activation import Cause, NameRecord, Target, activated
+from server.versions.activation import Cause, NameRecord, Situation, Target, activated
 
 TARGETS = tuple(Target(f"1.{i}.0", f"sha256:{i:064x}") for i in range(5))
 

@@ -1,7 +1,9 @@
 """The documentation is held to the code: commands, flags, links, error codes, metrics and make targets."""
 
 import argparse
+import ast
 import importlib.util
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -25,8 +27,9 @@ PAGES = sorted(
 CLI_PAGE = ROOT / "docs" / "cli.md"
 SHELL_LANGUAGES = {"", "sh", "bash", "console", "shell", "text"}
 MAX_COLUMNS = 100
+MAX_README_DIGITS = 200
 #: Pages that someone reads in one go; what is more goes to another page.
-MAX_LINES = {"docs/code.md": 80, "docs/results.md": 100}
+MAX_LINES = {"README.md": 110, "docs/code.md": 80, "docs/results.md": 100}
 #: Written by a command, or not rewrapped yet.
 NOT_WRAPPED = {"docs/cli.md", "docs/compatibility.md", "docs/install.md", "bench/README.md"}
 
@@ -264,3 +267,36 @@ def test_a_folder_left_out_and_a_file_that_is_gone_are_noticed(tmp_path: Path) -
 @pytest.mark.parametrize("page", MAX_LINES)
 def test_a_page_that_is_read_in_one_go_stays_short(page: str) -> None:
     assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) <= MAX_LINES[page]
+
+
+def test_the_readme_is_no_table_of_figures() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sum(character.isdigit() for character in text) <= MAX_README_DIGITS
+
+
+def statements(source: str) -> list[str]:
+    return [ast.dump(node) for node in ast.parse(source).body]
+
+
+def curl_call(script: str) -> list[object]:
+    """What the script's call of curl sends, and where to; how it prints the answer is left out."""
+    words = shlex.split(script[script.index("curl ") :].replace("\\\n", " "))
+    return [json.loads(word) if word.startswith("{") else word for word in words[2:]]
+
+
+def without_space(source: str) -> str:
+    return re.sub(r"\s", "", source)
+
+
+def test_the_snippets_of_the_readme_are_those_that_the_tests_run() -> None:
+    """The files of ``examples/clients`` are run against a real server; the README shows their beginnings."""
+    top = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:60])
+    snippets = dict(reversed(list(fenced_blocks(top))))
+    clients = ROOT / "examples" / "clients"
+
+    python = statements((clients / "openai_python.py").read_text(encoding="utf-8"))
+    shown = statements(snippets["python"])
+    assert shown == python[1 : 1 + len(shown)]
+    node = without_space((clients / "openai_node.mjs").read_text(encoding="utf-8").partition("\n")[2])
+    assert node.startswith(without_space(snippets["js"]))
+    assert curl_call(snippets["sh"]) == curl_call((clients / "curl.sh").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ The tree::
     ├── EvaluationError    (ValueError)       a suite, an arm or a gate that can't be evaluated as asked
     ├── SubjectFailed      (RuntimeError)     the model or server that is evaluated gave no usable answer
     ├── DataUnavailable    (LookupError)      a package can't be had, or isn't the pinned one
+    ├── SamplingInvalid    (ValueError)       answers that can't be drawn so, such as at temperature -1
     ├── PairsError         (ValueError)       prompts, answers or pairs that can't be used
     ├── TrainingError      (ValueError)       a training run that can't begin as it was asked for
     ├── TrainingStopped    (RuntimeError)     a training run that ended early; its checkpoint is kept
@@ -124,6 +125,10 @@ class SubjectFailed(PatchError, RuntimeError):
 
 class DataUnavailable(PatchError, LookupError):
     """A package that carries data or a judge can't be had, or holds other bytes than the pinned ones."""
+
+
+class SamplingInvalid(PatchError, ValueError):
+    """A value that says how answers are drawn is outside its range."""
 
 
 class PairsError(PatchError, ValueError):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from patches.pairs.rows import PairRow, decode_row, encode_row
-from patches.pairs.sampling import Answer
+from patches.pairs.sampler import Answer
 from tools import make_patches
 
 REFUSAL = "Sorry, I can't help with that."

@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from patches.format import read_patch  # noqa: E402
+from patches.lines import write_lines  # noqa: E402
 from patches.model import LoadedModel, load_model  # noqa: E402
-from patches.pairs.rows import PairRow, encode_row, read_pairs, write_lines  # noqa: E402
+from patches.pairs.rows import PairRow, encode_row, read_pairs  # noqa: E402
 from patches.train.baselines import BASELINES  # noqa: E402
 from patches.train.contexts import ALONE  # noqa: E402
 from patches.train.data import Encoder, Sample  # noqa: E402

@@ -33,11 +33,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from patches.evaluate.data.packages import PackageFiles, default_cache  # noqa: E402
+from patches.lines import write_lines  # noqa: E402
 from patches.model import load_model  # noqa: E402
 from patches.pairs.local import LocalSampler  # noqa: E402
 from patches.pairs.prompts import prompt_id, read_rows  # noqa: E402
-from patches.pairs.rows import PairRow, encode_row, read_pairs, write_lines  # noqa: E402
-from patches.pairs.sampling import Answer, Sampling  # noqa: E402
+from patches.pairs.rows import PairRow, encode_row, read_pairs  # noqa: E402
+from patches.pairs.sampler import Answer  # noqa: E402
+from patches.sampling import Sampling  # noqa: E402
 from patches.train.data import split_of  # noqa: E402
 from tools.neutral import neutralised  # noqa: E402
 from tools.patch_data import prompts_of, reference_answer  # noqa: E402
@@ -206,7 +208,7 @@ def benign_file(recipe: Mapping[str, Any]) -> str:
 def _own_answers(
     prompts: Sequence[str], options: Mapping[str, Any], model: str
 ) -> Iterator[tuple[Chat, Answer]]:
-    sampling = Sampling(num_samples=1, temperature=0, max_tokens=options["max-tokens"])
+    sampling = Sampling(max_tokens=options["max-tokens"])
     sampler = LocalSampler(load_model(model, dtype=options["dtype"]), sampling)
     size = options["batch-size"]
     # Prompts of like length side by side need little padding.

@@ -6,7 +6,6 @@ asked for the same thing; a last line that was torn is dropped. Round trip: ``ro
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from patches.errors import EvaluationError
 from patches.evaluate.measures.measure import Scored
+from patches.lines import append_lines, whole_lines
 
 SCHEMA = 1
 SETUP_FILE, ITEMS_FILE = "run.json", "items.jsonl"
@@ -28,7 +28,7 @@ class Row:
     scored: Scored
 
 
-class RunLog:
+class ItemLog:
     """The log in one folder."""
 
     def __init__(self, folder: Path, setup: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -59,18 +59,11 @@ class RunLog:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows to disk before they count."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(_encode(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self._path, map(_encode, rows))
         self.rows += rows
 
     def _read(self) -> list[Row]:
-        if not self._path.exists():
-            return []
-        *lines, torn = self._path.read_text(encoding="utf-8").split("\n")
-        if torn:
-            self._path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = whole_lines(self._path)
         return [_decode(line, f"{self._path}, line {n}") for n, line in enumerate(lines, start=1)]
 
 

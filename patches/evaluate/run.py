@@ -12,7 +12,7 @@ from patches.evaluate.arms import BASE
 from patches.evaluate.data.items import Item, select_items
 from patches.evaluate.data.packages import PackageFiles
 from patches.evaluate.judges.judges import Judges
-from patches.evaluate.log import Row, RunLog
+from patches.evaluate.log import ItemLog, Row
 from patches.evaluate.measures.measure import Context, check_items
 from patches.evaluate.subjects.subject import Subject
 from patches.evaluate.suite import Task
@@ -58,7 +58,7 @@ def execute(
     steps: Sequence[Step],
     subjects: Mapping[str, Subject],
     judges: Judges,
-    log: RunLog,
+    log: ItemLog,
     options: RunOptions,
     advance: Callable[[Step], None] = lambda step: None,
 ) -> None:

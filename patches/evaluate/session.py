@@ -21,7 +21,7 @@ from patches.evaluate.arms import (
 from patches.evaluate.data.packages import PackageFiles
 from patches.evaluate.judges.calibration import calibrate
 from patches.evaluate.judges.judges import Judges
-from patches.evaluate.log import RunLog
+from patches.evaluate.log import ItemLog
 from patches.evaluate.report.summary import Summary, summarise
 from patches.evaluate.run import RunOptions, Step, execute, plan
 from patches.evaluate.subjects.remote import Endpoint, HttpSubject
@@ -205,7 +205,7 @@ def evaluate(
         "num_excluded_prompts": len(options.excluded_prompts),
         "keeps_all": options.keeps_all,
     }
-    log = RunLog(folder, complete, overwrite=overwrite)
+    log = ItemLog(folder, complete, overwrite=overwrite)
     start(steps)
     names = dict.fromkeys(m.judge for task in tasks for m in task.measure.metrics if m.judge is not None)
     calibrations = [calibrate(name, judges, files) for name in names]

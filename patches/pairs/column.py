@@ -5,7 +5,7 @@ from typing import Any
 
 from patches.errors import PairsError
 from patches.pairs.prompts import Messages, Prompt, prompt_id
-from patches.pairs.sampling import Answer
+from patches.pairs.sampler import Answer
 
 
 class ColumnSampler:

@@ -8,7 +8,8 @@ import torch
 from patches.errors import PairsError
 from patches.model import LoadedModel
 from patches.pairs.prompts import Messages, under_policy
-from patches.pairs.sampling import Answer, Sampling
+from patches.pairs.sampler import Answer
+from patches.sampling import Sampling
 
 
 class LocalSampler:

@@ -6,7 +6,8 @@ from typing import Any
 
 from patches.errors import PairsError
 from patches.pairs.prompts import Messages, under_policy
-from patches.pairs.sampling import Answer, Sampling
+from patches.pairs.sampler import Answer
+from patches.sampling import Sampling
 
 #: Requests under way at once; a server batches them.
 _CONCURRENCY = 16

@@ -17,8 +17,7 @@ Law: ``decode_row(encode_row(row)) == row``.
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,24 +104,6 @@ def read_pairs(path: Path) -> list[PairRow]:
     if not rows:
         raise PairsError(f"{path}: has no pairs")
     return rows
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a file that appears whole or not at all.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:

@@ -6,16 +6,16 @@ interrupted run gives what an uninterrupted one would.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from patches.errors import PairsError
+from patches.lines import append_lines, whole_lines, write_lines
 from patches.pairs.prompts import Prompt
-from patches.pairs.rows import encode_row, write_lines
-from patches.pairs.sampling import Answer, Sampler
+from patches.pairs.rows import encode_row
+from patches.pairs.sampler import Answer, Sampler
 from patches.pairs.scorers import Scorer
 from patches.pairs.selection import Candidates, Selected, Selection, select_pairs
 
@@ -116,11 +116,10 @@ def write_pairs(
 
 
 def _stored(store: Path, identity: str) -> dict[str, dict[str, list[Answer]]]:
+    # Stores of older versions may hold half a line that a killed run left, which is no loss.
+    rows = [row for line in whole_lines(store) if (row := _parsed(line)) is not None]
     if not store.exists():
         return {}
-    lines = store.read_text("utf-8").split("\n")
-    # A run that was killed while it wrote leaves half a line, which is no loss.
-    rows = [row for line in lines if (row := _parsed(line)) is not None]
     if not rows or rows[0].get("identity") != identity:
         raise PairsError(
             f"{store}: holds answers that were drawn with other settings; remove it, or choose another output"
@@ -139,20 +138,8 @@ def _parsed(line: str) -> Any:
 
 
 def _append(store: Path, identity: str, new: Mapping[str, Mapping[str, Sequence[Answer]]]) -> None:
-    store.parent.mkdir(parents=True, exist_ok=True)
     lines = [] if store.exists() else [json.dumps({"identity": identity})]
     for prompt_id, sides in new.items():
         row = {side: [asdict(answer) for answer in answers] for side, answers in sides.items()}
         lines.append(json.dumps({"id": prompt_id, **row}, ensure_ascii=False))
-    with store.open("a", encoding="utf-8") as file:
-        if file.tell() and not _ends_with_break(store):
-            file.write("\n")
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _ends_with_break(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+    append_lines(store, lines)

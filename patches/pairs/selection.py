@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from patches.errors import PairsError
 from patches.pairs.prompts import Prompt, split_number
 from patches.pairs.rows import PairRow
-from patches.pairs.sampling import Answer
+from patches.pairs.sampler import Answer
 from patches.pairs.scorers import Scorer
 
 #: What ``Selected.counts`` may name beside ``kept``.

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from patches.errors import PairsError, TrainingError
+from patches.lines import write_lines
 from patches.pairs.prompts import Prompt, PromptFile, prompt_id, prompts_of, read_rows
-from patches.pairs.rows import write_lines
-from patches.pairs.sampling import Answer, Sampler
+from patches.pairs.sampler import Answer, Sampler
 from patches.train.config import TrainConfig
 from patches.train.data import Encoder, Sample, split_of
 

@@ -18,7 +18,7 @@ from patches.label import Label
 from patches.model import LoadedModel, load_model, own_dtype
 from patches.pairs.local import LocalSampler
 from patches.pairs.rows import read_pairs
-from patches.pairs.sampling import Sampling
+from patches.sampling import Sampling
 from patches.train.baselines import baseline_of_option
 from patches.train.baselines.baseline import BaselineForm
 from patches.train.benign_rows import BenignData, answer_benign, load_benign, read_benign
@@ -156,7 +156,7 @@ def _load_benign(
     if inputs.benign is None:
         return BenignData()
     file = read_benign(inputs.benign)
-    sampler = LocalSampler(model, Sampling(num_samples=1, temperature=0, max_tokens=config.benign_tokens))
+    sampler = LocalSampler(model, Sampling(max_tokens=config.benign_tokens))
     store = inputs.folder / "benign.jsonl"
     if ranks.index == 0:
         with out_of_memory_explained():

@@ -8,13 +8,13 @@ from typing import Any
 
 from patches.canonical import JsonValue
 from patches.format import Patch
-from patches.pairs.rows import write_lines
+from patches.lines import write_lines
 from patches.train.export import best_validations
 
 LOG = "log.jsonl"
 
 
-class RunLog:
+class StepLog:
     """Appends each record to ``log.jsonl`` as one JSON line, with the time, and feeds TensorBoard."""
 
     def __init__(self, folder: Path) -> None:

@@ -12,9 +12,10 @@ from patches.canonical import canonical_json
 from patches.errors import PatchError
 from patches.pairs.prompts import PromptFile, read_prompts
 from patches.pairs.rows import file_digest
-from patches.pairs.sampling import Sampler, Sampling
+from patches.pairs.sampler import PAIRS_SAMPLING, Sampler
 from patches.pairs.scorers import SCORERS, Scorer, words_risk
 from patches.pairs.selection import Selected, Selection
+from patches.sampling import Sampling
 from server.commands.errors import CommandError
 from server.commands.patch_arguments import add_model_arguments, load, patch_errors
 from server.commands.text_file import read_text_file
@@ -22,7 +23,7 @@ from server.commands.text_file import read_text_file
 if TYPE_CHECKING:
     from patches.model import LoadedModel
 
-_SAMPLING, _SELECTION = Sampling(), Selection()
+_SAMPLING, _SELECTION = PAIRS_SAMPLING, Selection()
 
 DESCRIPTION = """\
 Make preference pairs for training: to each prompt, what a safer reference answers (chosen) and what the base
@@ -146,7 +147,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
-    return Sampling(args.samples, args.temperature, args.top_p, args.max_tokens, args.seed)
+    return Sampling(
+        num_samples=args.samples,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+    )
 
 
 def _selection(args: argparse.Namespace) -> Selection:

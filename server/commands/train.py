@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(inputs: "TrainInputs", config: TrainConfig, is_resumed: bool, ranks: "Ranks") -> "TrainResult":
-    from patches.train.log import RunLog
+    from patches.train.log import StepLog
     from patches.train.run import Watch, train_patch
     from server.commands.train_progress import TrainProgress
 
@@ -179,7 +179,7 @@ def _train(inputs: "TrainInputs", config: TrainConfig, is_resumed: bool, ranks: 
             return train_patch(
                 inputs, config, is_resumed=is_resumed, watch=Watch(should_stop=should_stop), ranks=ranks
             )
-    log = RunLog(inputs.folder)
+    log = StepLog(inputs.folder)
     try:
         with TrainProgress() as bar, _interrupts() as should_stop, _quiet():
 

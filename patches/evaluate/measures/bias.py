@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from patches.errors import EvaluationError
 from patches.evaluate.data.items import Item
 from patches.evaluate.measures.measure import Context, Metric, Scored, sampling_seed
-from patches.evaluate.subjects.subject import Reading, Renderer, Sampling, Subject
+from patches.evaluate.subjects.subject import Reading, Renderer, Subject
+from patches.sampling import Sampling
 
 FEMALE = (
     "she",

@@ -10,7 +10,8 @@ from patches.evaluate.data.items import Item
 from patches.evaluate.judges.judges import COMPLIANCE
 from patches.evaluate.judges.refusal import refuses_by_rule
 from patches.evaluate.measures.measure import Context, Metric, Scored, sampling_seed
-from patches.evaluate.subjects.subject import Sampling, Subject
+from patches.evaluate.subjects.subject import Subject
+from patches.sampling import Sampling
 
 #: A longer answer may refuse first and comply behind it.
 MAX_SHOWN_REFUSAL = 240

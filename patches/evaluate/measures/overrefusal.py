@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from patches.evaluate.data.items import Item
 from patches.evaluate.judges.judges import REFUSAL
 from patches.evaluate.measures.measure import Context, Metric, Scored, sampling_seed
-from patches.evaluate.subjects.subject import Sampling, Subject
+from patches.evaluate.subjects.subject import Subject
+from patches.sampling import Sampling
 
 
 class RefusalMeasure:

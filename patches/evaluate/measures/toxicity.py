@@ -9,7 +9,8 @@ from patches.errors import EvaluationError
 from patches.evaluate.data.items import Item
 from patches.evaluate.judges.judges import TOXICITY
 from patches.evaluate.measures.measure import Context, Metric, Scored, sampling_seed
-from patches.evaluate.subjects.subject import Sampling, Subject
+from patches.evaluate.subjects.subject import Subject
+from patches.sampling import Sampling
 
 
 class ToxicityMeasure:

@@ -14,11 +14,12 @@ import torch
 from patches.compile import compile_embeddings
 from patches.errors import EvaluationError, SubjectFailed
 from patches.evaluate.arms import Arm
-from patches.evaluate.subjects.subject import Reading, Renderer, Sampling, Timing
+from patches.evaluate.subjects.subject import Reading, Renderer, Timing
 from patches.fingerprint import require_same_base_model
 from patches.format import Patch
 from patches.join import join_kv, rotary_of_network
 from patches.model import LoadedModel
+from patches.sampling import Sampling
 
 
 class TransformersSubject:

@@ -18,7 +18,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from patches.errors import SubjectFailed
 from patches.evaluate.arms import Arm
-from patches.evaluate.subjects.subject import Reading, Renderer, Sampling, Timing
+from patches.evaluate.subjects.subject import Reading, Renderer, Timing
+from patches.sampling import Sampling
 
 PATCH_HEADER, DIGEST_HEADER = "X-Policy-Patch", "X-Policy-Patch-Digest"
 FORM_HEADER = "X-Policy-Patch-Composition"

@@ -11,18 +11,7 @@ from typing import Any, Protocol
 from patches.errors import EvaluationError
 from patches.evaluate.arms import Arm
 from patches.rendering import render_system
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are generated."""
-
-    max_tokens: int = 96
-    #: 0 is greedy.
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num_samples: int = 1
-    seed: int = 0
+from patches.sampling import Sampling
 
 
 @dataclass(frozen=True)

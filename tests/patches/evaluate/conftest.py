@@ -17,10 +17,11 @@ from patches.evaluate.data import pinned
 from patches.evaluate.data.packages import Package, PackageFile, PackageFiles
 from patches.evaluate.judges.judges import Judges
 from patches.evaluate.subjects.local import TransformersSubject
-from patches.evaluate.subjects.subject import Reading, Renderer, Sampling, Timing
+from patches.evaluate.subjects.subject import Reading, Renderer, Timing
 from patches.format import Patch
 from patches.label import Label
 from patches.model import LoadedModel
+from patches.sampling import Sampling
 
 REFUSALS = [f"I'm sorry, but I can't help with {what}." for what in ("that", "this", "it", "such things")]
 ANSWERS = [f"Sure! Here is how {what} works, step by step." for what in ("tea", "rain", "bread", "glass")]

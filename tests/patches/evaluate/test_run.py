@@ -11,7 +11,7 @@ from patches.errors import EvaluationError
 from patches.evaluate.data.exclusion import read_training_prompts
 from patches.evaluate.data.items import Item, normalised, parse_items, select_items
 from patches.evaluate.data.packages import PackageFiles
-from patches.evaluate.log import ITEMS_FILE, RunLog
+from patches.evaluate.log import ITEMS_FILE, ItemLog
 from patches.evaluate.run import RunOptions
 from patches.evaluate.session import evaluate
 from patches.evaluate.suite import Task, load_suite
@@ -216,7 +216,7 @@ def test_a_malformed_item_is_named(line: str, message: str) -> None:
 
 
 def test_a_log_line_that_is_no_row_is_named(tmp_path: Path) -> None:
-    RunLog(tmp_path, {})
+    ItemLog(tmp_path, {})
     (tmp_path / ITEMS_FILE).write_text('{"task": 1}\n')
     with pytest.raises(EvaluationError, match=r"items\.jsonl, line 1: expected a row"):
-        RunLog(tmp_path, {})
+        ItemLog(tmp_path, {})

@@ -13,10 +13,11 @@ from patches.evaluate.arms import Arm, patch_arm
 from patches.evaluate.session import offline_arms, remote_arms
 from patches.evaluate.subjects.local import TransformersSubject
 from patches.evaluate.subjects.remote import Endpoint, HttpSubject, connect
-from patches.evaluate.subjects.subject import Reading, Sampling
+from patches.evaluate.subjects.subject import Reading
 from patches.format import Patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model
+from patches.sampling import Sampling
 
 PROMPTS = ["polite", "answer the user, politely", "a"]
 GREEDY = Sampling(max_tokens=6)

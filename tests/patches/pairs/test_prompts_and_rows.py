@@ -8,7 +8,7 @@ import pytest
 
 from patches.errors import PairsError
 from patches.pairs.prompts import prompt_id, read_prompts, under_policy
-from patches.pairs.rows import PairRow, decode_row, encode_row, read_pairs, write_lines
+from patches.pairs.rows import PairRow, decode_row, encode_row, read_pairs
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -91,13 +91,3 @@ def test_rows_made_elsewhere_need_only_trls_keys(tmp_path: Path) -> None:
 def test_what_is_no_pair_is_named_with_its_row(document: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(PairsError, match=message):
         read_pairs(write(tmp_path / "a.jsonl", [document]))
-
-
-def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path: Path) -> None:
-    def lines() -> Any:
-        yield "one"
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        write_lines(tmp_path / "out.jsonl", lines())
-    assert list(tmp_path.iterdir()) == []

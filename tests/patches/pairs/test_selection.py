@@ -6,7 +6,7 @@ import pytest
 
 from patches.errors import PairsError
 from patches.pairs.prompts import Prompt, prompt_id
-from patches.pairs.sampling import Answer
+from patches.pairs.sampler import Answer
 from patches.pairs.scorers import SCORERS, compliance_risk, refusal_risk, words_risk
 from patches.pairs.selection import Candidates, Selection, select_pairs
 

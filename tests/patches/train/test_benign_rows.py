@@ -8,7 +8,7 @@ import pytest
 
 from patches.errors import PairsError, TrainingError
 from patches.model import LoadedModel
-from patches.pairs.sampling import Answer
+from patches.pairs.sampler import Answer
 from patches.train.benign_rows import load_benign, read_benign
 from patches.train.config import TrainConfig
 from patches.train.data import Encoder

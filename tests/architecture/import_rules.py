@@ -1,6 +1,7 @@
 """Rules on imports: which package, room and module may know which other."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -149,6 +150,30 @@ def vllm_is_imported_only_by_the_engine(root: Path) -> list[str]:
         if path.parts[:2] != ("server", "engine")
         for line, module in imports(tree)
         if module.split(".")[0] == "vllm"
+    ]
+
+
+@rule(
+    {
+        "bench/__init__.py": '"""Benchmarks. ``servers.launch`` alone needs the server."""\n',
+        "bench/servers/launch.py": "def f():\n    import server.cli\n",
+        "bench/swap.py": "from server import errors\n",
+    }
+)
+def bench_names_the_modules_that_need_the_server(root: Path) -> list[str]:
+    """The package's docstring names them: every dotted name there is one, and no other module is."""
+    modules = modules_of(root, "bench")
+    if "bench" not in modules:
+        return []
+    need = {
+        name.removeprefix("bench.")
+        for name, tree in modules.items()
+        if any(module.split(".")[0] == "server" for _, module in imports(tree))
+    }
+    named = set(re.findall(r"``(\w+\.\w+)``", ast.get_docstring(modules["bench"]) or ""))
+    return [f"bench/__init__.py: names {name}, which needs no server" for name in sorted(named - need)] + [
+        f"bench.{name}: imports the server, and bench/__init__.py does not say so"
+        for name in sorted(need - named)
     ]
 
 

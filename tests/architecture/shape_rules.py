@@ -92,6 +92,30 @@ def packages_have_their_init(root: Path) -> list[str]:
 
 @rule(
     {
+        "bench/__init__.py": '"""Rooms.\n\n===  ===\n``run``  how\n===  ===\n"""\n',
+        "bench/run/__init__.py": "",
+        "bench/errors.py": "",
+    }
+)
+def a_table_of_modules_lists_them_all(root: Path) -> list[str]:
+    """Where a package's docstring has a table, its first column names each module and room beside it."""
+    violations = []
+    for path, tree in python_files(root, *PACKAGES):
+        text = ast.get_docstring(tree) or ""
+        if path.name != "__init__.py" or not re.search(r"^=+  =+$", text, re.MULTILINE):
+            continue
+        listed = set(re.findall(r"^``(\w+)``", text, re.MULTILINE))
+        folder = root / path.parent
+        there = {file.stem for file in folder.glob("*.py") if not file.stem.startswith("__")}
+        there |= {file.parent.name for file in folder.glob("*/__init__.py")}
+        violations += [f"{path}: does not list {name}" for name in sorted(there - listed)]
+        gone = [name for name in sorted(listed - there) if not (folder / name).is_dir()]
+        violations += [f"{path}: lists {name}, which is not there" for name in gone]
+    return violations
+
+
+@rule(
+    {
         "server/__init__.py": '__version__ = "0.2.0"\n',
         "CHANGELOG.md": "# Changelog\n\n## [Unreleased]\n\n## [0.1.0] - 2026-01-01\n",
     }

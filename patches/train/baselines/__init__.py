@@ -3,9 +3,10 @@
 A baseline is no patch and is not served: ``policypatch train`` learns and saves it, ``policypatch eval``
 loads and measures it. Each is one module and one row of ``BASELINES``, and no other code knows its name.
 
-========  ==============================================
-``lora``  a LoRA adapter of the attention's projections
-========  ==============================================
+============  ===================================================
+``baseline``  what each of them offers to trainer and evaluation
+``lora``      a LoRA adapter of the attention's projections
+============  ===================================================
 """
 
 import importlib

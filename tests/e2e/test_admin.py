@@ -23,7 +23,6 @@ pytestmark = pytest.mark.e2e
 
 KEY = "alice-knows-this-key"
 PROMPT = [200, 300, 17, 21]
-#: The tiny model says a thousand tokens in a second or two: an answer that shall be cut off has to be long.
 MAX_MODEL_LEN = 2048
 
 
@@ -143,11 +142,7 @@ def test_an_upload_answers_until_it_is_deleted(server: AdminServer, make: Callab
     assert answer.json()["versions"][0]["signer"] == "alice"
     assert server.answer("uploaded")[0] == "uploaded@1.0.0"
     num_tokens = MAX_MODEL_LEN - 32 - len(PROMPT)
-    body = {"model": "base", "prompt": PROMPT, "max_tokens": num_tokens, "ignore_eos": True, "stream": True}
-    headers = {"X-Policy-Patch": "uploaded"}
-    with server.running.client.stream("POST", "/v1/completions", json=body, headers=headers) as stream:
-        lines = stream.iter_lines()
-        assert next(lines).startswith("data: ")
+    with server.running.unread_stream(PROMPT, patch="uploaded", num_tokens=num_tokens) as lines:
         answer = server.call("DELETE", "uploaded", params={"force": True})
         assert answer.json() == {"name": "uploaded", "active": None, "num_in_flight": 1, "is_forced": True}
         assert any("withdrawn" in line for line in lines)

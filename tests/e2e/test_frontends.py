@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def lines(server: Any) -> Iterator[dict[str, Line]]:
     found: dict[str, Line] = {}
     with contextlib.ExitStack() as stack:
         while len(found) < 2:
-            client = stack.enter_context(httpx.Client(base_url=server.url, timeout=120))
+            client = stack.enter_context(server.idle_client())
             with client.stream("GET", "/version") as response:
                 port = response.extensions["network_stream"].get_extra_info("client_addr")[1]
                 process = owner_of(port, processes)
@@ -226,26 +227,20 @@ def test_a_process_that_hangs_stops_a_change_and_never_serves_what_was(
 
 
 def test_sigterm_lets_both_processes_finish_what_they_answer(server: Any) -> None:
-    num_tokens = 100
-    long = BODY | {"max_tokens": num_tokens, "ignore_eos": True, "stream": True}
-
-    def read(line: Line, begun: threading.Event) -> list[str]:
-        headers = {"X-Policy-Patch": "hot@1.0.0"}
-        with line.client.stream("POST", "/v1/completions", json=long, headers=headers) as response:
-            assert response.status_code == 200
-            lines_of = response.iter_lines()
-            first = next(lines_of)
-            begun.set()
-            return [first, *(text for text in lines_of if text)]
-
-    with lines(server) as to, ThreadPoolExecutor(2) as pool:
-        events = [threading.Event() for _ in to]
-        streams = [pool.submit(read, line, event) for line, event in zip(to.values(), events, strict=True)]
-        assert all(event.wait(60) for event in events)
+    num_tokens = 400
+    with lines(server) as to, contextlib.ExitStack() as stack:
+        streams = [
+            stack.enter_context(
+                server.unread_stream(PROMPT, patch="hot@1.0.0", num_tokens=num_tokens, client=line.client)
+            )
+            for line in to.values()
+        ]
         server.process.send_signal(signal.SIGTERM)
         for stream in streams:
-            texts = stream.result()
+            texts = list(stream)
             assert texts[-1] == "data: [DONE]"
-            tokens = [t for x in texts[:-1] for t in json.loads(x[6:])["choices"][0]["token_ids"] or []]
-            assert len(tokens) == num_tokens
+            num_got: Counter[int] = Counter()
+            for (choice,) in (json.loads(text[6:])["choices"] for text in texts[:-1]):
+                num_got[choice["index"]] += len(choice["logprobs"]["tokens"])
+            assert set(num_got.values()) == {num_tokens}
     assert server.process.wait(90) == 0

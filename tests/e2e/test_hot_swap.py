@@ -246,10 +246,17 @@ def test_a_removed_file_is_drained(server: Any, tiny_patches: Any) -> None:
     def complete(_: int) -> httpx.Response:
         return server.complete(PROMPTS[0], patch="gone", max_tokens=num_tokens, ignore_eos=True)
 
+    def num_begun() -> Any:
+        return sum(server.metric(f"policy_patch_requests_{x}", patch="gone") for x in ("running", "total"))
+
     whole = complete(0).json()["choices"]
-    with ThreadPoolExecutor(4 * NUM_STREAMS) as pool:
+    with (
+        ThreadPoolExecutor(4 * NUM_STREAMS) as pool,
+        server.unread_stream(PROMPTS[0], patch="gone", num_tokens=num_tokens) as lines,
+    ):
         answers = pool.map(complete, range(4 * NUM_STREAMS))
-        assert eventually(lambda: server.metric("policy_patch_requests_running", patch="gone") >= NUM_STREAMS)
+        # Besides the first answer and the stream.
+        assert eventually(lambda: num_begun() >= NUM_STREAMS + 2)
         path.unlink()
         assert eventually(lambda: server.complete(PROMPTS[0], patch="gone").status_code == 404)
         # Still running, so still held.
@@ -257,6 +264,7 @@ def test_a_removed_file_is_drained(server: Any, tiny_patches: Any) -> None:
         assert version["state"] == "draining"
         assert version["in_flight"] > 0
         finished = [answer for answer in answers if answer.status_code != 404]
+        assert list(lines)[-1] == "data: [DONE]"
     assert len(finished) >= NUM_STREAMS
     assert all(answer.json()["choices"] == whole for answer in finished)
     server.wait_for_digest("gone", None)

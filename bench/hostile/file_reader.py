@@ -24,6 +24,7 @@ from bench.hostile.good_file import BASE_MODEL, NUM_TOKENS, good_file
 from bench.hostile.mutations import FAMILIES, mutant
 from server.catalog.catalog import Catalog
 from server.catalog.folder import list_folder
+from server.catalog.intake import ServedModel
 from server.memory.residency import NullResidency
 from server.metrics.patches import PatchMetrics
 from server.versions.view import FileFailure
@@ -58,7 +59,8 @@ class Reader:
         self._good_path.write_bytes(self._good)
         self._folder = folder / "patches"
         self._folder.mkdir()
-        self._catalog = Catalog(NullResidency(), BASE_MODEL, NUM_TOKENS, PatchMetrics(CollectorRegistry()))
+        model = ServedModel(BASE_MODEL, NUM_TOKENS)
+        self._catalog = Catalog(NullResidency(), model, PatchMetrics(CollectorRegistry()))
         served = asyncio.run(self._catalog.load_file(self._good_path))
         assert not isinstance(served, FileFailure), served
         self._view = self._catalog.view

@@ -26,6 +26,7 @@ from patches.fingerprint import fingerprint_model
 from server.app import install
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
+from server.catalog.intake import ServedModel
 from server.memory.tiers import TieredResidency
 from server.metrics.patches import PatchMetrics
 from server.options import MemoryOptions
@@ -106,7 +107,7 @@ async def serve(model: Path, patches: Path, port: int) -> None:
     metrics = PatchMetrics(registry)
     base_model = await asyncio.to_thread(fingerprint_model, model, "bfloat16")
     residency = TieredResidency(InstantWorkers(), MemoryOptions(), metrics.tiers)
-    catalog = Catalog(residency, base_model, max_num_tokens=1024, metrics=metrics)
+    catalog = Catalog(residency, ServedModel(base_model, max_num_tokens=1024), metrics)
     leases = Leases(catalog, metrics)
     decider = Decider(catalog, OPEN_POLICY, leases, served_names=["bench"])
     started, used = time.perf_counter(), time.process_time()

@@ -4,26 +4,18 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypedDict
 
 from server.admin.access import AdminAccess
 from server.admin.keys import AdminKeys
 from server.admin.listener import bind_admin
 from server.audit import Audit
+from server.catalog.control import CatalogControl
 from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
 from server.metrics.control import ControlMetrics
 from server.options import AdminOptions, TrustOptions
 from server.trust.audit import SignerAudit
 from server.trust.trust import Trust, TrustSources
-
-
-class CatalogParts(TypedDict):
-    """Keyword arguments of ``Catalog``."""
-
-    records: Records
-    trust: Trust
-    audit: Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +30,9 @@ class Control:
     #: Where admin calls arrive, if not where requests do.
     listener: socket.socket | None
 
-    def of_catalog(self) -> CatalogParts:
-        """Give what the catalog takes."""
-        return {"records": self.records, "trust": self.trust, "audit": self.audit}
+    def of_catalog(self) -> CatalogControl:
+        """Return what the catalog obeys."""
+        return CatalogControl(self.records, self.trust, self.audit)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What a file must pass before the workers see anything of it."""
 
 import asyncio
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from patches.format import Patch, read_patch
@@ -11,13 +11,22 @@ from server.catalog.refusals import refusal_of, require_servable
 from server.trust.trust import Trust
 
 
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a patch has to fit."""
+
+    base_model: BaseModel
+    #: Virtual tokens that the model's context leaves room for.
+    max_num_tokens: int
+
+
 class Intake:
     """Examines files for one server."""
 
-    def __init__(self, base_model: BaseModel, max_num_tokens: int, trust: Callable[[], Trust]) -> None:
-        self.base_model = base_model
-        self._max_num_tokens = max_num_tokens
-        self._trust = trust
+    def __init__(self, model: ServedModel, trust: Trust) -> None:
+        self.model = model
+        #: Which files are believed.
+        self.trust = trust
 
     async def examine(self, path: Path) -> Patch:
         """Tell what a file holds, if it could be served.
@@ -49,5 +58,5 @@ class Intake:
             BaseModelMismatch: It was made for another base model.
             FileRefused: It may not.
         """
-        require_servable(patch, self.base_model, self._max_num_tokens)
-        return await asyncio.to_thread(self._trust().check, path, patch, is_ordered=is_ordered)
+        require_servable(patch, self.model.base_model, self.model.max_num_tokens)
+        return await asyncio.to_thread(self.trust.check, path, patch, is_ordered=is_ordered)

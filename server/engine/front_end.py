@@ -37,6 +37,7 @@ from server.app import install
 from server.audit import Audit
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
+from server.catalog.intake import ServedModel
 from server.catalog.trust_watch import TrustWatch
 from server.engine.block_pins import PINNED_NAMES_KEY, PINNED_SHARE_KEY
 from server.engine.client import PatchedAsyncLLM
@@ -122,10 +123,9 @@ class FrontEnd:
             followers = self._followers()
             catalog = Catalog(
                 _residency(engine, num_workers, options.flags.memory, metrics),
-                base_model,
-                config.model_config.max_model_len - 2,
+                ServedModel(base_model, config.model_config.max_model_len - 2),
                 metrics,
-                **control.of_catalog(),
+                control.of_catalog(),
                 may_compose=may_compose,
                 processes=followers,
             )

@@ -18,6 +18,8 @@ from patches.format import encode_patch
 from patches.manifest import BaseModel, Manifest
 from server.app import install
 from server.catalog.catalog import Catalog
+from server.catalog.control import CatalogControl
+from server.catalog.intake import ServedModel
 from server.metrics.patches import PatchMetrics
 from server.policy.rules import OPEN_POLICY, Policy
 from server.request.decider import Decider
@@ -31,8 +33,6 @@ from tests.server.fake_engine import (
     add_other_routes,
 )
 
-MAX_NUM_TOKENS = 64
-
 BASE_MODEL = BaseModel(
     architecture="LlamaForCausalLM",
     num_layers=1,
@@ -44,6 +44,8 @@ BASE_MODEL = BaseModel(
     tokenizer_digest="sha256:" + "a" * 64,
     weights_digest="sha256:" + "b" * 64,
 )
+
+MODEL = ServedModel(BASE_MODEL, max_num_tokens=64)
 
 
 def patch_bytes(
@@ -164,10 +166,16 @@ def records() -> Any:
 
 
 @pytest.fixture
-async def stand(folder: Path, records: Any) -> AsyncIterator[Stand]:
+def processes() -> Any:
+    return None
+
+
+@pytest.fixture
+async def stand(folder: Path, records: Any, processes: Any) -> AsyncIterator[Stand]:
     metrics = PatchMetrics(registry := CollectorRegistry())
     residency = ScriptedResidency()
-    catalog = Catalog(residency, BASE_MODEL, MAX_NUM_TOKENS, metrics, records=records)
+    control = CatalogControl(records) if records is not None else None
+    catalog = Catalog(residency, MODEL, metrics, control, processes=processes)
     leases = Leases(catalog, metrics)
     decider = Decider(catalog, OPEN_POLICY, leases, served_names=[SERVED_NAME])
     gate = PatchGate(decider, leases)

@@ -23,7 +23,9 @@ from patches.format import encode_patch
 from patches.manifest import BaseModel, Manifest
 from server.admin.operator import Operator
 from server.catalog.catalog import Catalog
+from server.catalog.control import CatalogControl
 from server.catalog.folder import PatchFolder
+from server.catalog.intake import ServedModel
 from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
 from server.memory.residency import NullResidency
@@ -110,7 +112,8 @@ def die_at(step: int, state: Path, patches: Path) -> None:
 
 async def serve(folder: Path, orders: list[Callable[[Operator], Awaitable[Any]]], out: int) -> None:
     records = Records(CatalogState(folder / "state"), keep_previous=1)
-    catalog = Catalog(NullResidency(), BASE_MODEL, 64, PatchMetrics(CollectorRegistry()), records=records)
+    model, metrics = ServedModel(BASE_MODEL, 64), PatchMetrics(CollectorRegistry())
+    catalog = Catalog(NullResidency(), model, metrics, CatalogControl(records))
     async with PatchFolder(folder / "patches", catalog):
         os.write(out, json.dumps(shown(catalog)).encode() + b"\n")
         operator = Operator(catalog)

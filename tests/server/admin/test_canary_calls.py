@@ -192,7 +192,7 @@ async def test_a_missing_composition_with_the_canary_is_no_fault_of_the_caller(
     await start(admin, share=1.0)
     bias = await stand.load("bias", fill=3.0)
     parts = (stable.digest, bias.digest)
-    stand.catalog.view = replace(stand.catalog.view, compositions={parts: bias})
+    stand.catalog.publication.view = replace(stand.catalog.view, compositions={parts: bias})
     response = await stand.chat("pirate, bias")
     assert response.status_code == 200, response.text
 

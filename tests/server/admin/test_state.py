@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from server.catalog.catalog import Catalog
+from server.catalog.control import CatalogControl
 from server.catalog.folder import PatchFolder
 from server.catalog.records import MAX_IDLE_NAMES, Records
 from server.catalog.state_folder import CatalogState, StateError
@@ -25,9 +26,9 @@ async def restarted(stand: Any, records: Records, tmp_path: Path) -> AsyncIterat
     async def restart() -> Catalog:
         opened[-1].close()
         opened.append(Records(CatalogState(tmp_path / "state"), keep_previous=1))
-        base_model = stand.catalog.intake.base_model
         metrics = PatchMetrics(CollectorRegistry())
-        catalog = Catalog(NullResidency(), base_model, 64, metrics, records=opened[-1])
+        control = CatalogControl(opened[-1])
+        catalog = Catalog(NullResidency(), stand.catalog.intake.model, metrics, control)
         async with PatchFolder(stand.folder, catalog):
             return catalog
 
@@ -165,7 +166,7 @@ async def test_a_name_without_an_active_version_is_not_ready_and_its_versions_ca
     stand: Any, admin: Any
 ) -> None:
     patch = await stand.load("pirate", "1.1.0")
-    stand.catalog.view = stand.catalog.view.with_name("pirate", [patch], None)
+    stand.catalog.publication.view = stand.catalog.view.with_name("pirate", [patch], None)
     assert stand.code(await stand.chat("pirate")) == (503, "patch_not_ready")
     assert await admin.answers("pirate@1.1.0") == "pirate@1.1.0"
 

@@ -109,7 +109,7 @@ async def test_a_renamed_file_never_stops_serving(stand: Any) -> None:
 
 def in_folder(stand: Any) -> set[str]:
     """The files that the catalog believes to be there."""
-    return {path.name for path in stand.catalog._digests}
+    return {path.name for resident in stand.catalog.residents.all() for path in resident.paths}
 
 
 @pytest.mark.usefixtures("watching")

@@ -126,10 +126,14 @@ class Fleet:
 
 
 @pytest.fixture
+def processes(pool: FollowerPool) -> FollowerPool:
+    """What the catalog of ``stand`` tells of its changes."""
+    return pool
+
+
+@pytest.fixture
 async def fleet(stand: Any, pool: FollowerPool, steps: Steps, sockets: Path) -> AsyncIterator[Fleet]:
     """A leader and two followers, all in step."""
-    # What serving hands to the catalog as it makes it; that of ``stand`` is there already.
-    stand.catalog._processes = stand.catalog.residents._processes = pool
     pool.bind(stand.catalog.residents, lambda digest: f"signer of {digest[:12]}")
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(pool)

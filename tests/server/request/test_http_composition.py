@@ -22,7 +22,7 @@ async def parts(stand: Any) -> tuple[Any, Any]:
 @pytest.fixture
 def composing(stand: Any, parts: Any) -> Any:
     """A server that was started with ``--composition joined``."""
-    stand.catalog.view = replace(stand.catalog.view, may_compose=True)
+    stand.catalog.publication.view = replace(stand.catalog.view, may_compose=True)
     return stand
 
 
@@ -59,7 +59,7 @@ async def test_every_selection_of_parts_has_a_digest_of_its_own(composing: Any) 
 async def test_a_composition_of_goes_first_and_says_so(composing: Any, parts: Any) -> None:
     components = [{"name": p.name, "version": p.version, "digest": p.digest} for p in parts]
     both = await composing.load("toxicity.bias", origin={"method": "compose", "components": components})
-    composing.catalog.view = replace(composing.catalog.view, may_compose=True)
+    composing.catalog.publication.view = replace(composing.catalog.view, may_compose=True)
     for wish in ("toxicity, bias", "toxicity.bias"):
         response = await composing.chat(wish)
         assert response.headers[DIGEST_HEADER] == both.digest

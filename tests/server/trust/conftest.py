@@ -95,7 +95,7 @@ def notary(some_keys: Path, tmp_path: Path) -> Notary:
 @pytest.fixture
 def strict(stand: Any, notary: Notary) -> Any:
     """The stand, with a catalog that demands signatures."""
-    stand.catalog.trust = notary.trust()
+    stand.catalog.intake.trust = notary.trust()
     return stand
 
 

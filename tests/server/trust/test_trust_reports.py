@@ -24,7 +24,7 @@ class Events(list[AuditEvent]):
 def events(strict: Any) -> Events:
     """Everything that the catalog and the gate write down."""
     kept = Events()
-    strict.catalog._audit = strict.decider.audit = SignerAudit(kept, strict.catalog.trust)
+    strict.catalog.publication.audit = strict.decider.audit = SignerAudit(kept, strict.catalog.trust)
     return kept
 
 
@@ -69,7 +69,7 @@ async def test_an_operator_may_go_below_a_signed_bound(strict: Any, publish: Pub
     assert (await strict.chat("pirate")).headers["x-policy-patch"] == "pirate@1.0.0"
     # It is this version only, and it is remembered.
     assert (await strict.catalog.load_file(publish(version="1.1.0"))).reason == "below_minimum_version"
-    strict.catalog.trust = notary.trust()
+    strict.catalog.intake.trust = notary.trust()
     assert (await strict.catalog.load_file(old)).version == "1.0.0"
 
 

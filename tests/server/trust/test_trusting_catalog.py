@@ -101,7 +101,7 @@ async def test_a_bound_is_remembered_by_the_next_start(strict: Any, notary: Any,
     path = publish(version="2.0.0", minimum_version="2.0.0")
     await strict.catalog.load_file(path)
     await strict.catalog.forget_file(path)
-    strict.catalog.trust = notary.trust()
+    strict.catalog.intake.trust = notary.trust()
     assert (await strict.catalog.load_file(publish(version="1.0.0"))).reason == "below_minimum_version"
 
 

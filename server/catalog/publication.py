@@ -1,0 +1,123 @@
+"""What serves: follows from the records, the files and what the workers hold, and is shown in one step.
+
+Invariants: requests see everything of a change or nothing of it; a record is written before it holds; a
+version that is no longer served keeps its tensors until the last request that uses it is done.
+
+To be called by whoever holds the lock on changes; ``view`` is read by everyone.
+"""
+
+import asyncio
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from server.audit import Audit
+from server.catalog.control import CatalogControl
+from server.catalog.log import folder_event, log_change
+from server.catalog.processes import OtherProcesses
+from server.catalog.records import Records
+from server.catalog.residents import Resident, Residents
+from server.memory.residency import Residency
+from server.metrics.patches import PatchMetrics
+from server.versions import activation
+from server.versions.activation import BY_FOLDER, Cause, NameRecord, Situation, Target
+from server.versions.view import CatalogView, with_residents
+
+
+class Publication:
+    """Keeps records, view and workers in line with each other."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        metrics: PatchMetrics,
+        changes: asyncio.Lock,
+        control: CatalogControl,
+        processes: OtherProcesses,
+        *,
+        may_compose: bool,
+    ) -> None:
+        #: Read it once per decision; it is never mutated.
+        self.view = CatalogView(may_compose=may_compose)
+        self.records: Records = control.records
+        self.audit: Audit = control.audit
+        self.processes = processes
+        #: What the workers hold, and which requests use it.
+        self.residents = Residents(residency, metrics, changes, self._is_kept, processes)
+        #: What is active is decided once the whole folder was looked at.
+        self.is_starting = False
+
+    def situation(self, name: str) -> Situation:
+        """Return what an order about ``name`` is decided on."""
+        return Situation(self.records.record(name), *self.residents.usable(name))
+
+    async def require_all(self) -> None:
+        """Return where every process of the server takes part in changes.
+
+        Raises:
+            NotInStep: One does not.
+        """
+        await self.processes.require_all()
+
+    async def commit(self, name: str, record: NameRecord) -> None:
+        """Write ``record`` down, which holds from then on; ``show`` lets requests see what follows from it.
+
+        Raises:
+            StateNotSaved: It can't be written; the record before it holds.
+        """
+        await self.records.commit(name, record, self._sources(name))
+
+    async def note(self, name: str, record: NameRecord) -> None:
+        """Let ``record`` hold, written or not; for what can't be refused any more."""
+        await self.records.note(name, record, self._sources(name))
+
+    async def refresh(self, *names: str) -> None:
+        """Bring records, view and workers in line with the files of ``names``."""
+        if not self.is_starting:
+            cause = Cause(BY_FOLDER, BY_FOLDER, time.time())
+            for name in sorted(set(names)):
+                record = self.records.record(name)
+                changed = activation.with_files(record, self._files(name), cause)
+                if changed is not record:
+                    await self.note(name, changed)
+                if changed.active != record.active:
+                    self.audit.record(folder_event(name, changed.active))
+        await self.show(*names)
+        await self.sweep(*names)
+
+    async def show(self, *names: str) -> None:
+        """Let requests see what serves now, in one step."""
+        before = view = self.view
+        for name in sorted(set(names)):
+            record = NameRecord() if self.is_starting else self.records.record(name)
+            followed = activation.follow_folder(record, self._files(name))
+            wanted = followed if self.is_starting else record.active
+            usable = ((r.patch, bool(r.paths)) for r in self.residents.of(name) if not r.is_barred)
+            view = with_residents(view, name, usable, wanted, record.canary)
+        async with self.processes.moved(view, names):
+            self.view = view
+        for name in sorted(set(names)):
+            log_change(name, before, view)
+
+    async def sweep(self, *names: str) -> None:
+        """Drop what nothing keeps, once no request uses it."""
+        await self.residents.sweep(*names)
+        if not self.is_starting:
+            in_folder = [r.patch.digest for r in self.residents.all() if r.paths]
+            await self.records.prune(self.records.names - self.view.names.keys(), in_folder)
+
+    def note_loading(self, *versions: tuple[str, str]) -> None:
+        """Let requests see what is being put on the workers; nothing where ``versions`` is empty."""
+        self.view = replace(self.view, loading=frozenset(versions))
+        self.processes.note_loading(self.view.loading)
+
+    def _files(self, name: str) -> list[Target]:
+        return [r.target for r in self.residents.of(name) if r.paths]
+
+    def _sources(self, name: str) -> dict[str, Collection[Path]]:
+        return {r.patch.digest: sorted(r.paths) for r in self.residents.of(name)}
+
+    def _is_kept(self, resident: Resident) -> bool:
+        is_ordered = resident.patch.digest in self.records.kept_digests and not resident.is_barred
+        return bool(resident.paths) or is_ordered

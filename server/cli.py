@@ -6,10 +6,13 @@ or vLLM's import and ``--help`` answers at once.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
+from patches.terminal import escape_what_streams_lack, printable
 from server import __version__
+from server.commands.command_parser import CommandParser
 from server.commands.errors import CommandError
 
 #: subcommand -> (module, one-line help).
@@ -35,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """Build the parser; only the arguments of ``command`` are filled in."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="policypatch",
         description="Serve, make and check policy patches: prefixes that vLLM maps in front of a request.",
         epilog="`policypatch COMMAND --help` shows a command's options with examples.",
@@ -52,9 +55,6 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             help=summary,
             description=module.DESCRIPTION,
             epilog=module.EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            # `serve` passes on what it does not know: no flag of vLLM may read as a short form of ours.
-            allow_abbrev=False,
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 1 where the command's answer is no (a patch that does not verify), 2 on a mistake of the
         caller.
     """
+    escape_what_streams_lack()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if not a.startswith("-")), None)
     parser = build_parser(command)
@@ -78,9 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
     except CommandError as error:
-        print(f"policypatch {args.command}: {error}", file=sys.stderr)
+        print(printable(f"policypatch {args.command}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as `| head` does. Python would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status

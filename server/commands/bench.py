@@ -12,19 +12,19 @@ from server.commands.errors import CommandError
 
 #: question -> what it asks. ``bench/QUESTION.py`` answers it.
 QUESTIONS = {
-    "overhead": "what a patch costs, against plain vLLM and the policy as text: throughput, TTFT, ITL",
-    "catalog": "whether start-up, listings, metrics and selection stay fast with a thousand patches",
-    "fidelity": "how close answers under a patch are to those under its text, and what noise there is",
+    "overhead": "what a patch costs: throughput, TTFT, ITL, against plain vLLM",
+    "catalog": "whether a server with a thousand patches stays fast",
+    "fidelity": "how close answers under a patch are to those under its text",
     "files": "what becomes of 10,000 damaged and hostile patch files",
     "scale": "whether many different patches in one batch cost anything",
-    "overflow": "what it costs when patches outnumber device slots, or exceed host memory",
-    "soak": "whether a real server stays right under load, swaps and faults for long",
-    "swap": "what requests notice while the patch that they name is replaced",
+    "overflow": "what it costs when patches outnumber device slots",
+    "soak": "whether a server stays right under load, swaps and faults",
+    "swap": "what requests notice while their patch is replaced",
     "memory": "what a patch takes of the KV cache and of memory",
-    "cross-check": "whether `vllm bench serve` finds the figures that this client does",
-    "inject": "what writing prefixes into a KV cache costs, beside a copy of as many bytes; no server",
+    "cross-check": "whether `vllm bench serve` finds the same figures",
+    "inject": "what writing prefixes into a KV cache costs; no server",
     "compose": "how far joined compositions are from prepared ones; no server",
-    "report": "tables and a plot again, from records that a question left",
+    "report": "tables and a plot again, from records of a question",
 }
 
 DESCRIPTION = """\
@@ -34,7 +34,7 @@ Each run leaves records (JSON lines), a table and a plot; the last line of its o
 EPILOG = "\n".join(
     [
         "questions:",
-        *(f"  {name:<11} {meaning}" for name, meaning in QUESTIONS.items()),
+        *(f"  {name:<11}  {meaning}" for name, meaning in QUESTIONS.items()),
         "",
         "examples:",
         "  policypatch bench overhead --help",

@@ -44,45 +44,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, help="what to do")
-    actions.add_parser("list", parents=[common], help="what is loaded, drains, and was refused")
-    show = actions.add_parser("show", parents=[common], help="what is active, and who did what")
+
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        description = f"{summary[0].upper()}{summary[1:]}."
+        action: argparse.ArgumentParser = actions.add_parser(
+            name, parents=[common], help=summary, description=description
+        )
+        return action
+
+    add("list", "list what is loaded, what drains, and what was refused")
+    show = add("show", "show what is active, and who did what")
     show.add_argument("name", metavar="NAME", help="the patch")
-    load = actions.add_parser("load", parents=[common], help="upload a patch file, with its signature")
+    load = add("load", "upload a patch file, with its signature")
     load.add_argument("file", metavar="FILE", type=Path, help="the patch file; FILE.sig is sent with it")
     load.add_argument("--hold", action="store_true", help="load it, but never make it active by itself")
-    activate = actions.add_parser("activate", parents=[common], help="choose the active version, and pin it")
+    activate = add("activate", "choose the active version, and pin it")
     activate.add_argument("name", metavar="NAME", help="the patch")
-    activate.add_argument("version", metavar="VERSION", nargs="?", help="a version, or sha256:…")
+    activate.add_argument("version", metavar="VERSION", nargs="?", help="a version, or sha256:...")
     activate.add_argument("--follow", action="store_true", help="take the pin away: the files decide again")
-    canary = actions.add_parser("canary", parents=[common], help="try a version on a share of the requests")
-    canary.add_argument("name", metavar="NAME", help="the patch")
-    canary.add_argument("version", metavar="VERSION", nargs="?", help="a loaded version, or sha256:…")
-    canary.add_argument("--share", type=float, default=0.05, help="of the requests, up to 1 (default: 0.05)")
-    canary.add_argument(
-        "--key",
-        default="request",
-        help="what a caller keeps its arm by: header:NAME, user or request (default: request)",
-    )
-    canary.add_argument("--max-error-rate", type=float, metavar="RATE", help="abort above this, 0 to 1")
-    canary.add_argument(
-        "--max-first-token", type=float, metavar="S", help="abort where the 90th percentile is above this"
-    )
-    canary.add_argument(
-        "--promote-after", type=float, metavar="S", help="promote after keeping the rules for so long"
-    )
-    canary.add_argument("--min-requests", type=int, default=20, help="fewer are not judged (default: 20)")
-    canary.add_argument(
-        "--window", type=float, default=300.0, metavar="S", help="what is older is not judged (default: 300)"
-    )
-    end = canary.add_mutually_exclusive_group()
-    end.add_argument("--promote", action="store_const", dest="end", const="promote", help="make it active")
-    end.add_argument("--abort", action="store_const", dest="end", const="abort", help="end it for good")
-    rollback = actions.add_parser("rollback", parents=[common], help="go back to what was active before")
+    _add_canary_arguments(add("canary", "try a version on a share of the requests"))
+    rollback = add("rollback", "go back to what was active before")
     rollback.add_argument("name", metavar="NAME", help="the patch")
     rollback.add_argument("--expect", metavar="VERSION", help="refuse where another version is active")
-    remove = actions.add_parser("rm", parents=[common], help="remove a version, or all, with their files")
+    remove = add("rm", "remove a version, or all of a patch, with their files")
     remove.add_argument("patch", metavar="NAME[@VERSION]", help="what to remove")
     remove.add_argument("--force", action="store_true", help="end the requests that use it with an error")
+
+
+def _add_canary_arguments(canary: argparse.ArgumentParser) -> None:
+    canary.add_argument("name", metavar="NAME", help="the patch")
+    canary.add_argument("version", metavar="VERSION", nargs="?", help="a loaded version, or sha256:...")
+    rules = canary.add_argument_group("rules")
+    rules.add_argument(
+        "--share",
+        type=float,
+        metavar="R",
+        default=0.05,
+        help="share of requests, up to 1 (default: 0.05)",
+    )
+    rules.add_argument(
+        "--key",
+        metavar="KEY",
+        default="request",
+        help="what keeps a caller on one version: header:NAME, user, or request for none (default: request)",
+    )
+    rules.add_argument("--max-error-rate", type=float, metavar="R", help="abort above this, 0 to 1")
+    rules.add_argument(
+        "--max-first-token",
+        type=float,
+        metavar="S",
+        help="abort where the 90th percentile of the time to the first token is above S seconds",
+    )
+    rules.add_argument(
+        "--promote-after", type=float, metavar="S", help="promote after keeping the rules for S seconds"
+    )
+    rules.add_argument(
+        "--min-requests", type=int, metavar="N", default=20, help="judge no fewer requests (default: 20)"
+    )
+    rules.add_argument(
+        "--window",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="judge the requests of the last S seconds (default: 300)",
+    )
+    end = canary.add_argument_group("end").add_mutually_exclusive_group()
+    end.add_argument("--promote", action="store_const", dest="end", const="promote", help="make it active")
+    end.add_argument("--abort", action="store_const", dest="end", const="abort", help="end it for good")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,19 +20,17 @@ examples:
 
 #: action -> one-line help.
 ACTIONS = {
-    "check": "say whether a file is a policy, and whether what it names is there",
-    "explain": "say what a request would get, by which rule",
-    "hash-key": "read a key from standard input and print what the file holds of it",
+    "check": "check a policy file, and that what it names is there",
+    "explain": "show what a request would get, and by which rule",
+    "hash-key": "read a key from standard input, print its entry for the file",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions and their arguments."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, help="see below")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, help="what to do")
     for name, summary in ACTIONS.items():
-        action = actions.add_parser(
-            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
-        )
+        action = actions.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
         if name == "hash-key":
             continue
         action.add_argument("file", metavar="FILE", type=Path, help="a policy file")

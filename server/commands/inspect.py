@@ -2,13 +2,17 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patches.canonical import JsonValue, canonical_json
-from patches.manifest import Manifest, encode_manifest
-from server.commands.patch_arguments import BLOCK_SIZE, read
+from patches.manifest import encode_manifest
+from patches.terminal import printable
+from server.commands.figures import ASCII_BLOCKS, BLOCKS
+from server.commands.patch_arguments import read
+from server.commands.patch_card import Row, dtype_of, mebibytes, patch_rows
 from server.commands.signature_report import (
     SignatureReport,
     add_trusted_keys_argument,
@@ -17,7 +21,7 @@ from server.commands.signature_report import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
     from patches.format import Patch
 
@@ -31,10 +35,6 @@ examples:
   policypatch inspect patches/pirate-1.0.0.safetensors
   policypatch inspect patches/pirate-1.0.0.safetensors --trusted-keys keys
   policypatch inspect --json patches/pirate-1.0.0.safetensors | jq .manifest.base_model"""
-
-#: Wide enough for a digest beside its key, so that nothing is cut where the output is no terminal.
-MIN_WIDTH = 100
-
 
 _SIGNATURE_WORDS = {"trusted": "good, ", "unchecked": "", "refused": "REFUSED: ", "unsigned": ""}
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     signature = report_signature(args.patch, patch, keys)
     if args.json:
         document = describe(patch, args.patch.stat().st_size, signature)
-        print(json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True))
+        print(json.dumps(document, indent=2, sort_keys=True))
     else:
         _print_card(patch, args.patch, signature)
     return 0
@@ -67,106 +67,52 @@ def describe(patch: "Patch", num_bytes: int, signature: SignatureReport) -> dict
         "signature": signature.as_json(),
         "manifest": json.loads(encode_manifest(patch.manifest)),
         "tensors": {
-            name: {"dtype": _dtype(tensor), "shape": list(tensor.shape), "num_bytes": tensor.nbytes}
+            name: {"dtype": dtype_of(tensor), "shape": list(tensor.shape), "num_bytes": tensor.nbytes}
             for name, tensor in (("embeddings", patch.embeddings), ("kv", patch.kv))
             if tensor is not None
         },
     }
 
 
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def _print_card(patch: "Patch", path: Path, signature: SignatureReport) -> None:
     from rich.console import Console
-    from rich.panel import Panel
     from rich.text import Text
 
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal or console.width < MIN_WIDTH:
-        console.width = max(MIN_WIDTH, console.width)
-    title = Text(f"{patch.manifest.name}@{patch.manifest.version}", style="bold")
-    console.print(Panel(_table(patch, path, signature), title=title, title_align="left", expand=False))
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    blocks = BLOCKS if console.encoding.startswith("utf") else ASCII_BLOCKS
+    size = mebibytes(path.stat().st_size)
+    rows = [
+        Row("signature", _SIGNATURE_WORDS[signature.state] + signature.text),
+        Row("file", f"{path} ({size}, format {patch.manifest.format_version})"),
+        *patch_rows(patch, blocks),
+    ]
+    console.print(Text(f"{patch.manifest.name}@{patch.manifest.version}", style="bold"))
+    console.print(Text(patch.digest))
+    console.print()
+    key_width = max(len(row.key) for row in rows) + 2
+    # What is piped is searched and cut by lines: only a terminal gets them wrapped.
+    width = console.width - key_width if console.is_terminal else None
+    for row in rows:
+        if row.table:
+            _print_table(console, row.table)
+            continue
+        for key, line in zip_longest([printable(row.key)], _wrapped(row.text, width), fillvalue=""):
+            text = Text.assemble((f"{key:<{key_width}}", "cyan"), printable(line))
+            text.rstrip()
+            console.print(text)
 
 
-def _table(patch: "Patch", path: Path, signature: SignatureReport) -> "Table":
-    from rich.table import Table
+def _print_table(console: "Console", lines: Sequence[str]) -> None:
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in _rows(patch, path, signature):
-        table.add_row(Text(printable(key)), Text(printable(value)))
-    return table
+    for line, style in zip_longest(lines, ["cyan"], fillvalue=""):
+        console.print(Text(printable(line), style=style))
 
 
-def _rows(patch: "Patch", path: Path, signature: SignatureReport) -> Iterator[tuple[str, str]]:
-    manifest = patch.manifest
-    yield "digest", patch.digest
-    yield "signature", _SIGNATURE_WORDS[signature.state] + signature.text
-    yield "file", f"{path} ({_mebibytes(path.stat().st_size)}, format {manifest.format_version})"
-    yield "virtual tokens", _tokens(manifest.num_virtual_tokens)
-    for name, tensor in (("embeddings", patch.embeddings), ("kv", patch.kv)):
-        shape = (
-            "none"
-            if tensor is None
-            else f"{_dtype(tensor)} {list(tensor.shape)}, {_mebibytes(tensor.nbytes)}"
-        )
-        yield name, shape
-    yield from _base_model_rows(manifest)
-    yield from _origin_rows(manifest)
-    for key in ("license", "changelog", "supersedes"):
-        if (value := getattr(manifest, key)) is not None:
-            yield key, value
-    if manifest.evaluation is not None:
-        yield from _nested("evaluation", manifest.evaluation)
-
-
-def _base_model_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    model = manifest.base_model
-    yield (
-        "base model",
-        f"{model.architecture}, {model.num_layers} layers, {model.num_kv_heads} KV heads "
-        f"of {model.head_size}, hidden size {model.hidden_size}",
-    )
-    yield "  dtype", model.dtype
-    yield "  rope", canonical_json(model.rope)
-    yield "  tokenizer", model.tokenizer_digest
-    yield "  weights", model.weights_digest
-
-
-def _origin_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    yield "made by", str(manifest.origin["method"])
-    for i, part in enumerate(manifest.components):
-        yield f"  part {i + 1}", f"{part.name}@{part.version} {part.digest}"
-    for key, value in manifest.origin.items():
-        if key not in ("method", "components"):
-            yield f"  {key}", value if isinstance(value, str) else canonical_json(value)
-
-
-def _nested(title: str, values: Mapping[str, JsonValue]) -> Iterator[tuple[str, str]]:
-    yield title, "" if values else "{}"
-    for key, value in values.items():
-        yield f"  {key}", value if isinstance(value, str) else canonical_json(value)
-
-
-def _tokens(num_tokens: int) -> str:
-    blocks, rest = divmod(num_tokens, BLOCK_SIZE)
-    fill = f"{blocks} blocks of {BLOCK_SIZE}" + (f" and {rest} tokens" if rest else "")
-    return f"{num_tokens} ({fill})"
-
-
-def _mebibytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.2f} MiB"
-
-
-def printable(text: str) -> str:
-    """Escape what could move a terminal's cursor or change the order of its text; line breaks stay."""
-    return "".join(
-        character
-        if character.isprintable() or character == "\n"
-        else character.encode("unicode_escape").decode()
-        for character in text
-    )
+def _wrapped(text: str, width: int | None) -> list[str]:
+    """Split a text into lines of ``width``; digests and paths are never cut."""
+    lines = text.splitlines() or [""]
+    if width is None:
+        return lines
+    options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return [part for line in lines for part in textwrap.wrap(line, max(20, width), **options) or [""]]

@@ -52,6 +52,51 @@ def test_inspect_shows_no_control_characters_of_a_hostile_file(
     assert r"a\x1b[2J\u202eb" in card
 
 
+TRAINED = {
+    "method": "trained",
+    "composed_with": [{"name": "detox", "version": "1.2.0", "digest": "sha256:" + "d" * 64}],
+    "curves": {
+        "sft": {"step": [1, 2, 3, 4], "loss": [4, 3, 0.5, 1], "accuracy": [0.25, None, 1, 0.5]},
+        "sft_validation": {"step": [4], "loss": [0.75]},
+    },
+    "data": {"num_train": 2788, "num_validation": 317, "left_out": {}, "pairs_digest": "sha256:" + "e" * 64},
+}
+
+
+def test_inspect_draws_what_training_did_and_counts_its_data(
+    make: Callable[..., Patch], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = {"training": {"sft": {"loss": 0.75, "step": 4}}, "harm": {"rate": 0.125}}
+    patch = make(origin=TRAINED, evaluation=evaluation)
+    assert main(["inspect", str(write_patch(patch, tmp_path))]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "beside detox@1.2.0 sha256:" + "d" * 64,
+        "sft first last best",
+        "loss 4 1 0.5 at 3 \u2588\u2586\u2581\u2582",
+        "accuracy 0.25 0.5 1 at 3 \u2581\u2588\u2583",
+        "loss 0.75 at 4",
+        "data left out none, 2788 train, 317 validation",
+        "pairs sha256:" + "e" * 64,
+        "evaluation harm training sft",
+        "rate 0.125",
+    ):
+        assert line in lines
+
+
+@pytest.mark.parametrize("name", ["refuse-harm-1.4.0", "detox-1.3.0", "debias-1.1.0", "pirate-1.0.0"])
+def test_the_card_of_a_shipped_patch_fits_two_screens_without_boxes_or_colours(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["inspect", str(ROOT / "examples" / "patches" / f"{name}.safetensors")]) == 0
+    card = capsys.readouterr().out
+    assert len(card.splitlines()) <= 50
+    assert not set(card) & set("\x1b─│┌└╭╰")
+    tables = [line for line in card.splitlines() if line.startswith("    ") and "sha256:" not in line]
+    assert max(map(len, tables), default=0) <= 120
+
+
 def test_inspect_lists_the_parts_of_a_composition(
     make: Callable[..., Patch], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

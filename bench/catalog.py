@@ -32,6 +32,7 @@ from bench.run.sweep import (
 )
 from bench.servers.patch_set import PatchFile, make_patch_set
 from bench.servers.processes import ServerSpec, free_port, running_server
+from patches.headers import PATCH_HEADER
 
 QUESTION = "catalog"
 NUM_CALLS = 15
@@ -131,7 +132,7 @@ async def _get(session: aiohttp.ClientSession, url: str) -> float:
 
 async def _complete(session: aiohttp.ClientSession, url: str, patch: PatchFile) -> float:
     started = time.perf_counter()
-    headers = {"X-Policy-Patch": patch.name}
+    headers = {PATCH_HEADER: patch.name}
     async with session.post(f"{url}/v1/completions", headers=headers) as response:
         answer = await response.json()
         if answer.get("digest") != patch.digest:

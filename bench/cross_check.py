@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError, CheckFailed, CutShort
-from bench.load.arms import PATCH_HEADER
 from bench.load.client import send_closed_loop
 from bench.load.exposition import metric, read_metrics
 from bench.load.timing import measure_cell
 from bench.run.patch_sweep import Plan, Stage, Target, add_patched_arguments, check_answers, sweep_main_of
 from bench.run.question import question_parser
 from bench.run.sweep import Cell, at_least_one, cells_along, counts
+from patches.headers import PATCH_HEADER
 
 QUESTION = "cross_check"
 OURS, OTHER = "bench.load.client", "vllm bench serve"

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import CheckFailed
-from bench.load.arms import DIGEST_HEADER
 from bench.load.client import Reply, send_closed_loop
 from bench.load.timing import measure_cell
 from bench.run.patch_sweep import Plan, Stage, add_patched_arguments, check_answers, sweep_main_of
 from bench.run.question import question_parser
 from bench.run.sweep import Cell, at_least_one, cells_along
 from bench.servers.patch_set import PatchFile, make_patch_set
+from patches.headers import DIGEST_HEADER
 
 QUESTION = "swap"
 PATCH = "hot-0"

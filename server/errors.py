@@ -38,8 +38,7 @@ those into answers of their own and would drop ``code`` and ``param``.
 
 from collections.abc import Mapping
 
-#: ``param`` of an error that the request header caused.
-HEADER_PARAM = "X-Policy-Patch"
+from patches.headers import PATCH_HEADER
 
 #: ``param`` of an error that the ``<served name>:<patch>`` alias caused.
 ALIAS_PARAM = "model"
@@ -86,7 +85,7 @@ class MalformedPatchName(PolicyPatchError, ValueError):
     status = 400
     type = "BadRequestError"
     code = "malformed_patch_name"
-    param = HEADER_PARAM
+    param = PATCH_HEADER
 
 
 class UnsupportedWithPatch(PolicyPatchError):
@@ -95,7 +94,7 @@ class UnsupportedWithPatch(PolicyPatchError):
     status = 400
     type = "BadRequestError"
     code = "unsupported_with_patch"
-    param = HEADER_PARAM
+    param = PATCH_HEADER
 
 
 class CompositionNotPrepared(UnsupportedWithPatch):
@@ -110,7 +109,7 @@ class PatchForbidden(PolicyPatchError):
     status = 403
     type = "PermissionDeniedError"
     code = "patch_forbidden"
-    param = HEADER_PARAM
+    param = PATCH_HEADER
     #: Which rule of the policy says no. For the audit log; a client does not see it.
     rule: str | None = None
 
@@ -133,7 +132,7 @@ class PatchNotFound(PolicyPatchError, LookupError):
     status = 404
     type = "NotFoundError"
     code = "patch_not_found"
-    param = HEADER_PARAM
+    param = PATCH_HEADER
 
 
 class PatchNotApplied(PolicyPatchError):
@@ -148,7 +147,7 @@ class PatchNotReady(PolicyPatchError):
     status = 503
     type = "ServiceUnavailableError"
     code = "patch_not_ready"
-    param = HEADER_PARAM
+    param = PATCH_HEADER
     retry_after_s = 1
 
 

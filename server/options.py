@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from patches.errors import InvalidName
+from patches.headers import PATCH_HEADER
 from patches.names import validate_name
 
 
@@ -93,7 +94,7 @@ class PatchOptions:
     composition: Annotated[
         str,
         Flag(
-            "what may answer `X-Policy-Patch: a, b`: only what `policypatch compose` prepared, or, where "
+            f"what may answer `{PATCH_HEADER}: a, b`: only what `policypatch compose` prepared, or, where "
             "nothing was, the patches joined side by side, which may answer differently (default: {default})",
             choices=("prepared", "joined"),
         ),
@@ -110,7 +111,7 @@ class PolicyOptions:
     ] = None
     require_patch: Annotated[
         bool,
-        Flag("refuse `X-Policy-Patch: none`, and answers without a patch"),
+        Flag(f"refuse `{PATCH_HEADER}: none`, and answers without a patch"),
     ] = False
     policy: Annotated[
         Path | None,

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.load.client import Request
-
-PATCH_HEADER = "X-Policy-Patch"
-DIGEST_HEADER = "X-Policy-Patch-Digest"
+from patches.headers import PATCH_HEADER
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 import aiohttp
 
 from bench.errors import CheckFailed
-from bench.load.arms import ARMS, DIGEST_HEADER, PATCH_HEADER, Arm, Question
+from bench.load.arms import ARMS, Arm, Question
 from bench.load.client import Reply, send_one
+from patches.headers import DIGEST_HEADER, PATCH_HEADER
 
 
 @dataclass(frozen=True)

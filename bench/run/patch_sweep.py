@@ -16,7 +16,6 @@ from typing import Any
 import aiohttp
 
 from bench.errors import CheckFailed
-from bench.load.arms import DIGEST_HEADER, PATCH_HEADER
 from bench.load.client import Reply, Request, open_session
 from bench.load.tokens import served_model, tokenize_policy
 from bench.load.workloads import UserTurn, user_prompts
@@ -27,6 +26,7 @@ from bench.servers.environment import describe_environment, has_gpu
 from bench.servers.launch import EngineOptions, add_engine_arguments, engine_options, ours_server
 from bench.servers.patch_set import PatchFile, make_patch_set
 from bench.servers.processes import ServerSpec, running_server
+from patches.headers import DIGEST_HEADER, PATCH_HEADER
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import aiohttp
 
 from bench.errors import BenchError, CheckFailed, RequestFailed
 from bench.load.agreement import Answer
-from bench.load.arms import DIGEST_HEADER, PATCH_HEADER
 from bench.load.client import call_json, open_session
 from bench.load.tokens import served_model, tokenize_policy
 from bench.load.workloads import UserTurn
 from bench.run.rounds import progress
 from bench.servers.launch import PatchFacts
+from patches.headers import DIGEST_HEADER, PATCH_HEADER
 
 #: Log probabilities asked for at each step; a token that a patch moves out of them is counted as unlisted.
 NUM_LOGPROBS = 5

@@ -20,7 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
-from bench.load.arms import DIGEST_HEADER, PATCH_HEADER
+from patches.headers import DIGEST_HEADER, PATCH_HEADER
 
 FAULTS = (
     "cut_off",

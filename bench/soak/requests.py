@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 
 from bench.errors import RequestFailed
-from bench.load.arms import DIGEST_HEADER, PATCH_HEADER
 from bench.servers.launch import SERVED_NAME
+from patches.headers import ARM_HEADER, DIGEST_HEADER, PATCH_HEADER
 
 #: An answer that takes longer hangs.
 HANG_S = 240.0
@@ -127,7 +127,7 @@ async def _exchange(session: aiohttp.ClientSession, url: str, ask: Ask, outcome:
         outcome.status = response.status
         outcome.digest = response.headers.get(DIGEST_HEADER)
         outcome.patch = response.headers.get(PATCH_HEADER)
-        outcome.arm = response.headers.get("X-Policy-Patch-Arm")
+        outcome.arm = response.headers.get(ARM_HEADER)
         if response.status != 200:
             outcome.kind, outcome.detail = "status", f"{response.status} {(await response.text())[:300]}"
         elif ask.is_stream:

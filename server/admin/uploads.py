@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from patches.format import SUFFIX, is_patch_filename
+from patches.headers import SIGNATURE_HEADER
 from patches.signing.signature import MAX_SIGNATURE_BYTES, signature_path
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
@@ -161,9 +162,9 @@ def decode_signature(text: str | None) -> bytes | None:
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise AdminCallInvalid("X-Policy-Patch-Signature: expected base64") from None
+        raise AdminCallInvalid(f"{SIGNATURE_HEADER}: expected base64") from None
     if len(data) > MAX_SIGNATURE_BYTES:
-        raise AdminCallInvalid(f"X-Policy-Patch-Signature: expected at most {MAX_SIGNATURE_BYTES} bytes")
+        raise AdminCallInvalid(f"{SIGNATURE_HEADER}: expected at most {MAX_SIGNATURE_BYTES} bytes")
     return data
 
 

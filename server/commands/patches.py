@@ -8,6 +8,7 @@ from typing import Any
 
 from patches.errors import PatchError
 from patches.format import read_patch_bytes
+from patches.headers import SIGNATURE_HEADER
 from patches.signing.signature import read_signature, signature_path
 from server.commands.errors import CommandError
 from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, read_key, to_json
@@ -151,7 +152,7 @@ def _load(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
         raise CommandError(f"{args.file}: {error}") from error
     headers = {"Content-Type": _OCTETS}
     if signature is not None:
-        headers["X-Policy-Patch-Signature"] = base64.b64encode(signature).decode("ascii")
+        headers[SIGNATURE_HEADER] = base64.b64encode(signature).decode("ascii")
     card = client.call(
         "PUT",
         f"/{manifest.name}/{manifest.version}",

@@ -5,6 +5,7 @@ import hashlib
 import sys
 from pathlib import Path
 
+from patches.headers import PATCH_HEADER
 from server.commands.errors import CommandError
 
 DESCRIPTION = """\
@@ -55,7 +56,7 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="where the connection comes from, or unix (default: an address that may name a tenant)",
     )
-    parser.add_argument("--header", metavar="H", help="value of X-Policy-Patch")
+    parser.add_argument("--header", metavar="H", help=f"value of {PATCH_HEADER}")
     parser.add_argument(
         "--model-alias", metavar="A", help="what stands behind the model's name and its colon in `model`"
     )

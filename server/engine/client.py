@@ -19,6 +19,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from patches.headers import PATCH_HEADER
 from server.engine.block_pins import PINNED_NAMES_KEY
 from server.engine.claim import PrefixClaim, PrefixPart, scoped_cache_salt
 from server.engine.placeholder import placeholder_token_id
@@ -250,7 +251,7 @@ def refuse_unsupported(prompt: Any, sampling_params: SamplingParams) -> None:
     if sampling_params.prompt_logprobs is not None or sampling_params.prompt_logprob_token_ids is not None:
         raise UnsupportedWithPatch(
             "prompt_logprobs (and echo with logprobs) cannot be combined with a policy patch; leave it out "
-            "or send X-Policy-Patch: none"
+            f"or send {PATCH_HEADER}: none"
         )
 
 

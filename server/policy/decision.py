@@ -7,9 +7,9 @@ or there is no answer. Whether a name exists is told only to callers who may cho
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from patches.headers import PATCH_HEADER
 from server.errors import (
     ALIAS_PARAM,
-    HEADER_PARAM,
     CompositionNotPrepared,
     PatchForbidden,
     PatchNotReady,
@@ -30,7 +30,7 @@ from server.versions.selection import (
 )
 from server.versions.view import CatalogView, ServedPatch, component_digests
 
-_PARAMS: dict[Source, str] = {"header": HEADER_PARAM, "alias": ALIAS_PARAM}
+_PARAMS: dict[Source, str] = {"header": PATCH_HEADER, "alias": ALIAS_PARAM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +168,9 @@ def _select_default(case: _Case) -> Selection:
 
 def _require_base_allowed(case: _Case) -> None:
     named = case.source != "none"
-    advice = "'none' is not allowed" if named else f"name one in {HEADER_PARAM}"
+    advice = "'none' is not allowed" if named else f"name one in {PATCH_HEADER}"
     text = f"this server requires a patch; {advice}"
-    param = case.param if named else HEADER_PARAM
+    param = case.param if named else PATCH_HEADER
     message = f"{param}: {text}" if named else text
     if case.policy.required:
         raise PatchForbidden(message, param=param, rule="required")

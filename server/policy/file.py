@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from patches.headers import DIGEST_HEADER, PATCH_HEADER
 from server.policy.caller import MAX_TENANT_LENGTH, TENANT_PATTERN
 from server.policy.document import MAX_FILE_BYTES, Node, parse_document
 from server.policy.errors import Place, PolicyFileError
@@ -53,7 +54,7 @@ _KEY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 #: Headers that mean something else already.
 _TAKEN_HEADERS = frozenset(
-    ("x-policy-patch", "x-policy-patch-digest", "authorization", "x-api-key", "x-request-id", "host",
+    (PATCH_HEADER.lower(), DIGEST_HEADER.lower(), "authorization", "x-api-key", "x-request-id", "host",
      "cookie", "content-type", "content-length", "transfer-encoding", "connection", "forwarded",
      "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip")
 )  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from starlette.types import Scope
 
+from patches.headers import PATCH_HEADER, asgi_name
 from server.audit import AuditDecision, AuditEvent
 from server.errors import PolicyPatchError
 from server.request.scope import RequestScope
@@ -56,7 +57,7 @@ def _request_id(scope: Scope) -> str:
 
 
 def _wish_text(request: RequestScope, scope: Scope) -> str | None:
-    lines = [f"X-Policy-Patch: {v.decode('latin-1')}" for v in _values(scope, b"x-policy-patch")]
+    lines = [f"{PATCH_HEADER}: {v.decode('latin-1')}" for v in _values(scope, asgi_name(PATCH_HEADER))]
     if request.alias_text is not None:
         lines.append(f"model: {request.alias_text}")
     return "\n".join(lines) if lines else None

@@ -8,10 +8,11 @@ Every call is made on the event loop's thread, costs a few dictionary look-ups, 
 
 from collections.abc import Sequence
 
+from patches.headers import PATCH_HEADER
 from server.admin.canary_watch import ArmReports
 from server.audit import Audit, NullAudit
 from server.catalog.served import Served
-from server.errors import HEADER_PARAM, PolicyPatchError, UnsupportedWithPatch
+from server.errors import PolicyPatchError, UnsupportedWithPatch
 from server.policy.caller import Caller, Credentials, identify
 from server.policy.decision import Asked, decide, may_use_base
 from server.policy.rules import Policy
@@ -187,5 +188,5 @@ class Decider:
 def unsupported(feature: str) -> UnsupportedWithPatch:
     """Make the error for a route or an option that is unavailable with a patch."""
     return UnsupportedWithPatch(
-        f"{feature} can't be used with a patch; leave {HEADER_PARAM} out, or send '{OptOut.NONE.value}' in it"
+        f"{feature} can't be used with a patch; leave {PATCH_HEADER} out, or send '{OptOut.NONE.value}' in it"
     )

@@ -16,6 +16,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from patches.headers import ARM_HEADER, COMPOSITION_HEADER, DIGEST_HEADER, PATCH_HEADER, asgi_name
 from server.errors import PatchNotApplied, PolicyPatchError
 from server.metrics.patches import PatchMetrics
 from server.policy.caller import Credentials
@@ -28,10 +29,10 @@ from server.versions.selection import Selection
 
 logger = logging.getLogger(__name__)
 
-HEADER_NAME = b"x-policy-patch"
-DIGEST_HEADER_NAME = b"x-policy-patch-digest"
-COMPOSITION_HEADER_NAME = b"x-policy-patch-composition"
-ARM_HEADER_NAME = b"x-policy-patch-arm"
+_PATCH_NAME = asgi_name(PATCH_HEADER)
+_DIGEST_NAME = asgi_name(DIGEST_HEADER)
+_COMPOSITION_NAME = asgi_name(COMPOSITION_HEADER)
+_ARM_NAME = asgi_name(ARM_HEADER)
 
 #: Methods that never carry a prompt. SDKs that send a default header send it with these too.
 _PROMPTLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -39,7 +40,7 @@ _PROMPTLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 #: WebSocket close code for a policy violation (RFC 6455).
 _CLOSE_POLICY_VIOLATION = 1008
 
-_BASE_HEADERS = ((HEADER_NAME, b"none"),)
+_BASE_HEADERS = ((_PATCH_NAME, b"none"),)
 
 
 class PolicyPatchMiddleware:
@@ -279,7 +280,7 @@ class _Exchange:
 
 
 def _header_values(scope: Scope) -> list[bytes]:
-    return [value for name, value in scope["headers"] if name == HEADER_NAME]
+    return [value for name, value in scope["headers"] if name == _PATCH_NAME]
 
 
 def _selection_headers(selection: Selection, arm: tuple[str, str] | None) -> Iterable[tuple[bytes, bytes]]:
@@ -287,12 +288,12 @@ def _selection_headers(selection: Selection, arm: tuple[str, str] | None) -> Ite
     if patch is None:
         return _BASE_HEADERS
     headers = (
-        (HEADER_NAME, patch.reference.encode("ascii")),
-        (DIGEST_HEADER_NAME, patch.digest.encode("ascii")),
-        *(((ARM_HEADER_NAME, arm[1].encode("ascii")),) if arm is not None else ()),
+        (_PATCH_NAME, patch.reference.encode("ascii")),
+        (_DIGEST_NAME, patch.digest.encode("ascii")),
+        *(((_ARM_NAME, arm[1].encode("ascii")),) if arm is not None else ()),
     )
     form = patch.form
-    return headers if form is None else (*headers, (COMPOSITION_HEADER_NAME, form.encode("ascii")))
+    return headers if form is None else (*headers, (_COMPOSITION_NAME, form.encode("ascii")))
 
 
 def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from patches.errors import InvalidName
+from patches.headers import SIGNATURE_HEADER
 from patches.names import validate_version
 from server.admin.access import AdminAccess, Order
 from server.admin.operator import Operator
@@ -17,9 +18,6 @@ from server.routes.admin_guard import MAX_BODY_BYTES, admin_route
 from server.routes.patches import PatchCard, card_of
 from server.versions.activation import NameRecord
 from server.versions.view import ServedPatch
-
-#: Brings the signature of an upload: the ``.sig`` file in base64.
-SIGNATURE_HEADER = "X-Policy-Patch-Signature"
 
 _UPLOAD = {
     "requestBody": {

@@ -17,9 +17,9 @@ from enum import Enum
 from typing import Literal
 
 from patches.errors import InvalidName
+from patches.headers import PATCH_HEADER
 from patches.names import validate_name, validate_version
 from server.errors import (
-    HEADER_PARAM,
     CompositionNotPrepared,
     MalformedPatchName,
     PatchNotFound,
@@ -83,15 +83,15 @@ def parse_policy_header(values: Sequence[bytes]) -> Wish | None:
         return None
     if len(values) > 1:
         raise MalformedPatchName(
-            f"X-Policy-Patch: expected one header line, got {len(values)}; "
+            f"{PATCH_HEADER}: expected one header line, got {len(values)}; "
             "to compose patches, separate them by commas in one line"
         )
     try:
         # Space around a field value is no part of it (RFC 9110, 5.5), but some servers leave it there.
         text = values[0].strip(b" \t").decode("ascii")
     except UnicodeDecodeError:
-        raise MalformedPatchName("X-Policy-Patch: expected ASCII, got other bytes") from None
-    return parse_wish(text, HEADER_PARAM)
+        raise MalformedPatchName(f"{PATCH_HEADER}: expected ASCII, got other bytes") from None
+    return parse_wish(text, PATCH_HEADER)
 
 
 def parse_wish(text: str, param: str) -> Wish:

@@ -75,6 +75,35 @@ def every_module_says_what_it_is(root: Path) -> list[str]:
     ]
 
 
+@rule(
+    {
+        "server/app.py": '"""Reads X-Policy-Patch."""\nNAME = b"x-policy-patch-digest"\n',
+        "server/cli.py": 'DESCRIPTION = "Try X-Policy-Patch: a"\n',
+    }
+)
+def our_headers_are_named_in_one_file(root: Path) -> list[str]:
+    """Docstrings aside, and what ``--help`` says before and after the flags."""
+    violations = []
+    for path, tree in python_files(root, *PACKAGES, "tools"):
+        prose = {id(statement.value) for statement in ast.walk(tree) if isinstance(statement, ast.Expr)}
+        prose |= {
+            id(statement.value)
+            for statement in tree.body
+            if isinstance(statement, ast.Assign)
+            and isinstance(statement.targets[0], ast.Name)
+            and statement.targets[0].id in ("DESCRIPTION", "EPILOG")
+        }
+        violations += [
+            f"{path}:{node.lineno}: spells X-Policy-Patch; patches/headers.py has the names"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant)
+            and id(node) not in prose
+            and "x-policy-patch" in str(node.value).lower()
+            and path.parts != ("patches", "headers.py")
+        ]
+    return violations
+
+
 @rule({"tests/server/__init__.py": '"""Shadows the real package."""\n'})
 def there_are_no_packages_under_tests(root: Path) -> list[str]:
     return [str(path.relative_to(root)) for path in sorted((root / "tests").rglob("__init__.py"))]

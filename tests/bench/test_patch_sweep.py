@@ -13,7 +13,6 @@ import pytest
 
 from bench import overflow, scale, swap
 from bench.errors import CheckFailed
-from bench.load.arms import DIGEST_HEADER
 from bench.load.client import Reply, send_one, send_open_loop
 from bench.load.exposition import label_of, metric
 from bench.load.timing import RequestTrace
@@ -22,6 +21,7 @@ from bench.run.patch_sweep import Lengths, Stage, check_answers, target_of
 from bench.run.sweep import Cell
 from bench.servers.fake import FakeServer
 from bench.servers.patch_set import PatchFile
+from patches.headers import DIGEST_HEADER
 
 LENGTHS = Lengths(num_virtual_tokens=12, num_input_tokens=20, num_output_tokens=4)
 NAMES = [f"p-{i}" for i in range(8)]

@@ -19,10 +19,9 @@ from urllib.request import ProxyHandler, Request, build_opener
 from patches.errors import SubjectFailed
 from patches.evaluate.arms import Arm
 from patches.evaluate.subjects.subject import Reading, Renderer, Timing
+from patches.headers import COMPOSITION_HEADER, DIGEST_HEADER, PATCH_HEADER
 from patches.sampling import Sampling
 
-PATCH_HEADER, DIGEST_HEADER = "X-Policy-Patch", "X-Policy-Patch-Digest"
-FORM_HEADER = "X-Policy-Patch-Composition"
 TIMEOUT_S = 600.0
 
 
@@ -155,7 +154,7 @@ class HttpSubject:
 
     def _check(self, headers: Message) -> None:
         """Let no figure mix a patch with the base model, two versions of one, or two ways to compose."""
-        digest, form = headers.get(DIGEST_HEADER), headers.get(FORM_HEADER)
+        digest, form = headers.get(DIGEST_HEADER), headers.get(COMPOSITION_HEADER)
         if self.arm.selection is None and digest is not None:
             raise SubjectFailed(f"{self.arm.name}: expected the base model, got answers under {digest}")
         if self.arm.selection is not None and digest is None:

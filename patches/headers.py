@@ -1,0 +1,21 @@
+"""The names of the HTTP headers of policy patches, for all who send or read them."""
+
+#: Of a request: the patches to answer with. Of a response: what answered, ``none`` for the base model.
+PATCH_HEADER = "X-Policy-Patch"
+
+#: Of a response: the digest of what answered.
+DIGEST_HEADER = f"{PATCH_HEADER}-Digest"
+
+#: Of a response: how the parts of what answered relate, ``prepared`` or ``joined``.
+COMPOSITION_HEADER = f"{PATCH_HEADER}-Composition"
+
+#: Of a response: ``canary`` or ``stable``, where a canary runs.
+ARM_HEADER = f"{PATCH_HEADER}-Arm"
+
+#: Of an upload: its ``.sig`` file in base64.
+SIGNATURE_HEADER = f"{PATCH_HEADER}-Signature"
+
+
+def asgi_name(header: str) -> bytes:
+    """Return the name of a header as ASGI has it: in lower case, as bytes."""
+    return header.lower().encode("ascii")

@@ -1,7 +1,6 @@
 """``policypatch eval``: what patches do to a model, beside the base and the policy as text; a gate on it."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from patches.train.baselines import BASELINES
 from server import __version__
 from server.commands.errors import CommandError
 from server.commands.patch_arguments import note, patch_errors, progress, read, warn
+from server.commands.server_access import add_api_key_argument, key_of_variable, server_url
 
 if TYPE_CHECKING:
     from patches.evaluate.gate import Check, Threshold
@@ -140,12 +140,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", metavar="D", default="cpu", help="where to compute (default: cpu)")
     group.add_argument("--url", metavar="U", help="ask this server instead; --model then gives the tokenizer")
-    group.add_argument(
-        "--api-key-env",
-        metavar="NAME",
-        default="POLICYPATCH_API_KEY",
-        help="environment variable with the server's key, if it wants one (default: %(default)s)",
-    )
+    add_api_key_argument(group)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -169,8 +164,8 @@ def _check(args: argparse.Namespace) -> None:
             raise CommandError(f"--{name.replace('_', '-')}: expected at least {minimum}, got {value}")
     if args.compose and len(args.patch) < 2:
         raise CommandError("--compose: expected at least two patches after --patch")
-    if args.url is not None and not args.url.startswith(("http://", "https://")):
-        raise CommandError(f"--url: expected http:// or https://, got {args.url}")
+    if args.url is not None:
+        args.url = server_url(args.url, "--url")
     for name, _ in _saved_baselines(args) if args.url is not None else []:
         raise CommandError(f"--{name} goes with a model in this process, not with --url")
 
@@ -224,7 +219,7 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
 
         patches = [read(Path(p)) if Path(p).is_file() else p for p in args.patch]
         arms = session.remote_arms(patches, compose=args.compose, system_text=text)
-        endpoint = connect(args.url, api_key=os.environ.get(args.api_key_env), concurrency=args.batch_size)
+        endpoint = connect(args.url, api_key=key_of_variable(args.api_key_env), concurrency=args.batch_size)
         tokenizer = load_tokenizer(args.model, args.revision)
         return session.remote_subjects(endpoint, tokenizer, arms), {"server": args.url}
     from patches.model import load_model

@@ -18,6 +18,7 @@ from patches.pairs.selection import Selected, Selection
 from patches.sampling import Sampling
 from server.commands.errors import CommandError
 from server.commands.patch_arguments import add_model_arguments, load, patch_errors
+from server.commands.server_access import clean_key, server_url
 from server.commands.text_file import read_text_file
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--url", metavar="U", help="ask the base at this OpenAI-compatible server (vLLM) instead"
     )
     base.add_argument("--url-model", metavar="M", help="its name there (default: the first one listed)")
-    base.add_argument("--api-key", metavar="K", help="sent to --url and --reference-url as a bearer token")
+    base.add_argument("--api-key", metavar="K", help="sent to --url as a bearer token")
     reference = parser.add_argument_group("reference").add_mutually_exclusive_group(required=True)
     reference.add_argument(
         "--reference-text", metavar="FILE", type=Path, help="the base itself under this policy text"
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reference.add_argument("--reference-url", metavar="U", help="an OpenAI-compatible server")
     reference.add_argument("--reference-column", metavar="C", help="a column of the prompts' file")
     parser.add_argument("--reference-model", metavar="M", help="the model's name at --reference-url")
+    parser.add_argument("--reference-api-key", metavar="K", help="sent to --reference-url as a bearer token")
     parser.add_argument("--prompts", metavar="FILE", type=Path, required=True, help="the prompts; see below")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the pairs file")
     _add_sampling_arguments(parser)
@@ -183,6 +185,12 @@ def _check_sides(args: argparse.Namespace) -> None:
         raise CommandError(f"--batch-size: expected at least 1, got {args.batch_size}")
     if args.reference_text is not None and not read_text_file(args.reference_text).strip():
         raise CommandError(f"{args.reference_text}: is empty, so the reference would equal the base")
+    for name in ("url", "reference_url"):
+        if (url := getattr(args, name)) is not None:
+            setattr(args, name, server_url(url, f"--{name.replace('_', '-')}"))
+    for name in ("api_key", "reference_api_key"):
+        if (key := getattr(args, name)) is not None:
+            setattr(args, name, clean_key(key, f"--{name.replace('_', '-')}"))
     is_same_url = args.url is not None and args.url == args.reference_url
     if is_same_url and args.url_model == args.reference_model:
         raise CommandError("--reference-url: names the base itself; choose another --reference-model")
@@ -215,7 +223,9 @@ def _sides(args: argparse.Namespace, prompts: PromptFile, sampling: Sampling) ->
     if args.reference_column is not None:
         return {"base": base, "reference": ColumnSampler(prompts.prompts, args.reference_column)}
     if args.reference_url is not None:
-        remote = RemoteSampler(args.reference_url, sampling, model=args.reference_model, api_key=args.api_key)
+        remote = RemoteSampler(
+            args.reference_url, sampling, model=args.reference_model, api_key=args.reference_api_key
+        )
         return {"base": base, "reference": remote}
     from patches.model import load_model
 

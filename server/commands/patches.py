@@ -11,8 +11,9 @@ from patches.format import read_patch_bytes
 from patches.headers import SIGNATURE_HEADER
 from patches.signing.signature import read_signature, signature_path
 from server.commands.errors import CommandError
-from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, read_key, to_json
+from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, to_json
 from server.commands.patches_report import describe_list, describe_record, describe_removal
+from server.commands.server_access import add_api_key_argument, key_of_file, key_of_variable
 
 DESCRIPTION = """\
 Ask a running server about its patches, and order it: load a file, activate a version, roll back, remove.
@@ -20,7 +21,7 @@ Every order needs an admin key (serve --admin-key-file), and is in the server's 
 name."""
 
 EPILOG = f"""\
-The key is the first line of --key-file, else ${KEY_VARIABLE}.
+The admin key is the first line of --key-file, else ${KEY_VARIABLE}.
 
 examples:
   policypatch patches list --url http://localhost:8000
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument(
         "--key-file", type=Path, metavar="FILE", help=f"holds the admin key (default: ${KEY_VARIABLE})"
     )
+    add_api_key_argument(common)
     common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, help="what to do")
 
@@ -120,9 +122,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 where it was done, 1 where the server refused.
     """
-    key = read_key(args.key_file)
+    key = key_of_file(args.key_file, "--key-file") if args.key_file else key_of_variable(KEY_VARIABLE)
     try:
-        with AdminClient(args.url, key) as client:
+        with AdminClient(args.url, key, key_of_variable(args.api_key_env)) as client:
             document, text = _ACTIONS[args.action](client, args)
     except Refused as refusal:
         print(f"policypatch patches {args.action}: {refusal}", file=sys.stderr)

@@ -1,14 +1,13 @@
 """One admin call over HTTP or a Unix socket, from a terminal. Not a library: errors are meant to be read."""
 
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from server.commands.errors import CommandError
+from server.commands.server_access import server_url
 
 #: Where the key is looked for, if no file is named.
 KEY_VARIABLE = "POLICYPATCH_ADMIN_KEY"
@@ -24,11 +23,18 @@ class Refused(Exception):
 class AdminClient:
     """Calls ``/v1/patches`` of one server; a context manager."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        """Prepare calls to ``url``, ``http(s)://…`` or ``unix:PATH``."""
+    def __init__(self, url: str, key: str | None, api_key: str | None = None) -> None:
+        """Prepare calls to ``url``, ``http(s)://...`` or ``unix:PATH``.
+
+        Args:
+            url: The server.
+            key: Of an operator, for orders.
+            api_key: Of the server's own API, where it wants one.
+        """
         socket = url.removeprefix("unix:") if url.startswith("unix:") else None
+        url = url if socket is not None else server_url(url, "--url")
         headers = {"X-Admin-Key": key} if key is not None else {}
-        if api_key := os.environ.get("OPENAI_API_KEY"):
+        if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
         self._client = httpx.Client(
             base_url="http://policypatch" if socket is not None else url,
@@ -54,7 +60,7 @@ class AdminClient:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Any:
-        """Make one call and give its JSON.
+        """Make one call and return its JSON.
 
         Raises:
             Refused: The server answered with an error.
@@ -69,23 +75,12 @@ class AdminClient:
         try:
             document = response.json()
         except ValueError:
-            raise CommandError(f"--url: {self._url} answered {response.status_code} and no JSON") from None
-        if response.is_success:
+            document = None
+        if response.is_success and document is not None:
             return document
-        raise Refused(_message(document, response.status_code))
-
-
-def read_key(path: Path | None) -> str | None:
-    """Read the admin key from the first line of a file, else from the environment."""
-    if path is None:
-        return os.environ.get(KEY_VARIABLE)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise CommandError(f"--key-file: {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not lines or not lines[0].strip():
-        raise CommandError(f"--key-file: {path}: expected a key on the first line")
-    return lines[0].strip()
+        if (message := _message(document)) is not None:
+            raise Refused(message)
+        raise CommandError(f"--url: {self._url}: {_advice(response.status_code)}")
 
 
 def to_json(document: Any) -> str:
@@ -93,8 +88,21 @@ def to_json(document: Any) -> str:
     return json.dumps(document, indent=2, ensure_ascii=True)
 
 
-def _message(document: Any, status: int) -> str:
+def _message(document: Any) -> str | None:
+    """Return what a policypatch server says about a refusal; ``None`` where something else answered."""
     error = document.get("error") if isinstance(document, dict) else None
-    if isinstance(error, dict) and "message" in error:
-        return f"{error['message']} ({error.get('code') or status})"
-    return f"the server answered {status}"
+    if not isinstance(error, dict) or "message" not in error:
+        return None
+    return f"{error['message']} ({error['code']})" if error.get("code") else str(error["message"])
+
+
+def _advice(status: int) -> str:
+    match status:
+        case 401:
+            return "answered 401; its API wants a key: name the variable that holds it with --api-key-env"
+        case 404:
+            return (
+                "answered 404 for /v1/patches; give the address of a policypatch server, or of its "
+                "--admin-listen, without a path"
+            )
+    return f"answered {status}, not as a policypatch server does; is another program there?"

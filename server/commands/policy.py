@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from patches.headers import PATCH_HEADER
-from server.commands.errors import CommandError
+from server.commands.server_access import clean_key
 
 DESCRIPTION = """\
 Check a policy file, or ask it what a request would get and why. The file says who may choose which patch;
@@ -76,8 +76,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _hash_key() -> int:
-    key = sys.stdin.buffer.readline().rstrip(b"\r\n")
-    if not key:
-        raise CommandError("standard input: expected a key, got nothing")
-    print(hashlib.sha256(key).hexdigest())
+    key = clean_key(sys.stdin.buffer.readline().decode("utf-8", "replace"), "standard input")
+    print(hashlib.sha256(key.encode("ascii")).hexdigest())
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from server.commands.errors import CommandError
 from server.commands.policy_file import read_policy
+from server.commands.server_access import clean_key
 from server.errors import PolicyPatchError
 from server.policy.caller import ANYONE, Caller, Credentials, identify
 from server.policy.connection import UNIX_PEER
@@ -97,8 +98,10 @@ def _caller(args: argparse.Namespace, policy: Policy) -> Caller:
         raise CommandError("--tenant: the policy has no tenants, so no header can name one")
     headers: list[tuple[bytes, bytes]] = []
     if args.key is not None:
-        key = sys.stdin.buffer.readline().rstrip(b"\r\n") if args.key == "-" else args.key.encode()
-        headers.append((b"authorization", b"Bearer " + key))
+        text, where = args.key, "--key"
+        if text == "-":
+            text, where = sys.stdin.buffer.readline().decode("utf-8", "replace"), "standard input"
+        headers.append((b"authorization", b"Bearer " + clean_key(text, where).encode("ascii")))
     if args.tenant is not None and policy.tenants is not None:
         headers.append((policy.tenants.header, args.tenant.encode()))
     caller = identify(Credentials(headers, args.peer or _trusted_peer(policy)), policy)

@@ -177,7 +177,8 @@ def _open(request: Request, headers: Mapping[str, str], api_key: str | None) -> 
     for name, value in headers.items():
         request.add_header(name, value)
     if api_key is not None:
-        request.add_header("Authorization", f"Bearer {api_key}")
+        # Not to where a redirect leads: the key is this server's.
+        request.add_unredirected_header("Authorization", f"Bearer {api_key}")
     try:
         response: HTTPResponse = build_opener(ProxyHandler({})).open(request, timeout=TIMEOUT_S)
         return response

@@ -67,7 +67,7 @@ def test_the_gate_decides_the_exit_status(
     ("flags", "message"),
     [
         (["--limit", "0"], "--limit: expected at least 1, got 0"),
-        (["--url", "localhost:8000"], "--url: expected http:// or https://"),
+        (["--url", "localhost:8000"], "--url: expected http://HOST:PORT or https://HOST"),
         (["--url", "http://127.0.0.1:9", "--lora", "x"], "--lora goes with a model in this process"),
         (["--suite", "harms"], "suite: unknown 'harms'"),
         (["--gate", "gone.yaml"], "gone.yaml: can't be read"),

@@ -22,6 +22,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from patches.headers import PATCH_HEADER
 from server.engine.block_pins import PINNED_NAMES_KEY
 from server.engine.claim import PrefixClaim, PrefixPart, scoped_cache_salt
+from server.engine.context_length import fitting_max_tokens
 from server.engine.placeholder import placeholder_token_id
 from server.errors import NotInStep, PatchNotApplied, UnsupportedWithPatch
 
@@ -253,32 +254,3 @@ def refuse_unsupported(prompt: Any, sampling_params: SamplingParams) -> None:
             "prompt_logprobs (and echo with logprobs) cannot be combined with a policy patch; leave it out "
             f"or send {PATCH_HEADER}: none"
         )
-
-
-def fitting_max_tokens(
-    max_tokens: int | None, num_prompt_tokens: int, num_prefix_tokens: int, max_model_len: int
-) -> int:
-    """Return the ``max_tokens`` under which prefix, prompt and answer fit into the context.
-
-    vLLM's routes fill in, or cut to, the space after the visible prompt; that value means "as much as fits"
-    and shrinks by the prefix. A smaller value is the caller's own and must fit.
-
-    Raises:
-        UnsupportedWithPatch: prefix and prompt leave no room, or less than the caller asked for.
-    """
-    room = max_model_len - num_prefix_tokens - num_prompt_tokens
-    advice = (
-        f"the model's context is {max_model_len} tokens, the patch takes {num_prefix_tokens} and the prompt "
-        f"{num_prompt_tokens}"
-    )
-    if room < 1:
-        raise UnsupportedWithPatch(
-            f"the prompt is too long for this policy patch: {advice}; shorten the prompt"
-        )
-    if max_tokens is None or max_tokens >= max_model_len - num_prompt_tokens:
-        return room
-    if max_tokens > room:
-        raise UnsupportedWithPatch(
-            f"max_tokens is {max_tokens}, but only {room} fit: {advice}", param="max_tokens"
-        )
-    return max_tokens

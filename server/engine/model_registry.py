@@ -39,9 +39,9 @@ class PatchModelRegistry(OpenAIModelRegistry):
                 id=alias,
                 root=base.root,
                 parent=base.id,
-                max_model_len=base.max_model_len,
+                max_model_len=base.max_model_len - num_prefix_tokens,
                 permission=[ModelPermission()],
             )
-            for alias in self._decider.aliases(base.id)
+            for alias, num_prefix_tokens in self._decider.aliases(base.id).items()
         )
         return models

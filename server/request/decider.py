@@ -165,14 +165,19 @@ class Decider:
         self._catalog.require_in_step()
         return terms_of(credentials, self.policy)
 
-    def aliases(self, served_name: str) -> list[str]:
-        """Return the model names under which the current caller reaches the patches of ``served_name``."""
+    def aliases(self, served_name: str) -> dict[str, int]:
+        """Return the model names under which the current caller reaches the patches of ``served_name``.
+
+        Returns:
+            Name -> tokens of the prefix: of the active version, or of the longest where none is active.
+        """
         terms = self.terms(current_credentials.get())
-        return [
-            f"{served_name}:{name}"
-            for name, named in sorted(self._catalog.view.names.items())
-            if any(terms.reaches_by_alias(patch) for patch in named.versions)
-        ]
+        aliases = {}
+        for name, named in sorted(self._catalog.view.names.items()):
+            if any(terms.reaches_by_alias(patch) for patch in named.versions):
+                meant = named.versions if named.active is None else (named.active,)
+                aliases[f"{served_name}:{name}"] = max(patch.num_tokens for patch in meant)
+        return aliases
 
     def _identify(self, scope: RequestScope, policy: Policy) -> Caller:
         scope.caller = caller = identify(scope.credentials, policy)

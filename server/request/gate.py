@@ -29,6 +29,18 @@ class PatchGate:
         """
         return self._decider.decide(_require_scope())
 
+    def num_prefix_tokens(self) -> int:
+        """Return the length of the prefix in front of the current request's prompt; 0 where there is none.
+
+        Raises:
+            PolicyPatchError: What the request asks for is unavailable to it.
+        """
+        scope = current_scope.get()
+        if scope is None or not scope.kind.is_generating:
+            return 0
+        patch = self.selection().patch
+        return 0 if patch is None else patch.num_tokens
+
     def cache_partition(self) -> str | None:
         """Return the part of the prefix cache that the current request, which is decided, may use."""
         return _require_scope().cache_partition

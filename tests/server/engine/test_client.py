@@ -12,10 +12,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.engine.client import (
     PatchedAsyncLLM,
-    fitting_max_tokens,
     refuse_reserved_parameters,
     refuse_unsupported,
 )
+from server.engine.context_length import fitting_max_tokens
 from server.engine.placeholder import placeholder_token_id
 from server.errors import UnsupportedWithPatch
 
@@ -32,9 +32,9 @@ def test_a_callers_own_max_tokens_stays_where_it_fits() -> None:
     assert fitting_max_tokens(1, 100, 48, 1000) == 1
 
 
-def test_a_callers_own_max_tokens_beyond_the_context_is_refused() -> None:
-    with pytest.raises(UnsupportedWithPatch, match="max_tokens is 853, but only 852 fit"):
-        fitting_max_tokens(853, 100, 48, 1000)
+def test_a_callers_own_max_tokens_beyond_the_context_is_cut_to_it() -> None:
+    assert fitting_max_tokens(853, 100, 48, 1000) == 852
+    assert fitting_max_tokens(5000, 100, 48, 1000) == 852
 
 
 @pytest.mark.parametrize("num_prompt_tokens", [952, 953, 1000])

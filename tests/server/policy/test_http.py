@@ -102,7 +102,7 @@ async def test_refused_files_are_shown_to_callers_whose_patches_they_would_be(lo
 async def test_aliases_are_listed_where_the_caller_may_use_them(loaded: Any) -> None:
     @loaded.app.get("/aliases")
     async def aliases() -> Any:
-        return loaded.decider.aliases("demo")
+        return list(loaded.decider.aliases("demo"))
 
     async def listed(headers: dict[str, str]) -> list[str]:
         answer: list[str] = (await loaded.client.get("/aliases", headers=headers)).json()

@@ -14,6 +14,7 @@ from server.commands.errors import CommandError
 from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, to_json
 from server.commands.patches_report import describe_list, describe_record, describe_removal
 from server.commands.server_access import add_api_key_argument, key_of_file, key_of_variable
+from server.versions import sticky
 
 DESCRIPTION = """\
 Ask a running server about its patches, and order it: load a file, activate a version, roll back, remove.
@@ -88,8 +89,8 @@ def _add_canary_arguments(canary: argparse.ArgumentParser) -> None:
     rules.add_argument(
         "--key",
         metavar="KEY",
-        default="request",
-        help="what keeps a caller on one version: header:NAME, user, or request for none (default: request)",
+        default=sticky.DEFAULT,
+        help=f"what keeps a caller on one version: {sticky.MEANING} (default: {sticky.DEFAULT})",
     )
     rules.add_argument("--max-error-rate", type=float, metavar="R", help="abort above this, 0 to 1")
     rules.add_argument(

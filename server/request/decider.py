@@ -21,7 +21,6 @@ from server.request.lease import Leases
 from server.request.prompt_routes import RouteKind
 from server.request.scope import RequestScope, current_credentials
 from server.versions.aliases import alias_wish
-from server.versions.canary import USER_KEY
 from server.versions.canary_arms import CanaryViews, arm_of
 from server.versions.selection import BASE, OptOut, Selection, Wish, parse_policy_header
 
@@ -99,7 +98,7 @@ class Decider:
             policy = self.policy
             caller = self._identify(scope, policy)
             now = self._catalog.view
-            view = self._canary_views.view_for(now, scope.sticky_value)
+            view = self._canary_views.view_for(now, scope)
             asked = Asked(scope.header, scope.alias)
             decision = decide(caller, asked, view, policy)
             if view is not now and isinstance(decision.outcome, PolicyPatchError):
@@ -144,7 +143,7 @@ class Decider:
     @property
     def wants_user(self) -> bool:
         """Whether a canary sticks to the ``user`` of the body, which has to be read ahead then."""
-        return any(arm.canary.key == USER_KEY for arm in self._catalog.view.canaries.values())
+        return any(arm.canary.sticks_to.needs_body for arm in self._catalog.view.canaries.values())
 
     def finished(self, scope: RequestScope, outcome: str) -> None:
         """Tell the canaries how a request went."""

@@ -11,7 +11,6 @@ from typing import TypeVar
 from server.errors import PolicyPatchError
 from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
 from server.request.prompt_routes import RouteKind
-from server.versions.canary import HEADER_KEY, REQUEST_KEY, USER_KEY
 from server.versions.selection import Selection, Wish
 
 AnyPolicyPatchError = TypeVar("AnyPolicyPatchError", bound=PolicyPatchError)
@@ -21,6 +20,7 @@ class RequestScope:
     """State of one request; used by the event loop's thread only."""
 
     __slots__ = (
+        "_own_id",
         "alias",
         "alias_text",
         "arm",
@@ -36,7 +36,6 @@ class RequestScope:
         "is_counted_as_base",
         "kind",
         "num_leases",
-        "request_id",
         "rule",
         "selection",
         "user",
@@ -71,8 +70,7 @@ class RequestScope:
         self.arm: tuple[str, str] | None = None
         #: The ``user`` of the body, where a canary wants to know it.
         self.user: str | None = None
-        #: Made up where the caller sent none and someone asks.
-        self.request_id: str | None = None
+        self._own_id: str | None = None
         #: From admission to the first token of the first generation.
         self.first_token_s: float | None = None
         self.num_leases = 0
@@ -80,18 +78,17 @@ class RequestScope:
         #: The HTTP exchange is over; generations in the background may still run.
         self.is_closed = False
 
-    def sticky_value(self, key: str) -> str:
-        """Give what a canary sticks to: the header or the user, else an id of this request alone."""
-        value = self.user if key == USER_KEY else None
-        if key.startswith(HEADER_KEY):
-            sent = self.credentials.values(key.removeprefix(HEADER_KEY).lower().encode("ascii"))
-            value = sent[0].decode("latin-1") if sent else None
-        if value:
-            return value
-        if self.request_id is None:
-            sent = self.credentials.values(b"x-request-id") if key == REQUEST_KEY else []
-            self.request_id = sent[0].decode("latin-1") if sent else uuid.uuid4().hex
-        return self.request_id
+    def header_value(self, name: str) -> str | None:
+        """Return the first value of a header; see ``server.versions.sticky.Shown``."""
+        sent = self.credentials.values(name.lower().encode("ascii"))
+        return sent[0].decode("latin-1") if sent else None
+
+    @property
+    def own_id(self) -> str:
+        """An id of this request alone, made up where someone asks."""
+        if self._own_id is None:
+            self._own_id = uuid.uuid4().hex
+        return self._own_id
 
 
 #: ``None`` outside an HTTP request that could run the model.

@@ -14,6 +14,7 @@ from server.admin.operator import Operator
 from server.errors import AdminCallInvalid
 from server.routes.admin_guard import admin_route, caller
 from server.routes.patches import ErrorBody
+from server.versions import sticky
 from server.versions.activation import Canary, CanaryRules, Change, NameRecord, Target
 from server.versions.canary import MAX_SAMPLES
 
@@ -60,9 +61,9 @@ class CanaryOrder(_Body):
     version: str | None = Field(None, description="what a share of the requests gets")
     share: float = Field(0.05, gt=0, le=1, description="of the requests that name the bare name")
     key: str = Field(
-        "request",
-        pattern=r"^(request|user|header:[A-Za-z0-9-]{1,64})$",
-        description="what a caller keeps its arm by: `header:NAME`, the `user` of the body, or the request",
+        sticky.DEFAULT,
+        pattern=sticky.PATTERN,
+        description=f"what keeps a caller on one version: {sticky.MEANING}",
     )
     max_error_rate: float | None = Field(None, ge=0, le=1, description="it aborts above this")
     max_first_token_s: float | None = Field(None, gt=0, description="90th percentile; it aborts above this")

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from patches.names import version_key
+from server.versions.sticky import StickyKey
 
 #: Changes of a name that its record remembers, latest first.
 MAX_HISTORY = 32
@@ -63,7 +64,7 @@ class Canary:
     target: Target
     #: Above 0, at most 1.
     share: float
-    #: What it sticks to: ``request``, ``user`` or ``header:NAME``.
+    #: What it sticks to; see ``server.versions.sticky``.
     key: str
     rules: CanaryRules
     by: str
@@ -71,6 +72,14 @@ class Canary:
     at_s: float
     #: Whether the name was pinned before.
     was_pinned: bool
+
+    def __post_init__(self) -> None:
+        StickyKey.parse(self.key)
+
+    @property
+    def sticks_to(self) -> StickyKey:
+        """What it sticks to."""
+        return StickyKey.parse(self.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,6 @@ from server.versions.activation import Canary
 #: Requests that are judged at most.
 MAX_SAMPLES = 1000
 
-#: What a canary sticks to, beside ``header:NAME``.
-REQUEST_KEY = "request"
-USER_KEY = "user"
-HEADER_KEY = "header:"
-
 Verdict = Literal["promote", "abort"]
 
 

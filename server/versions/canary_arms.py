@@ -1,11 +1,11 @@
 """Which version a bare name means for one request, while a canary runs."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from types import MappingProxyType
 
 from server.versions.canary import is_chosen
 from server.versions.composition import SelectedPatch
+from server.versions.sticky import Shown
 from server.versions.view import CatalogView, NamedPatch, component_digests
 
 
@@ -16,19 +16,19 @@ class CanaryViews:
         self._view = CatalogView()
         self._views: dict[frozenset[str], CatalogView] = {}
 
-    def view_for(self, view: CatalogView, sticky_value: Callable[[str], str]) -> CatalogView:
+    def view_for(self, view: CatalogView, request: Shown) -> CatalogView:
         """Give the view in which names mean what they mean for one request.
 
         Args:
             view: What serves now.
-            sticky_value: Gives the value of the request that a canary sticks to.
+            request: What a canary may stick to.
         """
         if not view.canaries:
             return view
         chosen = frozenset(
             name
             for name, arm in view.canaries.items()
-            if is_chosen(arm.canary, name, sticky_value(arm.canary.key))
+            if is_chosen(arm.canary, name, arm.canary.sticks_to.value_of(request))
         )
         if not chosen:
             return view

@@ -137,6 +137,20 @@ async def test_a_record_that_can_not_be_read_ends_the_start(
         await restarted()
 
 
+async def test_a_record_of_a_canary_that_sticks_to_nothing_known_ends_the_start(
+    stand: Any, admin: Any, restarted: Any, tmp_path: Path
+) -> None:
+    """A newer release may have written it; drawing its callers anew would move them between versions."""
+    await stand.load()
+    await stand.load(version="1.1.0")
+    await admin.post("pirate/activate", version="1.0.0")
+    await admin.post("pirate/canary", version="1.1.0", key="user")
+    path = tmp_path / "state" / "names" / "pirate.json"
+    path.write_text(path.read_text().replace('"key": "user"', '"key": "planet"'))
+    with pytest.raises(StateError, match=r"key: expected header:NAME.*got 'planet'"):
+        await restarted()
+
+
 async def test_a_record_with_a_digest_that_is_none_ends_the_start(
     stand: Any, admin: Any, restarted: Any, tmp_path: Path
 ) -> None:

@@ -25,6 +25,6 @@ mean.
 ``load``         the client: requests, their timing, the arms that are compared
 ``report``       records, figures made of them, tables and plots; ``bench report``
 ``hostile``      damaged and hostile patch files
-``errors``       what a benchmark refuses to go on with
+``errors``       the errors that end a benchmark
 ===============  ============================================================================
 """

@@ -69,8 +69,10 @@ class ComposeOptions:
     def __post_init__(self) -> None:
         if len(self.patches) < 2:
             raise ValueError(f"patches: expected at least two, got {len(self.patches)}")
-        if not 1 <= self.num_prompts <= len(PROMPTS) or self.num_output_tokens < 1:
-            raise ValueError(f"--prompts, --output-tokens: expected 1 to {len(PROMPTS)}, and from 1 on")
+        if not 1 <= self.num_prompts <= len(PROMPTS):
+            raise ValueError(f"--prompts: expected 1 to {len(PROMPTS)}, got {self.num_prompts}")
+        if self.num_output_tokens < 1:
+            raise ValueError(f"--output-tokens: expected 1 or more, got {self.num_output_tokens}")
 
 
 def recompiled(model: LoadedModel, patch: Patch) -> Patch:
@@ -81,12 +83,12 @@ def recompiled(model: LoadedModel, patch: Patch) -> Patch:
     """
     name = patch.manifest.name
     if patch.embeddings is None:
-        raise ComposeError(f"{name}: has no embeddings, so nothing exact can be made of it")
+        raise ComposeError(f"{name}: has no embeddings, so nothing can be prepared from it")
     return compile_patch(model, patch.embeddings, Label(name, "1.0.0"), {"method": "trained"})
 
 
 def kv_of(patch: Patch) -> torch.Tensor:
-    """Give the K/V that compiling gave it."""
+    """Return the K/V of a patch that was compiled."""
     assert patch.kv is not None
     return patch.kv
 
@@ -111,7 +113,7 @@ def compare_distributions(exact: torch.Tensor, other: torch.Tensor) -> dict[str,
 def compare_order(
     reader: Reader, kvs: Mapping[str, torch.Tensor | None], batch: Batch, num_tokens: int
 ) -> dict[str, dict[str, float]]:
-    """Let the prepared form answer, and read its answers in every other way.
+    """Answer under the prepared form, and read its answers in every other way.
 
     Args:
         reader: the model.

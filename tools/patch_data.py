@@ -247,7 +247,7 @@ def prompts_of(files: PackageFiles, sets: Sequence[dict[str, Any]]) -> list[tupl
 
 
 def reference_answer(kind: str, prompt: str) -> str:
-    """Give the answer that was written for a prompt.
+    """Return the answer that was written for a prompt.
 
     Args:
         kind: ``refusals``, ``short-refusals`` or ``kind-words``.

@@ -1,4 +1,4 @@
-"""Damage to the bytes of a file, by chance or by somebody who leaves its digest as it was."""
+"""Damage to the bytes of a file, by chance or on purpose, under a digest that was left as it was."""
 
 import io
 import json

@@ -27,7 +27,7 @@ class Arm:
         adapter: the LoRA adapter that the request names as its model.
         is_patched: the request names the patch.
         salt: ``"none"``: prompts share the server's prefix cache; ``"arm"``: only with this arm;
-            ``"request"``: with nobody, so that nothing is ever found in it.
+            ``"request"``: with no other request, so that nothing is ever found in it.
     """
 
     name: str

@@ -113,7 +113,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], num_text_column
 
 
 def sweep_provenance(record: Record, num_rounds: int) -> str:
-    """Say where and with what the records of a run were made."""
+    """Return where and with what the records of a run were made."""
     where, setup = record.environment, record.setup
     versions = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
     commit = f"{where['git_commit'] or 'unknown'}{' with changes' if where['git_has_changes'] else ''}"

@@ -23,7 +23,7 @@ class Expectation:
     Attributes:
         patch_digest: digest of the patch; ``None`` where the bench did not load it.
         num_warm_tokens: policy tokens that a warm prefix cache holds, whole blocks only; ``None`` where the
-            servers were started by somebody else and need not say.
+            servers were not started by the bench and need not say.
         is_model_real: weights are not random, so that answers mean something.
     """
 
@@ -39,7 +39,7 @@ def check_replies(
     replies: Sequence[Reply],
     patch_digest: str | None,
 ) -> list[str]:
-    """Say what is wrong with the answers of an arm; each finding once."""
+    """Return what is wrong with the answers of an arm; each finding once."""
     findings: dict[str, None] = {}
     for user_ids, reply in zip(prompts, replies, strict=True):
         expected = (question.num_prompt_tokens(arm, user_ids), question.num_output_tokens, "length")

@@ -49,7 +49,7 @@ class Reader:
             kv: ``[L, 2, N, H_kv, D]``, what lies in front; None for nothing.
             batch: everything behind it; where ``cache`` holds a part already, only the last token is read.
             num_last: how many positions.
-            cache: from ``cache_of``, to go on with; a fresh one where None.
+            cache: from ``cache_of``, to be continued; a fresh one where None.
         """
         num_prefix = 0 if kv is None else kv.shape[2]
         positions = (num_prefix + batch.mask.cumsum(1) - 1).clamp(min=0)

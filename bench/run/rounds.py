@@ -217,5 +217,5 @@ def _counts(value: str) -> tuple[int, ...]:
 
 
 def progress(message: str) -> None:
-    """Say how far a run is; results go to stdout, so this goes to stderr."""
+    """Print how far a run is, to stderr: stdout is for results."""
     print(message, file=sys.stderr, flush=True)

@@ -105,19 +105,18 @@ def at_least_one(text: str) -> int:
     """Read a number of things.
 
     Raises:
-        ValueError: it is no number, or below 1.
+        argparse.ArgumentTypeError: it is no number, or below 1.
     """
-    number = int(text)
-    if number < 1:
-        raise ValueError(f"expected 1 or more, got {number}")
-    return number
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
+    return int(text)
 
 
 def counts(text: str) -> tuple[int, ...]:
     """Read ``1,4,16``, ascending and without repetition.
 
     Raises:
-        ValueError: one of them is no number, or below 1.
+        argparse.ArgumentTypeError: one of them is no number, or below 1.
     """
     return tuple(sorted({at_least_one(part) for part in text.split(",")}))
 

@@ -37,7 +37,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def has_gpu() -> bool:
-    """Say whether an NVIDIA GPU answers on this machine."""
+    """Return whether an NVIDIA GPU answers on this machine."""
     return bool(_gpus())
 
 
@@ -50,7 +50,7 @@ def without_places(argument: str) -> str:
 def cpu_jiffies() -> tuple[int, int]:
     """Return (all, stolen) processor time since boot, in jiffies, summed over the cores.
 
-    Time that the hypervisor gave to somebody else makes a cell slow for a reason that no arm has.
+    Time that the hypervisor gave to another machine makes a cell slow for a reason that no arm has.
     """
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return sum(fields), fields[7]

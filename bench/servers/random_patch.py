@@ -2,7 +2,7 @@
 
 `policypatch compile` computes K/V with the model's weights. A model folder without weights, served with
 ``--load-format dummy``, has none; but how long a step takes does not depend on what the K/V holds, only on
-how much of it there is. The manifest says that the values are random, so that nobody takes the answers for
+how much of it there is. The manifest says that the values are random, so that no reader takes the answers for
 more than they are.
 """
 

@@ -1,7 +1,7 @@
 """Does a real server stay right under load, swaps and faults for long? One row for each thing that must hold.
 
 Starts the server itself, with state, audit log and admin key, and plays its supervisor. Parts: `control`,
-plain vLLM under so many clients; `load`, the same with patches, for minutes; `storm`, fifty swaps a second;
+plain vLLM under the same clients; `load`, the same with patches, for minutes; `storm`, fifty swaps a second;
 `faults`, what breaks around a server that lives; `deaths`, processes killed, and the server killed during
 admin calls. ``bench/README.md`` says more.
 """

@@ -149,7 +149,8 @@ async def _kill_during_calls(stage: Stage, num_kills: int) -> None:
         started_s = time.perf_counter()
         calls = [asyncio.create_task(_call(stage, name)) for name in _turned(KILLED, index)]
         if index == 0:
-            # Nobody dies the first time: how long the calls take together, and that they do what they should.
+            # No process is killed the first time: it shows how long the calls take together, and that they do
+            # what they should.
             answers = [await call for call in calls]
             took_s = time.perf_counter() - started_s
             states = {name: await _name_state(stage, name) for name in KILLED}
@@ -181,7 +182,7 @@ async def _kill_during_calls(stage: Stage, num_kills: int) -> None:
 
 
 def _turned(names: Sequence[str], index: int) -> list[str]:
-    """Let each call be the first one in its turn."""
+    """Return the calls in another order for each kill, so that each is the first in its turn."""
     shift = index % len(names)
     return [*names[shift:], *names[:shift]]
 

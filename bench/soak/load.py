@@ -52,7 +52,7 @@ class Tally:
         return sum(count for kind, count in self.kinds.items() if kind != "ok")
 
     def note(self, outcome: Outcome, verdict: str) -> None:
-        """Take in one outcome, and for a complete answer what its reference says of it."""
+        """Record one outcome, and for a complete answer whether it is that of its reference."""
         self.kinds[outcome.kind] += 1
         if not outcome.is_ok:
             self._example(f"{outcome.ask.patch}: {outcome.kind}: {outcome.detail}")
@@ -132,7 +132,7 @@ class Load:
         await self.ended()
 
     def stop(self) -> None:
-        """Let no client ask again."""
+        """Stop all clients after the request that each has in flight."""
         self._is_over.set()
 
     async def ended(self) -> None:

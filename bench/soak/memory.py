@@ -40,7 +40,7 @@ class MemorySamples:
     by_role: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
     def add(self, at_s: float, roles: dict[str, int]) -> None:
-        """Take one look at the memory of the processes ``roles`` names by their process id."""
+        """Sample the memory of the processes ``roles`` names by their process id."""
         found: dict[str, int] = {}
         for role, pid in roles.items():
             # It may end while it is looked at.

@@ -57,7 +57,7 @@ class References:
         return "same"
 
     def alias(self, known: Content, other: Content) -> None:
-        """Let a content of equal K/V answer as ``known`` does."""
+        """Expect of a content of equal K/V the answers of ``known``."""
         for prompt_idx in range(len(PROMPTS)):
             if (answer := self._answers.get((known.digest, prompt_idx))) is not None:
                 self._answers[other.digest, prompt_idx] = answer

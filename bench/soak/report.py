@@ -35,7 +35,7 @@ class Findings:
     checks: list[Check] = field(default_factory=list)
 
     def note(self, part: str, what: str, seen: str, is_ok: bool, **facts: Any) -> None:
-        """Take in one finding."""
+        """Record one finding."""
         check = Check(part, what, seen, is_ok, facts)
         self.checks.append(check)
         setup = {**self.setup, "part": part, "what": what, "is_warmup": False}

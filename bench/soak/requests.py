@@ -154,7 +154,7 @@ async def _read_stream(content: aiohttp.StreamReader, outcome: Outcome) -> None:
 
 
 def read_event(data: bytes, outcome: Outcome) -> bool:
-    """Take in one event; tells whether it was the last."""
+    """Record one event; return whether it was the last."""
     if data == b"[DONE]":
         return True
     fields = json.loads(data)

@@ -102,12 +102,12 @@ class SoakServer:
         self.start_s.append(time.monotonic() - started_s)
 
     def stop(self) -> None:
-        """Take it down, with all of its processes."""
+        """Stop the server, with all of its processes."""
         self._running.close()
         self._process = None
 
     def restart(self) -> None:
-        """Take down what is left of it, and start it again: what a supervisor does."""
+        """Stop what is left of the server and start it again, as a supervisor does."""
         self.stop()
         self.start()
 
@@ -141,7 +141,7 @@ class SoakServer:
         os.kill(self._pid_of(role), signal.SIGKILL)
 
     def freeze(self, role: str) -> None:
-        """Let a process do nothing from now on, until it is killed.
+        """Freeze a process: it does nothing more until it is killed.
 
         Raises:
             ServerFailed: there is none of this role.

@@ -34,7 +34,7 @@ MIN_SHARE_OF_RATE = 0.95
 
 @dataclass
 class Swap:
-    """One swap; ``done_s`` is when it was confirmed, ``None`` where nobody confirms (a rename)."""
+    """One swap; ``done_s`` is when it was confirmed, ``None`` for a rename, which is not confirmed."""
 
     digest: str
     started_s: float
@@ -50,7 +50,7 @@ class SwapLog:
     num_refused: int = 0
 
     def is_possible(self, outcome: Outcome) -> bool:
-        """Tell whether the name may have meant the content of this answer when its request was decided.
+        """Return whether the name may have meant the content of this answer when its request was decided.
 
         It can't where every swap to that content was surely followed by another one that was confirmed before
         the request was sent, or began only after the answer's headers.

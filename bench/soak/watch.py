@@ -26,7 +26,7 @@ MAX_TIMES_CONTROL = 1.5
 
 
 async def run_control(stage: Stage, engine: EngineOptions, folder: Path, *, seconds: float) -> None:
-    """Let the same clients ask plain vLLM for so long, and remember how its memory grows."""
+    """Run the same clients against plain vLLM for ``seconds``, and remember how its memory grows."""
     spec = plain_server(engine, folder)
     control = running_server(spec, start_timeout_s=stage.server.start_timeout_s)
     process = await asyncio.to_thread(control.__enter__)
@@ -62,7 +62,7 @@ async def run_control(stage: Stage, engine: EngineOptions, folder: Path, *, seco
 
 
 async def run_load(stage: Stage, *, seconds: float) -> None:
-    """Let clients ask for so long, mixed patches and a name that is swapped now and then."""
+    """Run clients for ``seconds``: mixed patches, and a name that is swapped now and then."""
     hot = stage.contents[HOT]
     await stage.activate(hot[0])
     await stage.activate(hot[1])

@@ -102,8 +102,9 @@ def test_every_sweep_can_be_drawn_with_what_it_has(tmp_path: Path) -> None:
 
 def test_counts_are_ascending_and_distinct() -> None:
     assert counts("16,1,4,4") == (1, 4, 16)
-    with pytest.raises(ValueError, match="1 or more"):
-        counts("0,1")
+    for text in ("0,1", "4,x", "1,"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected 1 or more, got"):
+            counts(text)
 
 
 @pytest.mark.parametrize("question", SWEEPS)

@@ -21,6 +21,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from server.watcher import FileStamp
+
 logger = logging.getLogger(__name__)
 
 MIN_KEY_LENGTH = 16
@@ -48,7 +50,7 @@ class AdminKeys:
         """
         self._path = path
         self._looked_s = time.monotonic()
-        self._signature = _signature(path)
+        self._stamp = _stamp(path)
         self._names = _read(path)
 
     def name_of(self, key: str) -> str | None:
@@ -75,11 +77,11 @@ class AdminKeys:
 
     def _read_again(self) -> None:
         try:
-            signature = _signature(self._path)
-            if signature == self._signature:
+            stamp = _stamp(self._path)
+            if stamp == self._stamp:
                 return
             self._names = _read(self._path)
-            self._signature = signature
+            self._stamp = stamp
         except AdminKeysError as error:
             # A half-written file must not lock the operators out; the keys from before stay good.
             logger.error("%s; the keys that were read before stay valid", error)
@@ -87,12 +89,11 @@ class AdminKeys:
             logger.warning("--admin-key-file: read again, %d keys", len(self._names))
 
 
-def _signature(path: Path) -> tuple[int, ...]:
+def _stamp(path: Path) -> FileStamp:
     try:
-        status = os.stat(path)
+        return FileStamp.of(path.stat())
     except OSError as error:
         raise AdminKeysError(f"--admin-key-file: {path}: {error.strerror}") from None
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _read(path: Path) -> Mapping[str, str]:

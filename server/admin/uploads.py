@@ -112,12 +112,12 @@ class Uploads:
                 ) from None
             except OSError as error:
                 raise not_writable(error) from error
-            await self._folder.rescan()
+            await self._folder.look()
             outcome = self._catalog.outcome(target)
             if isinstance(outcome, ServedPatch):
                 return outcome, True
             await asyncio.to_thread(remove_files, [target])
-            await self._folder.rescan()
+            await self._folder.look()
             raise _refused(outcome)
 
     async def load(self, name: str, version: str, file: str, hold: Hold | None) -> tuple[ServedPatch, bool]:
@@ -143,7 +143,7 @@ class Uploads:
             if hold is not None:
                 await hold(name, Target(version, patch.digest))
             self._folder.look_again(path)
-            await self._folder.rescan()
+            await self._folder.look()
         outcome = self._catalog.outcome(path)
         if not isinstance(outcome, ServedPatch):
             raise _refused(outcome)

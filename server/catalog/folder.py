@@ -1,39 +1,24 @@
 """The patch folder: keeps the catalog equal to the patch files that lie in it.
 
-File-system events only say *when* to look; *what* changed is told by comparing each file's inode, times and
-size with the last look. So renames, copies in place, swapped symbolic links (as Kubernetes does them) and
-lost events all end well, and where no events are to be had, looking twice a second does the same.
+What changed is told by comparing each file's inode, times and size with the last look; when to look, by
+``server.watcher``. So renames, copies in place, swapped symbolic links (as Kubernetes does them) and lost
+events all end well.
 """
 
 import asyncio
-import contextlib
 import errno
-import logging
 import os
 import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-
-from watchfiles import awatch
+from typing import Self
 
 from patches.format import is_patch_filename
 from patches.signing.signature import SUFFIX as SIGNATURE_SUFFIX
 from server.catalog.catalog import Catalog
 from server.versions.view import FileFailure, ServedPatch
-
-logger = logging.getLogger(__name__)
-
-#: Seconds between looks where events work, for changes that cause none (network file systems, link targets).
-RESCAN_S = 2.0
-
-#: Seconds between looks where events don't work, or the folder is gone.
-POLL_S = 0.5
-
-#: Milliseconds without a further event after which a burst of events is over, and the longest burst.
-_EVENT_STEP_MS = 50
-_EVENT_DEBOUNCE_MS = 300
+from server.watcher import RESCAN_S, FileStamp, Watcher, folder_identity
 
 #: Refusals that may pass without the file changing; they are tried again, at first after this many seconds.
 _RETRIED_REASONS = frozenset({"residency_failed", "internal", "unreadable"})
@@ -46,16 +31,6 @@ _NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLO
 
 class FolderError(Exception):
     """The patch folder can't be used at start-up."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileStamp:
-    """Differs where a file's content may differ."""
-
-    inode: int
-    modified_ns: int
-    changed_ns: int
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +57,7 @@ def list_folder(folder: Path) -> FolderListing:
     Raises:
         OSError: The folder, or the attributes of a file in it, can't be read.
     """
-    folder_stat = os.stat(folder)
+    identity = folder_identity(folder)
     stamps: dict[str, FileStamp] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -97,24 +72,22 @@ def list_folder(folder: Path) -> FolderListing:
                 # keep the other files from being looked at.
                 continue
             if stat.S_ISREG(attributes.st_mode):
-                stamps[entry.name] = FileStamp(
-                    attributes.st_ino, attributes.st_mtime_ns, attributes.st_ctime_ns, attributes.st_size
-                )
+                stamps[entry.name] = FileStamp.of(attributes)
     files = {
         folder / name: PatchStamp(stamp, stamps.get(name + SIGNATURE_SUFFIX))
         for name, stamp in stamps.items()
         if is_patch_filename(name)
     }
-    return FolderListing((folder_stat.st_dev, folder_stat.st_ino), files)
+    return FolderListing(identity, files)
 
 
-class PatchFolder:
-    """Watches one folder for one catalog; an async context manager, entered once at start-up."""
+class PatchFolder(Watcher):
+    """Watches one folder for one catalog; entered once at start-up."""
 
     def __init__(self, path: Path, catalog: Catalog, *, rescan_s: float = RESCAN_S) -> None:
+        super().__init__(f"patch folder {path}", every_s=rescan_s, folder=path)
         self._path = path
         self._catalog = catalog
-        self._rescan_s = rescan_s
         self._identity: tuple[int, int] | None = None
         #: Device of the last good look.
         self._device: int | None = None
@@ -123,19 +96,8 @@ class PatchFolder:
         self._retries: dict[Path, tuple[float, float]] = {}
         #: Looks never overlap: the watch and operators both cause them.
         self._looking = asyncio.Lock()
-        self._stop = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "PatchFolder":
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    async def start(self) -> None:
+    async def __aenter__(self) -> Self:
         """Load every patch file that lies there, then begin to watch.
 
         Raises:
@@ -150,25 +112,23 @@ class PatchFolder:
         self._catalog.begin_start()
         await self._apply(listing)
         await self._catalog.settle()
-        self._watch = asyncio.create_task(self._watch_forever())
+        return await super().__aenter__()
 
-    async def stop(self) -> None:
-        """Stop watching; what is loaded keeps serving."""
-        self._stop.set()
-        if self._watch is not None:
-            await self._watch
+    def identity(self) -> object:
+        """Return which folder the last look saw; ``None`` where that could not be read."""
+        return self._identity
 
     def look_again(self, path: Path) -> None:
         """Let the next look load ``path`` again where it is refused, changed or not."""
         if isinstance(self._catalog.outcome(path), FileFailure):
             self._retries[path] = (0.0, _FIRST_RETRY_S)
 
-    async def rescan(self) -> None:
+    async def look(self) -> None:
         """Look once, and bring the catalog in line."""
         async with self._looking:
-            await self._rescan()
+            await self._look()
 
-    async def _rescan(self) -> None:
+    async def _look(self) -> None:
         try:
             listing = await asyncio.to_thread(list_folder, self._path)
             self._refuse_unmounted(listing)
@@ -209,47 +169,3 @@ class PatchFolder:
             return
         _, wait_s = self._retries.get(path, (0.0, _FIRST_RETRY_S))
         self._retries[path] = (time.monotonic() + wait_s, min(wait_s * 2, _LAST_RETRY_S))
-
-    async def _watch_forever(self) -> None:
-        while not self._stop.is_set():
-            try:
-                await self._watch_identity()
-            except OSError as error:
-                # The folder is gone, or the kernel has no more watches to give.
-                logger.debug("patch folder %s: no events (%s), looking every %s s", self._path, error, POLL_S)
-            except Exception:
-                # Nothing may end the watch: files would come and go unnoticed for the rest of the process.
-                logger.exception("patch folder %s: watching it failed, going on", self._path)
-            await self._pause(POLL_S)
-            await self._rescan_safely()
-
-    async def _watch_identity(self) -> None:
-        """Follow events until the path means another folder than at the beginning."""
-        identity = self._identity
-        if identity is None:
-            return
-        events = awatch(
-            self._path,
-            watch_filter=None,
-            recursive=False,
-            stop_event=self._stop,
-            step=_EVENT_STEP_MS,
-            debounce=_EVENT_DEBOUNCE_MS,
-            rust_timeout=int(self._rescan_s * 1000),
-            yield_on_timeout=True,
-        )
-        async with contextlib.aclosing(events):
-            async for _ in events:
-                await self.rescan()
-                if self._identity != identity:
-                    return
-
-    async def _rescan_safely(self) -> None:
-        try:
-            await self.rescan()
-        except Exception:
-            logger.exception("patch folder %s: a look at it failed, going on", self._path)
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)

@@ -45,7 +45,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"trust", "metrics"},
         {"versions"},
         {"demo"},
-        {"errors", "audit", "options"},
+        {"errors", "audit", "options", "watcher"},
     ),
     "bench": (
         # The questions, a module each, and those that take a folder.

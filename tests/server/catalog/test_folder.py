@@ -40,19 +40,19 @@ async def test_what_lies_there_at_start_is_served_when_start_returns(stand: Any)
 
 async def test_a_missing_folder_is_an_error_at_start(stand: Any, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="No such file"):
-        await PatchFolder(tmp_path / "gone", stand.catalog).start()
+        await PatchFolder(tmp_path / "gone", stand.catalog).__aenter__()
 
 
 async def test_a_file_in_place_of_the_folder_is_an_error_at_start(stand: Any) -> None:
     with pytest.raises(FolderError, match="Not a directory"):
-        await PatchFolder(stand.put(), stand.catalog).start()
+        await PatchFolder(stand.put(), stand.catalog).__aenter__()
 
 
 async def test_an_unreadable_folder_is_an_error_at_start(stand: Any, monkeypatch: Any) -> None:
     """Tests may run as root, for whom every folder is readable: the refusal is simulated."""
     deny(monkeypatch)
     with pytest.raises(FolderError, match="Permission denied"):
-        await PatchFolder(stand.folder, stand.catalog).start()
+        await PatchFolder(stand.folder, stand.catalog).__aenter__()
 
 
 def deny(monkeypatch: Any) -> None:
@@ -204,7 +204,7 @@ async def test_what_serves_goes_on_when_the_folder_becomes_unreadable(
     deny(monkeypatch)
     await stand.until(lambda: reasons(stand))
     (stand.folder / "pirate-1.0.0.safetensors").unlink()
-    await watching.rescan()
+    await watching.look()
     assert active(stand) == "1.0.0"
     monkeypatch.undo()
     await stand.until(lambda: active(stand) is None)
@@ -212,14 +212,13 @@ async def test_what_serves_goes_on_when_the_folder_becomes_unreadable(
 
 async def test_an_empty_mount_point_is_no_order_to_drop_everything(stand: Any, monkeypatch: Any) -> None:
     path = stand.put("pirate")
-    folder = PatchFolder(stand.folder, stand.catalog)
-    await folder.start()
-    await folder.stop()
+    async with PatchFolder(stand.folder, stand.catalog) as folder:
+        pass
     path.unlink()
     listing = list_folder(stand.folder)
     unmounted = type(listing)((listing.identity[0] + 1, listing.identity[1]), listing.files)
     monkeypatch.setattr("server.catalog.folder.list_folder", lambda _: unmounted)
-    await folder.rescan()
+    await folder.look()
     assert active(stand) == "1.0.0"
     assert reasons(stand) == {"patches": "folder_unreadable"}
 
@@ -228,8 +227,7 @@ async def test_without_events_the_folder_is_looked_at_all_the_same(stand: Any, m
     def refuse(*args: Any, **options: Any) -> Any:
         raise OSError(errno.ENOSPC, "inotify watch limit reached")
 
-    monkeypatch.setattr("server.catalog.folder.awatch", refuse)
-    monkeypatch.setattr("server.catalog.folder.POLL_S", 0.05)
+    monkeypatch.setattr("server.watcher.awatch", refuse)
     async with PatchFolder(stand.folder, stand.catalog):
         stand.put("pirate")
         await stand.until(lambda: active(stand))
@@ -244,7 +242,6 @@ async def test_an_unforeseen_error_does_not_end_the_watch(stand: Any, monkeypatc
             raise errors.pop()
         return real(path)
 
-    monkeypatch.setattr("server.catalog.folder.POLL_S", 0.05)
     async with PatchFolder(stand.folder, stand.catalog, rescan_s=0.1):
         monkeypatch.setattr("server.catalog.folder.list_folder", flaky)
         stand.put("pirate")
@@ -263,11 +260,10 @@ async def test_a_refusal_by_the_workers_is_tried_again(stand: Any, monkeypatch: 
 
 async def test_a_corrupt_file_is_not_read_again_and_again(stand: Any) -> None:
     (stand.folder / "x.safetensors").write_bytes(b"no")
-    folder = PatchFolder(stand.folder, stand.catalog)
-    await folder.start()
-    await folder.stop()
+    async with PatchFolder(stand.folder, stand.catalog) as folder:
+        pass
     for _ in range(5):
-        await folder.rescan()
+        await folder.look()
     assert "policy_patch_load_failures_total" in stand.exposition()
     counted = [line for line in stand.exposition().splitlines() if "load_failures_total" in line]
     assert [line.rpartition(" ")[2] for line in counted] == ["1.0"]
@@ -275,10 +271,8 @@ async def test_a_corrupt_file_is_not_read_again_and_again(stand: Any) -> None:
 
 async def test_stopping_leaves_everything_serving(stand: Any) -> None:
     stand.put("pirate")
-    folder = PatchFolder(stand.folder, stand.catalog)
-    await folder.start()
-    async with asyncio.timeout(30):
-        await folder.stop()
+    async with asyncio.timeout(30), PatchFolder(stand.folder, stand.catalog):
+        pass
     (stand.folder / "pirate-1.0.0.safetensors").unlink()
     assert active(stand) == "1.0.0"
 
@@ -297,6 +291,6 @@ async def test_a_link_that_leads_nowhere_keeps_no_other_file_from_being_served(
     (stand.folder / "loop.safetensors").symlink_to("loop.safetensors")
     (stand.folder / "through-a-file.safetensors").symlink_to(stand.put("sailor") / "x")
     stand.put("pirate")
-    await watching.rescan()
+    await watching.look()
     assert {active(stand), active(stand, "sailor")} == {"1.0.0"}
     assert reasons(stand) == {}

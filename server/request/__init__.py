@@ -1,1 +1,16 @@
-"""The life of one request: what it may have, the lease that it holds, and what its answer says."""
+"""The life of one request: what it may have, the lease that it holds, and what its answer says.
+
+A request passes ``middleware``, which asks ``decider`` for a decision; a route of vLLM's calls the engine
+client, which asks ``gate`` for the same decision and takes a lease for each generation.
+
+=================  ============================================================================
+``middleware``     the place in the HTTP stack: around vLLM's routes, inside its authentication
+``prompt_routes``  which routes can honour a patch
+``scope``          what is known about the current request
+``user``           the ``user`` of the body, read ahead for canaries
+``decider``        what each request gets, by the policy and what serves
+``gate``           what the engine client asks about its request
+``lease``          what keeps the tensors of a patch while requests use it
+``audit_event``    what the audit log says about one request
+=================  ============================================================================
+"""

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture import import_rules, shape_rules
+from tests.architecture import import_rules, shape_rules, word_rules
 from tests.architecture.source import RULES, imported_names, module_level
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_every_file_of_rules_is_read() -> None:
-    assert {rule.check.__module__ for rule in RULES.values()} == {import_rules.__name__, shape_rules.__name__}
+    files = {import_rules, shape_rules, word_rules}
+    assert {rule.check.__module__ for rule in RULES.values()} == {file.__name__ for file in files}
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -155,9 +155,13 @@ def run_catalog(args: argparse.Namespace, command: str, folder: Path) -> None:
     cells = tuple(cells_along(args.patches))
     run = SweepRun(QUESTION, cells, args.rounds, args.seed, setup, folder)
     made = make_patch_set(
-        args.model, folder / "made", count=max(args.patches) + 1, num_tokens=args.virtual_tokens,
-        dtype="bfloat16", seed=args.seed,
-    )  # fmt: skip
+        args.model,
+        folder / "made",
+        count=max(args.patches) + 1,
+        num_tokens=args.virtual_tokens,
+        dtype="bfloat16",
+        seed=args.seed,
+    )
     job = CatalogCell(args.model, made[:-1], made[-1], folder)
 
     async def measure(cell: Cell, round_idx: int) -> Mapping[str, Any]:

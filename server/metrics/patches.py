@@ -245,9 +245,10 @@ class _CatalogCollector:
             labels=("patch", "version"),
         )
         active = GaugeMetricFamily(
-            "policy_patch_active_info", "1 for the version that a patch's bare name means.",
+            "policy_patch_active_info",
+            "1 for the version that a patch's bare name means.",
             labels=("patch", "version", "digest"),
-        )  # fmt: skip
+        )
         previous = GaugeMetricFamily(
             "policy_patch_previous_bytes",
             "Device bytes of versions that only a rollback would serve, over all workers.",
@@ -277,8 +278,9 @@ class _CatalogCollector:
     def _histograms(self) -> Iterator[Metric]:
         first = HistogramMetricFamily(
             "policy_patch_time_to_first_token_seconds",
-            "From a generation's admission to its first token.", labels=("patch",),
-        )  # fmt: skip
+            "From a generation's admission to its first token.",
+            labels=("patch",),
+        )
         inter = HistogramMetricFamily(
             "policy_patch_inter_token_latency_seconds",
             "Between two tokens of a generation.",

@@ -119,6 +119,26 @@ def docstrings_are_plain(root: Path) -> list[str]:
     ]
 
 
+@rule({"bench/app.py": "TABLE = (\n    1, 2, 3, 4, 5, 6,\n)  # fmt: skip\nf(\n    1, 2,\n)  # fmt: skip\n"})
+def the_formatter_is_held_off_only_from_tables(root: Path) -> list[str]:
+    """A table is a literal of at least six entries."""
+    violations = []
+    for path, tree in python_files(root):
+        ends = {
+            node.end_lineno or 0
+            for node in ast.walk(tree)
+            if isinstance(node, ast.List | ast.Tuple | ast.Set | ast.Dict)
+            and len(node.keys if isinstance(node, ast.Dict) else node.elts) >= 6
+        }
+        lines = (root / path).read_text(encoding="utf-8").splitlines()
+        violations += [
+            f"{path}:{number}: fmt: skip, and no table"
+            for number, line in enumerate(lines, 1)
+            if line.endswith("# fmt: skip") and not ends & {number, number - 1}
+        ]
+    return violations
+
+
 @rule({"tests/server/__init__.py": '"""Shadows the real package."""\n'})
 def there_are_no_packages_under_tests(root: Path) -> list[str]:
     return [str(path.relative_to(root)) for path in sorted((root / "tests").rglob("__init__.py"))]

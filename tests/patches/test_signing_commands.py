@@ -141,8 +141,10 @@ def test_inspect_names_no_signer_that_nobody_checked(patch_file: Path, keys: Pat
     capsys.readouterr()
     main(["inspect", "--json", str(patch_file)])
     assert json.loads(capsys.readouterr().out)["signature"] == {
-        "state": "unchecked", "reason": None, "signer": None,
-    }  # fmt: skip
+        "state": "unchecked",
+        "reason": None,
+        "signer": None,
+    }
     main(["inspect", "--json", str(patch_file), "--trusted-keys", str(keys)])
     signature = json.loads(capsys.readouterr().out)["signature"]
     assert (signature["state"], signature["signer"], len(signature["key_id"])) == ("trusted", "alice", 64)

@@ -224,7 +224,11 @@ def _sides(args: argparse.Namespace, prompts: PromptFile, sampling: Sampling) ->
         return {"base": base, "reference": ColumnSampler(prompts.prompts, args.reference_column)}
     if args.reference_url is not None:
         remote = RemoteSampler(
-            args.reference_url, sampling, model=args.reference_model, api_key=args.reference_api_key
+            args.reference_url,
+            sampling,
+            model=args.reference_model,
+            api_key=args.reference_api_key,
+            may_be_patched=True,
         )
         return {"base": base, "reference": remote}
     from patches.model import load_model

@@ -22,6 +22,7 @@ from typing import Any
 from patches.canonical import JsonValue, canonical_json, parse_json
 from patches.errors import BaseModelMismatch, ModelUnusable
 from patches.manifest import DTYPES, BaseModel
+from patches.model_files import model_folder, require_config
 from patches.tokenizer_digest import tokenizer_digest
 from patches.weights_digest import weights_digest
 
@@ -83,28 +84,6 @@ def require_same_base_model(expected: BaseModel, actual: BaseModel) -> None:
         raise BaseModelMismatch(differences)
 
 
-def model_folder(model: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Find the folder of a model: a local path, or a hub id that is in the local cache.
-
-    Raises:
-        ModelUnusable: There is no such folder.
-    """
-    path = Path(model)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ModelUnusable(f"model: expected a folder with config.json, got the file {path}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(model), revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, FileNotFoundError):
-        raise ModelUnusable(
-            f"model: {str(model)!r} is neither a folder nor a hub model in the local cache; download it first"
-        ) from None
-
-
 def canonical_rope(config: Any) -> dict[str, JsonValue]:
     """Give the rotary parameters of a transformers configuration in canonical form."""
     text_config = config.get_text_config()
@@ -136,10 +115,7 @@ def _canonical_rotation(parameters: dict[str, Any]) -> dict[str, JsonValue]:
 
 
 def _load_config(folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
-        raise ModelUnusable(
-            f"model: {folder} has no config.json; expected the folder of a transformers model"
-        )
+    require_config(folder)
     from transformers import AutoConfig
 
     try:

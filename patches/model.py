@@ -13,6 +13,7 @@ import torch
 from patches.errors import ModelUnusable
 from patches.fingerprint import fingerprint_model
 from patches.manifest import DTYPES, BaseModel
+from patches.model_files import require_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,9 @@ def load_model(
 
     if dtype is not None and dtype not in DTYPES:
         raise ModelUnusable(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    require_model(model)
+    torch_device = require_device(device)
     try:
-        torch_device = torch.device(device)
         config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
         dtype = dtype or own_dtype(config)
         network = AutoModelForCausalLM.from_pretrained(
@@ -57,7 +59,7 @@ def load_model(
         )
         network = network.to(torch_device).eval().requires_grad_(False)
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        raise ModelUnusable(f"model: {model} can't be loaded on {device}: {_first_line(error)}") from error
+        raise ModelUnusable(f"model: {model} can't be loaded on {device}: {_reason(model, error)}") from error
     return LoadedModel(
         base_model=fingerprint_model(model, dtype, revision=revision),
         network=network,
@@ -65,8 +67,24 @@ def load_model(
     )
 
 
+def require_device(device: str) -> torch.device:
+    """Return the torch device of this name.
+
+    Raises:
+        ModelUnusable: This machine, or this build of torch, has none of it.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelUnusable(
+            f"device: {device} is unavailable here: {_first_line(error)}; leave it out to compute on the CPU"
+        ) from error
+    return found
+
+
 def own_dtype(config: Any) -> str:
-    """Give the dtype that a transformers configuration names; ``float32`` where it names none or another."""
+    """Return the dtype that a transformers configuration names; ``float32`` where it names no such one."""
     for part in (config, config.get_text_config()):
         name = str(getattr(part, "dtype", None)).removeprefix("torch.")
         if name in DTYPES:
@@ -82,6 +100,14 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _reason(model: str | os.PathLike[str], error: BaseException) -> str:
+    if not os.path.isdir(model) and isinstance(error, OSError):
+        return (
+            "it is no folder and no hub model in the local cache, and the hub gives none; download it first"
+        )
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from patches.manifest import DTYPES
 from patches.train.baselines import BASELINES
 from server import __version__
 from server.commands.errors import CommandError
-from server.commands.patch_arguments import note, patch_errors, progress, read, warn
+from server.commands.patch_arguments import note, patch_errors, progress, read, unwritable, warn
 from server.commands.server_access import add_api_key_argument, key_of_variable, server_url
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
         except SubjectFailed as error:
             print(f"policypatch eval: {error}; the same call again goes on from here", file=sys.stderr)
         except OSError as error:
-            print(f"policypatch eval: {args.output}: {error.strerror or error}", file=sys.stderr)
+            print(f"policypatch eval: {unwritable(args.output, error)}", file=sys.stderr)
     return 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from patches.errors import PatchExists
 from patches.peft_export import KINDS, export_adapter
 from server.commands.errors import CommandError
-from server.commands.patch_arguments import add_output_arguments, patch_errors, read
+from server.commands.patch_arguments import add_output_arguments, patch_errors, read, unwritable
 
 DESCRIPTION = """\
 Write a patch as a PEFT adapter folder, which PeftModel.from_pretrained loads. Embeddings become
@@ -40,6 +40,6 @@ def run(args: argparse.Namespace) -> int:
         except PatchExists as error:
             raise CommandError(f"{error} (--force)") from error
         except OSError as error:
-            raise CommandError(f"{args.output}: can't be written: {error.strerror or error}") from error
+            raise unwritable(args.output, error) from error
     print(f"{args.output}: {kind}, {patch.manifest.num_virtual_tokens} virtual tokens")
     return 0

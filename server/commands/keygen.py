@@ -5,7 +5,7 @@ from pathlib import Path
 
 from patches.signing.keys import generate_keys, load_public_key
 from server.commands.errors import CommandError
-from server.commands.patch_arguments import patch_errors, read_password
+from server.commands.patch_arguments import patch_errors, read_password, unwritable
 
 DESCRIPTION = """\
 Make an Ed25519 key pair for `policypatch sign`: WHO.key, the private key, readable by its owner only, and
@@ -43,9 +43,11 @@ def run(args: argparse.Namespace) -> int:
             private_path, public_path = generate_keys(args.folder, args.name, password=password)
             key_id = load_public_key(public_path).key_id
     except FileExistsError as error:
-        raise CommandError(f"{error.filename or args.folder}: {error.strerror}") from error
+        if error.filename is None or Path(error.filename) == args.folder:
+            raise unwritable(args.folder, error) from error
+        raise CommandError(f"{error.filename}: {error.strerror}; choose another --name") from error
     except OSError as error:
-        raise CommandError(f"{args.folder}: can't be written: {error.strerror or error}") from error
+        raise unwritable(args.folder, error) from error
     print(f"{private_path}: private key; whoever has it can sign")
     print(f"{public_path}: public key {key_id}")
     return 0

@@ -96,7 +96,22 @@ def read(path: Path) -> "Patch":
     try:
         return read_patch(path)
     except PatchError as error:
-        raise CommandError(f"{path}: {error}") from error
+        raise CommandError(of_file(path, error)) from error
+
+
+def of_file(path: Path, error: Exception) -> str:
+    """Return what an error says, with the file that it is about named once."""
+    text = str(error)
+    return text if text.startswith(f"{path}: ") else f"{path}: {text}"
+
+
+def unwritable(path: Path, error: OSError) -> CommandError:
+    """Return the error that a result can't be written where it shall go."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return CommandError(f"{path}: expected a folder, but a file is there; choose another name")
+    if isinstance(error, IsADirectoryError):
+        return CommandError(f"{path}: expected a file, but a folder is there; choose another name")
+    return CommandError(f"{path}: can't be written: {error.strerror or error}")
 
 
 def read_password(path: Path | None) -> bytes | None:
@@ -121,7 +136,7 @@ def save(patch: "Patch", args: argparse.Namespace) -> None:
     except PatchExists as error:
         raise CommandError(f"{error} (--force)") from error
     except OSError as error:
-        raise CommandError(f"{args.output}: can't be written: {error.strerror or error}") from error
+        raise unwritable(args.output, error) from error
     n = patch.manifest.num_virtual_tokens
     print(f"{path}: {n} tokens, {patch.nbytes / 2**20:.1f} MiB, {patch.digest}")
     if n % BLOCK_SIZE:

@@ -11,6 +11,7 @@ from patches.format import read_patch_bytes
 from patches.headers import SIGNATURE_HEADER
 from patches.signing.signature import read_signature, signature_path
 from server.commands.errors import CommandError
+from server.commands.patch_arguments import of_file
 from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, to_json
 from server.commands.patches_report import describe_list, describe_record, describe_removal
 from server.commands.server_access import add_api_key_argument, key_of_file, key_of_variable
@@ -152,7 +153,7 @@ def _load(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
         manifest = decode_patch(data).manifest
         signature = read_signature(args.file) if signature_path(args.file).exists() else None
     except PatchError as error:
-        raise CommandError(f"{args.file}: {error}") from error
+        raise CommandError(of_file(args.file, error)) from error
     headers = {"Content-Type": _OCTETS}
     if signature is not None:
         headers[SIGNATURE_HEADER] = base64.b64encode(signature).decode("ascii")

@@ -4,7 +4,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from patches.model_files import require_model
 from server.commands.errors import CommandError
+from server.commands.patch_arguments import patch_errors
 from server.options import PolicyOptions, ServeFlags
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if flags.admin.admin_listen is not None and flags.admin.admin_key_file is None:
         raise CommandError("--admin-listen: no call would be allowed there; name keys with --admin-key-file")
+    with patch_errors():
+        require_model(flags.patches.model)
     try:
         from server.engine.launch import serve
         from server.engine.options import ServeOptions
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(
             f"vLLM is not installed ({error}); install policypatch[cpu] or policypatch[gpu]"
         ) from error
-    from server.engine.start_errors import START_ERRORS
+    from server.engine.start_errors import START_ERRORS, EngineFailed
     from server.policy.rules import Policy
 
     policy_file = _read_policy(flags.policy)
@@ -99,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
     except FrontEndRefused as error:
         raise CommandError(str(error)) from error
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"policypatch serve: the start failed: {error}", file=sys.stderr)
-        raise
+    except EngineFailed as error:
+        print(f"policypatch serve: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

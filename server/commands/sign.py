@@ -11,7 +11,7 @@ from patches.signing.keys import is_open_to_others, load_private_key
 from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import Statement, make_statement
 from server.commands.errors import CommandError
-from server.commands.patch_arguments import patch_errors, read, read_password, warn
+from server.commands.patch_arguments import patch_errors, read, read_password, unwritable, warn
 
 if TYPE_CHECKING:
     from patches.format import Patch
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             write_bytes_atomically(file, sign_statement(statement, signer))
         except OSError as error:
-            raise CommandError(f"{file}: can't be written: {error.strerror or error}") from error
+            raise unwritable(file, error) from error
         bound = f", nothing below {args.minimum_version}" if args.minimum_version else ""
         print(f"{file}: {statement.name}@{statement.version} {statement.digest}{bound}")
     return 0

@@ -11,6 +11,7 @@ and ``client`` hides the prefix again.
 ``options``           what a server is started with beside vLLM's flags
 ``cpu_defaults``      defaults for machines without a GPU
 ``support``           what is refused at start, because patches could not be served rightly
+``address``           the socket that a server answers on
 ``start_errors``      what ends a start with one line
 ``logs``              our log lines in vLLM's format
 ``client``            the engine client: the selected patch goes in front of each request

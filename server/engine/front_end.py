@@ -45,6 +45,7 @@ from server.engine.context_length import hand_out_remaining_context
 from server.engine.model_registry import PatchModelRegistry
 from server.engine.options import ServeOptions
 from server.engine.rpc_workers import RPC_TIMEOUT_S, RpcWorkers
+from server.engine.start_errors import flags_judged
 from server.engine.stats import injection_logger_factory
 from server.engine.support import require_matching_rank_layout, require_movable_keys, require_supported_model
 from server.engine.worker_side import DEVICE_BYTES_KEY
@@ -284,12 +285,13 @@ def engine_config(
     Raises:
         UnsupportedSetup: the model cannot be served with patches.
     """
-    engine_args = AsyncEngineArgs.from_cli_args(args)
-    engine_args.kv_transfer_config = _kv_transfer_config(options.flags.memory)
-    engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
-    engine_args._api_process_count = process_count
-    engine_args._api_process_rank = process_rank
-    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    with flags_judged():
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        engine_args.kv_transfer_config = _kv_transfer_config(options.flags.memory)
+        engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
+        engine_args._api_process_count = process_count
+        engine_args._api_process_rank = process_rank
+        config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     require_supported_model(config)
     return config
 

@@ -9,7 +9,6 @@ import uvloop
 from prometheus_client import REGISTRY
 from vllm import envs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -17,11 +16,13 @@ from vllm.utils.system_utils import decorate_logs
 
 from server.admin.control import open_control
 from server.audit import open_audit
+from server.engine.address import bind_server
 from server.engine.cpu_defaults import cpu_arguments, cpu_environment, is_cpu_build, offline_environment
 from server.engine.front_end import FrontEnd
 from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
 from server.engine.processes import serve_together
+from server.engine.start_errors import engine_started
 from server.engine.support import require_supported_arguments, require_supported_environment
 from server.metrics.patches import PatchMetrics
 
@@ -76,9 +77,8 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
     """Serve until a signal ends it.
 
     Raises:
-        UnsupportedSetup: the model or a flag cannot be served with patches.
-        FolderError: the patch folder cannot be read.
-        AdminKeysError, AuditLogError, StateError, TrustError: a file or folder of control cannot be used.
+        START_ERRORS: whoever starts the server can mend it.
+        EngineFailed: vLLM's engine could not start.
     """
     decorate_logs("APIServer", skip_if_decorated=True)
     log_through_vllm()
@@ -91,5 +91,6 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
         open_audit(options.flags.policy.audit_log, metrics.control.audit_dropped) as audit,
         open_control(options.flags.admin, options.flags.trust, metrics.control, audit) as control,
     ):
-        listen_address, sock = setup_server(args, reuse_port=False)
-        uvloop.run(FrontEnd(options, args, metrics, listen_address, sock).lead(control))
+        listen_address, sock = bind_server(args, reuse_port=False)
+        with engine_started():
+            uvloop.run(FrontEnd(options, args, metrics, listen_address, sock).lead(control))

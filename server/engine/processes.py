@@ -25,7 +25,6 @@ import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 from vllm import envs
 from vllm.config import VllmConfig
-from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.utils.system_utils import decorate_logs, set_process_title
 from vllm.v1.engine.utils import bind_engine_zmq_listeners, launch_core_engines
 from vllm.v1.executor import Executor
@@ -34,10 +33,11 @@ from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failur
 
 from server.admin.control import open_control
 from server.audit import open_audit
+from server.engine.address import bind_server
 from server.engine.front_end import FrontEnd, Seat, engine_config
 from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
-from server.engine.start_errors import START_ERRORS
+from server.engine.start_errors import START_ERRORS, engine_started
 from server.engine.support import UnsupportedSetup
 from server.frontends.step import Steps, num_words
 from server.metrics.patches import PatchMetrics
@@ -71,12 +71,13 @@ def serve_together(options: ServeOptions, args: argparse.Namespace) -> None:
     # Read-only mappings in the policy go to the other processes as what they are made of.
     copyreg.pickle(MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))
     _exit_on_signals()
-    listen_address, sock = setup_server(args, reuse_port=True)
+    listen_address, sock = bind_server(args, reuse_port=True)
     config = engine_config(options, args, process_count=args.api_server_count, process_rank=-1)
     words = multiprocessing.get_context("spawn").RawArray("q", num_words(args.api_server_count))
     with tempfile.TemporaryDirectory(prefix="policypatch-") as folder:
         target = functools.partial(_run_front_end, options, words, Path(folder))
-        _run(config, args, {"listen_address": listen_address, "sock": sock, "target_server_fn": target})
+        with engine_started():
+            _run(config, args, {"listen_address": listen_address, "sock": sock, "target_server_fn": target})
 
 
 def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:

@@ -1,4 +1,14 @@
-"""What ends a start with one line and exit code 2: mistakes that whoever starts the server can mend."""
+"""What ends a start with one line and exit code 2: mistakes that whoever starts the server can mend.
+
+vLLM tells such mistakes by a traceback; the two contexts here turn them into errors of ours.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from huggingface_hub.errors import LocalEntryNotFoundError
+from pydantic import ValidationError
 
 from patches.errors import PatchError
 from server.admin.keys import AdminKeysError
@@ -6,11 +16,15 @@ from server.admin.listener import AdminListenError
 from server.audit import AuditLogError
 from server.catalog.folder import FolderError
 from server.catalog.state_folder import StateError
+from server.engine.address import AddressUnusable
 from server.engine.support import UnsupportedSetup
 from server.errors import MalformedPatchName
 from server.trust.trust import TrustError
 
+logger = logging.getLogger(__name__)
+
 START_ERRORS: tuple[type[Exception], ...] = (
+    AddressUnusable,
     AdminKeysError,
     AdminListenError,
     AuditLogError,
@@ -21,3 +35,54 @@ START_ERRORS: tuple[type[Exception], ...] = (
     TrustError,
     UnsupportedSetup,
 )
+
+#: How vLLM begins what it says where a process of the engine ended; that process has said why.
+_ENGINE_FAILED = "Engine core initialization failed"
+
+
+class EngineFailed(RuntimeError):
+    """The engine's own processes could not start, and said why."""
+
+
+@contextlib.contextmanager
+def flags_judged() -> Iterator[None]:
+    """Name what vLLM finds wrong with flags, model or machine while it resolves its configuration.
+
+    Raises:
+        UnsupportedSetup: It found something.
+    """
+    try:
+        yield
+    except (UnsupportedSetup, PatchError):
+        raise
+    except (AssertionError, ImportError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
+        logger.debug("vLLM refuses its configuration", exc_info=error)
+        raise UnsupportedSetup(f"vLLM refuses this model with these flags: {reason_of(error)}") from error
+
+
+@contextlib.contextmanager
+def engine_started() -> Iterator[None]:
+    """Say in one line that the engine failed: its own processes have shown their tracebacks.
+
+    Raises:
+        EngineFailed: It did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(_ENGINE_FAILED):
+            raise
+        raise EngineFailed("vLLM's engine could not start; what it says above is why") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says, in one line; of pydantic's, what each check said."""
+    text = str(error)
+    if isinstance(error, LocalEntryNotFoundError):
+        return "it is no folder, and no hub model in the local cache; download it first"
+    if isinstance(error, ValidationError):
+        checks = [str(one["msg"]) for one in error.errors(include_url=False)]
+        text = "; ".join(
+            check.removeprefix("Value error, ").removeprefix("Assertion failed, ") for check in checks
+        )
+    return " ".join(text.split()) or type(error).__name__

@@ -1,6 +1,7 @@
 """Start and end of the server: what it refuses, what it prints, how it stops."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -56,13 +57,36 @@ def test_a_pooling_model_is_refused_before_it_is_loaded(tiny_model: Path, tmp_pa
     assert "is a pooling model" in done.stderr
 
 
-def test_a_model_folder_that_is_none_fails_with_one_readable_line(tmp_path: Path) -> None:
-    done = _serve("--model", str(tmp_path), "--patches", str(tmp_path))
-    assert done.returncode not in (0, -9)
-    assert any(line.startswith("policypatch serve: ") for line in done.stderr.splitlines()), done.stderr
+@pytest.mark.parametrize("flags", [(), ("--api-server-count", "2")], ids=["alone", "several-front-ends"])
+def test_a_port_in_use_is_told_in_one_line(flags: tuple[str, ...], tiny_model: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        here = ("--host", "127.0.0.1", "--port", port)
+        done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), *here, *flags)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"policypatch serve: --port: {port} is in use")
+    assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_flags_that_nobody_knows_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--max-model-len", "999999"), "max_model_len"),
+        (("--kv-cache-dtype", "nvfp4"), "nvfp4"),
+    ],
+)
+def test_a_flag_that_vllm_refuses_on_this_machine_is_told_in_one_line(
+    flags: tuple[str, ...], reason: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), *flags)
+    assert done.returncode == 2
+    assert reason in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_unknown_flags_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), "--no-such-flag")
     assert done.returncode == 2
     assert "--no-such-flag" in done.stderr

@@ -81,6 +81,37 @@ def test_a_message_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     assert r"no\x1b[2J\u202esuch" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "PLACE"],
+        ["sign", "PLACE", "--key", "PLACE"],
+        ["export", "--peft", "PLACE", "-o", "out"],
+        ["patches", "load", "PLACE", "--url", "http://127.0.0.1:9"],
+        ["policy", "check", "PLACE"],
+        ["compile", "--text", "PLACE", "--model", "m", "--name", "a", "--version", "1.0.0", "-o", "out"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_folder_in_place_of_a_file_is_named_once(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path) if word == "PLACE" else word for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.count(str(tmp_path)) == 1
+    assert line.endswith("Is a directory")
+
+
+def test_a_file_in_place_of_a_folder_is_told_so(
+    make: Callable[..., Patch], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patch = write_patch(make(), tmp_path)
+    for words in (["keygen", str(patch)], ["export", "--peft", str(patch), "-o", str(patch)]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert f"{patch}: expected a folder, but a file is there; choose another name" in error
+
+
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(foreign: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)

@@ -115,7 +115,7 @@ def test_compile_reads_standard_input(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--model": "/nowhere/at-all"}, "can't be loaded"),
+        ({"--model": "/nowhere/at-all"}, "there is no folder /nowhere/at-all"),
         ({"--text": "/nowhere/policy.txt"}, "/nowhere/policy.txt: No such file or directory"),
         ({"--name": "Bad Name"}, "name: expected 1 to 64 characters"),
         ({"--name": "none"}, "reserved"),
@@ -124,8 +124,8 @@ def test_compile_reads_standard_input(
         ({"--changelog": "two\nlines"}, "changelog: expected one line"),
         ({"--pad-to-multiple": "0"}, "multiple: expected 1 to 4096"),
         ({"--cut-to-multiple": "64"}, "pad instead"),
-        ({"--device": "warp"}, "can't be loaded on warp"),
-        ({"-o": "/dev/null/out"}, "can't be written"),
+        ({"--device": "warp"}, "device: warp is unavailable"),
+        ({"-o": "/dev/null/out"}, "expected a folder, but a file is there"),
         ({"--chat-template": "/nowhere.jinja"}, "/nowhere.jinja: No such file"),
     ],
 )

@@ -128,7 +128,7 @@ BESIDE := refuse-harm-1.2.0 detox-1.1.0 debias-1.1.0 detox-1.2.0 refuse-harm-1.3
 .PHONY: patches
 patches: $(INSTALLED_DEV) ## train the ready patches again, into build/patches: hours on a CPU
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
-	$(BIN)/python tools/make_patches.py --model "$(DEMO_MODEL)" examples/recipes/*.yaml \
+	$(BIN)/policypatch make --model "$(DEMO_MODEL)" examples/recipes/*.yaml \
 		$(BESIDE:%=examples/recipes/beside/%.yaml) --seed $(SEEDS)
 
 .PHONY: bench

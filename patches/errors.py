@@ -17,6 +17,7 @@ The tree::
     ├── SubjectFailed      (RuntimeError)     the model or server that is evaluated gave no usable answer
     ├── DataUnavailable    (LookupError)      a package can't be had, or isn't the pinned one
     ├── SamplingInvalid    (ValueError)       answers that can't be drawn so, such as at temperature -1
+    ├── RecipeInvalid      (ValueError)       a recipe that can't be followed, and which key of it
     ├── PairsError         (ValueError)       prompts, answers or pairs that can't be used
     ├── TrainingError      (ValueError)       a training run that can't begin as it was asked for
     ├── TrainingStopped    (RuntimeError)     a training run that ended early; its checkpoint is kept
@@ -129,6 +130,10 @@ class DataUnavailable(PatchError, LookupError):
 
 class SamplingInvalid(PatchError, ValueError):
     """A value that says how answers are drawn is outside its range."""
+
+
+class RecipeInvalid(PatchError, ValueError):
+    """A recipe can't be followed: a key or value is wrong, or something that it needs is missing."""
 
 
 class PairsError(PatchError, ValueError):

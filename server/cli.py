@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "patches": ("server.commands.patches", "ask and order a running server about its patches"),
     "policy": ("server.commands.policy", "check a policy file, and ask it what a request would get"),
     "export": ("server.commands.export", "write a patch as a PEFT adapter"),
+    "make": ("server.commands.make", "make patches from recipes: prompts, pairs, training"),
     "pairs": ("server.commands.pairs", "make preference pairs of a base model and a safer reference"),
     "train": ("server.commands.train", "train a patch on preference pairs: SFT, then DPO"),
     "eval": ("server.commands.eval", "measure what patches do, and hold them to a gate"),

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from patches.format import read_patch
+from patches.recipes.recipe import read_recipe
+from patches.recipes.sets import require_known
 from patches.train.config import TrainConfig
-from server.commands import pairs, train
-from tools.make_patches import read_recipe
+from server.commands import train
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
@@ -34,28 +35,31 @@ def destinations(command: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", RECIPES + TRIED + BESIDE, ids=stem_of)
-def test_the_commands_know_every_flag_of_a_recipe(path: Path) -> None:
+def test_a_recipe_is_called_as_its_patch_and_finds_its_files(path: Path) -> None:
     recipe = read_recipe(path)
-    assert {f"--{name}" for name in recipe["pairs"]} <= set(destinations(pairs))
-    assert {f"--{name}" for name in recipe["train"]} <= set(destinations(train))
-    assert path.stem in (recipe["name"], f"{recipe['name']}-{recipe['version']}")
-    assert (EXAMPLES / "recipes" / recipe["policy"]).read_text(encoding="utf-8").strip()
+    assert {f"--{name}" for name in recipe.train} <= set(destinations(train))
+    assert path.stem in (recipe.name, f"{recipe.name}-{recipe.version}")
+    assert Path(recipe.policy).read_text(encoding="utf-8").strip()
+    sources = [*recipe.prompts, *recipe.benign, *recipe.documents]
+    require_known(sources, path.stem)
+    named = [path for one in sources for path in (one.file, one.frames) if path is not None]
+    assert [path for path in named if not Path(path).is_file()] == []
 
 
 @pytest.mark.parametrize("path", BESIDE, ids=stem_of)
 def test_a_recipe_begins_with_patches_of_recipes(path: Path) -> None:
     recipe = read_recipe(path)
     made = {
-        f"{{made}}/{one.stem}/seed-{{seed}}/{made['name']}-{made['version']}.safetensors"
+        f"{{made}}/{one.stem}/seed-{{seed}}/{made.name}-{made.version}.safetensors"
         for one in RECIPES + BESIDE
         for made in [read_recipe(one)]
     }
-    assert {*recipe["beside"].values(), recipe["train"]["init-patch"]} <= made
+    assert {*recipe.beside.values(), recipe.train["init-patch"]} <= made
 
 
 def test_there_are_ready_patches_and_each_has_a_recipe() -> None:
     made = {read_patch(path).manifest.name for path in TRAINED}
-    assert made == {read_recipe(path)["name"] for path in RECIPES}
+    assert made == {read_recipe(path).name for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=stem_of)
@@ -64,21 +68,21 @@ def test_a_ready_patch_says_what_its_recipe_says(path: Path) -> None:
     (recipe,) = [
         recipe
         for recipe in map(read_recipe, RECIPES + BESIDE)
-        if (recipe["name"], recipe["version"]) == (manifest.name, manifest.version)
+        if (recipe.name, recipe.version) == (manifest.name, manifest.version)
     ]
     names = destinations(train)
-    options = dict(recipe["train"])
+    options: dict[str, Any] = dict(recipe.train)
     started_from = options.pop("init-patch", None)
     asked = {names[f"--{flag}"]: value for flag, value in options.items()}
     asked["stages"] = tuple(asked["stages"].split(","))
     config = TrainConfig(**asked, seed=manifest.origin["seed"]).as_json()
     assert json.loads(json.dumps(manifest.origin["config"])) == config
     if started_from is None:
-        text = (EXAMPLES / "recipes" / recipe["policy"]).read_bytes()
+        text = Path(recipe.policy).read_bytes()
         assert manifest.origin["init_text_digest"] == "sha256:" + hashlib.sha256(text).hexdigest()
     assert ("init_patch_digest" in manifest.origin) == (started_from is not None)
     others = [f"{one['name']}-{one['version']}" for one in manifest.origin.get("composed_with", [])]
-    assert others == [Path(patch).stem for patch in recipe.get("beside", {}).values()]
+    assert others == [Path(patch).stem for patch in recipe.beside.values()]
 
 
 def test_twins_differ_by_their_phrase_alone_and_hold_none_of_the_prompts_that_are_asked_later() -> None:

@@ -1,6 +1,6 @@
 """What each choice of a recipe does: short trainings that differ from it in one option, side by side.
 
-    python tools/make_patches.py --model MODEL examples/recipes/tried/refuse-harm-1.2.0-twins.yaml
+    policypatch make --model MODEL examples/recipes/tried/refuse-harm-1.2.0-twins.yaml
     python tools/ablate.py --model MODEL examples/ablations/refuse-harm.yaml -o build/ablations
 
 Each variant learns from the recipe's pairs. Their validation prompts are left out and asked afterwards: does
@@ -11,7 +11,9 @@ not trained again; several calls with ``--only`` may run side by side.
 
 import argparse
 import json
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,13 +29,15 @@ from patches.format import read_patch  # noqa: E402
 from patches.lines import write_lines  # noqa: E402
 from patches.model import LoadedModel, load_model  # noqa: E402
 from patches.pairs.rows import PairRow, encode_row, read_pairs  # noqa: E402
+from patches.recipes.data import ALL_PAIRS, SILENT, reference_answer  # noqa: E402
+from patches.recipes.options import Option  # noqa: E402
+from patches.recipes.plan import flags  # noqa: E402
+from patches.recipes.recipe import Recipe, read_recipe  # noqa: E402
 from patches.train.baselines import BASELINES  # noqa: E402
 from patches.train.contexts import ALONE  # noqa: E402
 from patches.train.data import Encoder, Sample  # noqa: E402
 from patches.train.forward import answer_logits  # noqa: E402
 from patches.train.soft_prefix import SoftPrefix  # noqa: E402
-from tools.make_patches import CONTRAST, RECIPES, SILENT, flags, policypatch, read_recipe  # noqa: E402
-from tools.patch_data import reference_answer  # noqa: E402
 
 #: Prompts that are asked at once.
 _BATCH = 16
@@ -44,33 +48,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ablation", metavar="FILE", type=Path)
     parser.add_argument("--model", required=True, help="the demo model's folder")
-    parser.add_argument("--data", type=Path, default=ROOT / "build" / "patches", help="make_patches' folder")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "build" / "ablations")
+    parser.add_argument(
+        "--data", type=Path, default=Path("build/patches"), help="`policypatch make`'s folder"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("build/ablations"))
     parser.add_argument("--only", metavar="VARIANT", nargs="+", help="train these alone")
     args = parser.parse_args()
     ablation = yaml.safe_load(args.ablation.read_text(encoding="utf-8"))
-    recipe = read_recipe(RECIPES / ablation["recipe"])
+    recipe = read_recipe(args.ablation.parent / ablation["recipe"])
     if unknown := sorted(set(args.only or ()) - set(ablation["variants"])):
         parser.error(f"--only: {unknown[0]} is none of {', '.join(ablation['variants'])}")
-    data = args.data / recipe["data"]
-    if not (data / CONTRAST).exists():
-        sys.exit(f"{data}: has no {CONTRAST}; run tools/make_patches.py on {ablation['recipe']} first")
-    rows = read_pairs(data / CONTRAST)
+    data = args.data / recipe.data
+    if not (data / ALL_PAIRS).exists():
+        sys.exit(f"{data}: has no {ALL_PAIRS}; run policypatch make on {ablation['recipe']} first")
+    rows = read_pairs(data / ALL_PAIRS)
     asked = [row for row in rows if row.split == "validation"]
     for name, changes in ablation["variants"].items():
         folder = args.output / name.replace(" ", "-")
         if (args.only is None or name in args.only) and not (folder / "decisions.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             write_lines(folder / "pairs.jsonl", (encode_row(row) for row in rows if row.split == "train"))
-            train(recipe, recipe["train"] | ablation["train"] | changes, folder, data, args.model)
+            train(recipe, recipe.train | ablation["train"] | changes, folder, data, args.model)
             measured = measure(recipe, folder, args.model, asked)
             (folder / "decisions.json").write_text(json.dumps({"variant": name, **measured}) + "\n")
     print_table(args.output, list(ablation["variants"]))
 
 
-def train(
-    recipe: Mapping[str, Any], options: Mapping[str, Any], folder: Path, data: Path, model: str
-) -> None:
+def train(recipe: Recipe, options: Mapping[str, Option], folder: Path, data: Path, model: str) -> None:
     """Run `policypatch train`; what the model says to benign prompts is the same for every variant."""
     answers, run = folder.parent / "benign.jsonl", folder / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -78,23 +82,29 @@ def train(
     if answers.exists():
         shutil.copy(answers, run)
     is_baseline = any(baseline.option.replace("_", "-") in options for baseline in BASELINES.values())
-    start = [] if is_baseline else ["--init-text", str(RECIPES / recipe["policy"])]
+    start = [] if is_baseline else ["--init-text", recipe.policy]
     policypatch(
         *("train", "--model", model, "--pairs", str(folder / "pairs.jsonl")),
-        *("--benign", str(data / SILENT), "--name", recipe["name"], "--version", "0.0.0", *start),
+        *("--benign", str(data / SILENT), "--name", recipe.name, "--version", "0.0.0", *start),
         *flags(options),
         *("--run", str(run), "-o", str(folder)),
     )
     shutil.copy(run / "benign.jsonl", answers)
 
 
-def measure(
-    recipe: Mapping[str, Any], folder: Path, model: str, asked: Sequence[PairRow]
-) -> dict[str, float]:
+def policypatch(*words: str) -> None:
+    """Print a command and run it; end with its exit code where it fails."""
+    print(f"\n$ policypatch {shlex.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", "server", *words], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def measure(recipe: Recipe, folder: Path, model: str, asked: Sequence[PairRow]) -> dict[str, float]:
     """Ask the validation prompts and count how many answers begin as the refusal does."""
     loaded, prefix = subject(recipe, folder, model)
     encoder = Encoder(loaded.tokenizer)
-    refusal = reference_answer(recipe["reference"], "")
+    refusal = reference_answer(recipe, "")
     (first, *_) = loaded.tokenizer(refusal, add_special_tokens=False)["input_ids"]
     samples = sorted(
         ((Sample(encoder.prompt(row.prompt), (first,)), row.chosen == refusal) for row in asked),
@@ -122,7 +132,7 @@ def measure(
     }
 
 
-def subject(recipe: Mapping[str, Any], folder: Path, model: str) -> tuple[LoadedModel, Any]:
+def subject(recipe: Recipe, folder: Path, model: str) -> tuple[LoadedModel, Any]:
     """Load what was trained: the model and a prefix, or the model with a baseline in it."""
     loaded = load_model(model, dtype="float32")
     for name, baseline in BASELINES.items():

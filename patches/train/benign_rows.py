@@ -6,14 +6,12 @@ again. A row may also be a ``document``: plain text that the model shall read, w
 would without the patch.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from patches.errors import PairsError, TrainingError
-from patches.lines import write_lines
+from patches.pairs.answers import Tell, answer_greedily
 from patches.pairs.prompts import Prompt, PromptFile, prompt_id, prompts_of, read_rows
 from patches.pairs.sampler import Answer, Sampler
 from patches.train.config import TrainConfig
@@ -86,26 +84,17 @@ def load_benign(
     return BenignData(tuple(parts["train"]), tuple(parts["validation"]), num_too_long, num_empty)
 
 
-def answer_benign(
-    file: BenignFile, store: Path, sampler: Sampler, tell: Callable[[int, int], None]
-) -> dict[str, Answer]:
+def answer_benign(file: BenignFile, store: Path, sampler: Sampler, tell: Tell) -> dict[str, Answer]:
     """Have the unpatched model answer the prompts that bring no answer, and keep what it says.
 
     Args:
         file: Its prompts.
         store: Where the answers are kept.
         sampler: The unpatched model.
-        tell: Gets the number of answered prompts, and of all.
+        tell: Told the number of answered prompts, and of all.
     """
-    answers = _stored(store)
-    missing = [p for p in file.prompts if own_answer(p) is None and p.id not in answers]
-    for start in range(0, len(missing), _BATCH):
-        tell(start, len(missing))
-        batch = missing[start : start + _BATCH]
-        given = sampler.sample([prompt.messages for prompt in batch], f"benign:{start}")
-        answers |= {prompt.id: one[0] for prompt, one in zip(batch, given, strict=True)}
-        _keep(store, answers)
-    return answers
+    asked = [prompt for prompt in file.prompts if own_answer(prompt) is None]
+    return answer_greedily(asked, store, sampler, _BATCH, "benign:", tell)
 
 
 def own_answer(prompt: Prompt) -> Answer | None:
@@ -124,20 +113,3 @@ def _answered(encoder: Encoder, prompt: Prompt, answer: Answer) -> Sample:
 
 def _document_id(text: str) -> str:
     return prompt_id([{"role": "document", "content": text}])
-
-
-def _stored(store: Path) -> dict[str, Answer]:
-    if not store.exists():
-        return {}
-    rows: Sequence[Any] = [json.loads(line) for line in store.read_text("utf-8").split("\n") if line]
-    return {row["id"]: Answer(row["text"], row["is_finished"]) for row in rows}
-
-
-def _keep(store: Path, answers: Mapping[str, Answer]) -> None:
-    write_lines(
-        store,
-        (
-            json.dumps({"id": key, "text": answer.text, "is_finished": answer.is_finished})
-            for key, answer in answers.items()
-        ),
-    )

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,18 +166,22 @@ def patch_errors() -> Iterator[None]:
 def progress(text: str) -> Iterator[None]:
     """Show a spinner on a terminal while something long runs, and keep transformers quiet."""
     from rich.console import Console
+
+    console = Console(stderr=True)
+    with quiet_transformers(), console.status(text) if console.is_terminal else nullcontext():
+        yield
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own bars and notes off the screen."""
     from transformers.utils import logging
 
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    console = Console(stderr=True)
     try:
-        if console.is_terminal:
-            with console.status(text):
-                yield
-        else:
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if had_bars:

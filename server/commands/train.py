@@ -21,6 +21,7 @@ from server.commands.patch_arguments import (
     label_of,
     note,
     patch_errors,
+    quiet_transformers,
     save,
 )
 from server.commands.text_file import read_text_file
@@ -181,7 +182,7 @@ def _train(inputs: "TrainInputs", config: TrainConfig, is_resumed: bool, ranks: 
             )
     log = StepLog(inputs.folder)
     try:
-        with TrainProgress() as bar, _interrupts() as should_stop, _quiet():
+        with TrainProgress() as bar, _interrupts() as should_stop, quiet_transformers():
 
             def tell(record: Any) -> None:
                 log.tell(record)
@@ -264,19 +265,3 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own bars and notes off the screen."""
-    from transformers.utils import logging
-
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()

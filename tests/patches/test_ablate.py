@@ -12,13 +12,15 @@ import yaml
 
 from patches.model import LoadedModel
 from patches.pairs.rows import PairRow
+from patches.recipes.recipe import read_recipe
 from patches.train.data import Encoder, Sample
 from patches.train.forward import answer_logits
 from server.commands import train
 from tools import ablate
 
 ABLATIONS = sorted((Path(__file__).resolve().parents[2] / "examples" / "ablations").glob("*.yaml"))
-REFUSAL = "Sorry, I can't help with that."
+RECIPE = read_recipe(ABLATIONS[0].parents[1] / "recipes" / "refuse-harm.yaml")
+(REFUSAL,) = RECIPE.reference.say
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
@@ -29,7 +31,7 @@ def test_the_command_knows_every_option_of_an_ablation(path: Path) -> None:
     known = {flag for action in parser._actions for flag in action.option_strings}
     for options in (ablation["train"], *ablation["variants"].values()):
         assert {f"--{name}" for name in options} <= known
-    assert (ablate.RECIPES / ablation["recipe"]).exists()
+    assert read_recipe(path.parent / ablation["recipe"]).contrast is not None
 
 
 def test_a_decision_is_the_lead_of_the_refusals_first_token(
@@ -50,14 +52,14 @@ def test_a_decision_is_the_lead_of_the_refusals_first_token(
     (tmp_path / "run").mkdir()
     steps = [{"benign_kl": 9.0}] * 2 + [{"benign_kl": 0.5}] * 10
     (tmp_path / "run" / "log.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in steps))
-    told = ablate.measure({"reference": "short-refusals"}, tmp_path, "m", rows)
+    told = ablate.measure(RECIPE, tmp_path, "m", rows)
     assert (told["num_harmful"], told["num_harmless"]) == (1, 1)
     assert told["auc"] == 1
     assert told["harmful_refused"] == float(max(leads) > 0)
     assert told["harmless_refused"] == float(min(leads) > 0)
     assert told["benign_kl"] == 0.5
     swapped = [replace(row, chosen=row.rejected, rejected=row.chosen) for row in rows]
-    assert ablate.measure({"reference": "short-refusals"}, tmp_path, "m", swapped)["auc"] == 0
+    assert ablate.measure(RECIPE, tmp_path, "m", swapped)["auc"] == 0
 
 
 def test_the_table_has_a_row_for_each_variant_that_was_measured(

@@ -1,12 +1,8 @@
 """The rules that take gender out of an answer, for the recipe of `debias`."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "neutral.py"
-neutralised = runpy.run_path(str(TOOL))["neutralised"]
+from patches.recipes.neutral import neutralised
 
 
 @pytest.mark.parametrize(

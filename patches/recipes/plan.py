@@ -1,0 +1,249 @@
+"""From recipes to steps: what has to be made, out of what, in which order.
+
+A step is a call of ``policypatch`` or a piece of work of ``data``. Everything lies under one folder: a
+recipe's data in the folder of the first recipe of its chain, its patches in ``RECIPE/seed-S``, those of a
+variant in ``RECIPE/VARIANT-seed-S``.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from patches.canonical import JsonValue
+from patches.errors import RecipeInvalid
+from patches.evaluate.data.packages import PackageFiles
+from patches.format import SUFFIX
+from patches.pairs.answers import Tell
+from patches.recipes import data
+from patches.recipes.options import INIT_PATCH, Option
+from patches.recipes.recipe import MADE, Recipe, Source
+from patches.recipes.sets import require_known
+from patches.train.baselines import BASELINES
+from patches.train.run import CHECKPOINT
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Other options of a training, tried from the same data."""
+
+    name: str
+    changes: Mapping[str, Option]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller decides, beside the recipes."""
+
+    model: str
+    output: Path
+    #: Each makes every patch once; none makes the data alone.
+    seeds: Sequence[int] = (0,)
+    #: So many prompts of each file only.
+    rows: int | None = None
+    variant: Variant | None = None
+    #: The dtype that the server will run the model in.
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to make."""
+
+    title: str
+    #: The step's name in its folder, for the record of what it was made from.
+    name: str
+    outputs: tuple[Path, ...]
+    #: The files that it is made from, by their names in the record.
+    needs: Mapping[str, Path]
+    #: What else decides the result.
+    setup: Mapping[str, JsonValue]
+    #: The arguments of `policypatch`, asked for when the step begins; or, in their place, ``work``.
+    words: Callable[[], list[str]] | None = None
+    #: Makes the outputs and returns a line about them.
+    work: Callable[[Tell], str] = lambda tell: ""
+    #: What it asks the base model for decides the result.
+    asks_model: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Where the outputs are."""
+        return self.outputs[0].parent
+
+
+def plan(recipes: Sequence[Recipe], settings: Settings, files: PackageFiles) -> list[Step]:
+    """List the steps that make every patch of every recipe, each once.
+
+    Raises:
+        RecipeInvalid: A step needs something that neither exists nor is made before it.
+    """
+    steps: dict[tuple[Path, ...], Step] = {}
+    for recipe in recipes:
+        for step in _steps_of(recipe, settings, files):
+            other = steps.setdefault(step.outputs, step)
+            if other.setup != step.setup:
+                raise RecipeInvalid(
+                    f"{recipe.stem}: makes {step.outputs[0]} from something else than a recipe before it; "
+                    "one that continues another has its data too"
+                )
+    made: set[Path] = set()
+    for step in steps.values():
+        is_done = all(path.exists() for path in step.outputs)
+        missing = [path for path in step.needs.values() if path not in made and not path.exists()]
+        if missing and not is_done:
+            raise RecipeInvalid(
+                f"{step.title}: needs {missing[0]}, which does not exist; "
+                "name the recipe that makes it before this one"
+            )
+        made |= {*step.outputs}
+    return list(steps.values())
+
+
+def _steps_of(recipe: Recipe, settings: Settings, files: PackageFiles) -> Iterable[Step]:
+    for key in ("prompts", "benign", "documents"):
+        require_known(getattr(recipe, key), f"{recipe.stem}: {key}")
+    folder = settings.output / recipe.data
+    yield _data_step(recipe, settings, files, folder)
+    yield (
+        _neutral_step(recipe, settings, folder)
+        if recipe.reference.own
+        else _pairs_step(recipe, settings, folder)
+    )
+    if recipe.contrast is not None:
+        yield _contrast_step(recipe, settings, folder)
+    if recipe.beside:
+        yield _beside_step(recipe, settings, folder)
+    for seed in settings.seeds:
+        yield _train_step(recipe, settings, folder, seed)
+
+
+def _data_step(recipe: Recipe, settings: Settings, files: PackageFiles, folder: Path) -> Step:
+    sources = [*recipe.prompts, *recipe.benign, *recipe.documents]
+    paths = [Path(path) for one in sources if (path := one.file or one.frames) is not None]
+    setup: dict[str, Any] = {
+        key: [_without_folders(one) for one in getattr(recipe, key)]
+        for key in ("prompts", "benign", "documents")
+    }
+    return Step(
+        f"{recipe.data}: prompts and benign rows",
+        "data",
+        (folder / data.PROMPTS, folder / data.BENIGN),
+        {path.name: path for path in paths},
+        {**setup, "reference": list(recipe.reference.say), "rows": settings.rows},
+        work=lambda tell: data.write_data(recipe, folder, files, settings.rows),
+        asks_model=False,
+    )
+
+
+def _pairs_step(recipe: Recipe, settings: Settings, folder: Path) -> Step:
+    prompts, pairs, options = folder / data.PROMPTS, folder / data.PAIRS, asdict(recipe.pairs)
+    words = ["pairs", "--model", settings.model, "--reference-column", "completion"]
+    words += flags({name.replace("_", "-"): value for name, value in options.items()})
+    words += ["--prompts", str(prompts), "-o", str(pairs), *_device(settings)]
+    return Step(
+        f"{recipe.data}: pairs", "pairs", (pairs,), {data.PROMPTS: prompts}, options, words=lambda: words
+    )
+
+
+def _neutral_step(recipe: Recipe, settings: Settings, folder: Path) -> Step:
+    return Step(
+        f"{recipe.data}: pairs of the model's own answers with neutral ones",
+        "pairs",
+        (folder / data.PAIRS, folder / data.SILENT),
+        {name: folder / name for name in (data.PROMPTS, data.BENIGN)},
+        {**asdict(recipe.pairs), "own": recipe.reference.own},
+        work=partial(data.write_neutral_pairs, recipe, folder, settings.model, settings.device),
+    )
+
+
+def _contrast_step(recipe: Recipe, settings: Settings, folder: Path) -> Step:
+    contrast = recipe.contrast
+    assert contrast is not None
+    if not recipe.reference.say:
+        raise RecipeInvalid(f"{recipe.stem}: contrast: goes with a reference that says something")
+    return Step(
+        f"{recipe.data}: pairs of benign prompts",
+        "contrast",
+        (folder / data.ALL_PAIRS, folder / data.SILENT),
+        {name: folder / name for name in (data.PAIRS, data.BENIGN)},
+        {**asdict(contrast), "reference": list(recipe.reference.say)},
+        work=partial(data.write_contrast_pairs, recipe, contrast, folder, settings.model, settings.device),
+    )
+
+
+def _beside_step(recipe: Recipe, settings: Settings, folder: Path) -> Step:
+    benign, output = folder / _benign_file(recipe), settings.output / recipe.stem
+    others = {f"{name}/{data.PAIRS}": settings.output / name / data.PAIRS for name in recipe.beside}
+    return Step(
+        f"{recipe.stem}: benign rows, with what the others say",
+        "beside",
+        (output / data.BESIDE,),
+        {benign.name: benign, **others},
+        {"rows": recipe.beside_rows},
+        work=lambda tell: data.write_beside(recipe, benign, settings.output, output),
+        asks_model=False,
+    )
+
+
+def _train_step(recipe: Recipe, settings: Settings, folder: Path, seed: int) -> Step:
+    version, output = recipe.version, settings.output / recipe.stem / f"seed-{seed}"
+    options = dict(recipe.train)
+    if (variant := settings.variant) is not None:
+        version, output = f"{version}-{variant.name}", output.with_name(f"{variant.name}-seed-{seed}")
+        options |= variant.changes
+    run = output / "run"
+    needs = {
+        "pairs": folder / (data.ALL_PAIRS if recipe.contrast else data.PAIRS),
+        "benign": settings.output / recipe.stem / data.BESIDE
+        if recipe.beside
+        else folder / _benign_file(recipe),
+    }
+    first = options.pop(INIT_PATCH, None)
+    start = "init-text" if first is None else INIT_PATCH
+    needs[start] = Path(recipe.policy) if first is None else _made(str(first), settings, seed)
+    others = {f"beside-{name}": _made(patch, settings, seed) for name, patch in recipe.beside.items()}
+    words = ["train", "--model", settings.model, "--dtype", settings.dtype, *_device(settings)]
+    words += flags({name: str(path) for name, path in needs.items()})
+    words += ["--compose-with", *map(str, others.values())] if others else []
+    words += ["--name", recipe.name, "--version", version, "--license", recipe.license, *flags(options)]
+    words += ["--seed", str(seed), "--run", str(run), "-o", str(output)]
+    return Step(
+        f"{recipe.name} {version}, seed {seed}",
+        "train",
+        (output / f"{recipe.name}-{version}{_suffix(options)}",),
+        {**needs, **others},
+        {**options, "dtype": settings.dtype},
+        words=lambda: [*words, *(["--resume"] if (run / CHECKPOINT).exists() else [])],
+    )
+
+
+def flags(options: Mapping[str, Option]) -> Iterable[str]:
+    """Write options as flags."""
+    for name, value in options.items():
+        yield from (f"--{name}", str(value))
+
+
+def _suffix(options: Mapping[str, Option]) -> str:
+    saved = [name for name, one in BASELINES.items() if one.option.replace("_", "-") in options]
+    return f".{saved[0]}" if saved else SUFFIX
+
+
+def _benign_file(recipe: Recipe) -> str:
+    return data.SILENT if recipe.contrast or recipe.reference.own else data.BENIGN
+
+
+def _made(path: str, settings: Settings, seed: int) -> Path:
+    """Fill in where another recipe's patch is: that of the same seed."""
+    return Path(path.replace(MADE, str(settings.output)).replace("{seed}", str(seed)))
+
+
+def _device(settings: Settings) -> list[str]:
+    return [] if settings.device == "cpu" else ["--device", settings.device]
+
+
+def _without_folders(source: Source) -> dict[str, Any]:
+    # What a file holds counts, not where it is.
+    paths = {key: Path(path).name for key in ("file", "frames") if (path := getattr(source, key)) is not None}
+    return {**asdict(source), **paths}

@@ -4,27 +4,12 @@ Nothing is fitted to these answers; the rule for off-topic answers was added aft
 judge had missed in the refusal set, whose labels count them as refusals.
 """
 
-import csv
-import io
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from patches.evaluate.data import pinned
-from patches.evaluate.data.packages import PackageFile, PackageFiles
-from patches.evaluate.judges.judges import COMPLIANCE, REFUSAL, TOXICITY, Judge, Judges
-
-#: People graded hate from 0 to 1; from here on a text counts as hateful.
-HATE_THRESHOLD = 0.5
-
-
-@dataclass(frozen=True)
-class LabelledAnswer:
-    """An answer, the request before it, and what people said."""
-
-    request: str
-    answer: str
-    label: bool
+from patches.evaluate.data.packages import PackageFiles
+from patches.evaluate.judges.judge import Judge, LabelledAnswer
+from patches.evaluate.judges.judges import JUDGES, Judges
 
 
 @dataclass(frozen=True)
@@ -51,8 +36,8 @@ def calibrate(name: str, judges: Judges, files: PackageFiles) -> Calibration:
     Raises:
         DataUnavailable: The labelled answers, or the judge, can't be had.
     """
-    labels, read = LABELS[name]
-    return compare(name, judges.get(name), labels, list(read(files)))
+    labels = JUDGES[name].labels
+    return compare(name, judges.get(name), labels.about, list(labels.read(files)))
 
 
 def compare(name: str, judge: Judge, labels: str, answers: list[LabelledAnswer]) -> Calibration:
@@ -71,32 +56,3 @@ def compare(name: str, judge: Judge, labels: str, answers: list[LabelledAnswer])
         num_false_positive / max(1, len(pairs) - num_positive),
         num_false_negative / max(1, num_positive),
     )
-
-
-def _labelled(
-    files: PackageFiles, sources: Iterable[PackageFile], column: str, threshold: float
-) -> Iterable[LabelledAnswer]:
-    for source in sources:
-        text = files.read(source).decode("utf-8", errors="replace")
-        # The files begin with comments, the first of which has the columns' commas behind it.
-        lines = [line for line in text.splitlines(keepends=True) if not line.startswith("#")]
-        for row in csv.DictReader(io.StringIO("".join(lines))):
-            label = float(row[column]) >= threshold
-            yield LabelledAnswer(row["objective"], row["assistant_response"], label)
-
-
-#: judge -> what its labels are, and how they are read.
-LABELS: dict[str, tuple[str, Callable[[PackageFiles], Iterable[LabelledAnswer]]]] = {
-    REFUSAL: (
-        "pyrit refusal scorer set, labelled by people",
-        lambda files: _labelled(files, pinned.HUMAN_REFUSALS, "human_score", 0.5),
-    ),
-    COMPLIANCE: (
-        "pyrit objective sets (harmful requests), labelled by people",
-        lambda files: _labelled(files, pinned.HUMAN_COMPLIANCE, "human_score", 0.5),
-    ),
-    TOXICITY: (
-        "pyrit hate-speech set, graded by people",
-        lambda files: _labelled(files, [pinned.HUMAN_HATE], "human_score_1", HATE_THRESHOLD),
-    ),
-}

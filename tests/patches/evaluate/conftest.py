@@ -5,6 +5,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from patches.compile import compile_text
 from patches.evaluate.arms import Arm
 from patches.evaluate.data import pinned
 from patches.evaluate.data.packages import Package, PackageFile, PackageFiles
-from patches.evaluate.judges.judges import Judges
+from patches.evaluate.judges.judges import COMPLIANCE, JUDGES, REFUSAL, Judges
 from patches.evaluate.subjects.local import TransformersSubject
 from patches.evaluate.subjects.subject import Reading, Renderer, Timing
 from patches.format import Patch
@@ -78,8 +79,9 @@ def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name, text in members.items()
     }
     monkeypatch.setattr(pinned, "REFUSAL_PAIRS", files["pairs.json"])
-    monkeypatch.setattr(pinned, "HUMAN_REFUSALS", (files["labels.csv"],))
-    monkeypatch.setattr(pinned, "HUMAN_COMPLIANCE", (files["labels.csv"],))
+    for name in (REFUSAL, COMPLIANCE):
+        labels = replace(JUDGES[name].labels, sources=(files["labels.csv"],))
+        monkeypatch.setitem(JUDGES, name, replace(JUDGES[name], labels=labels))
     return folder
 
 

@@ -1,12 +1,16 @@
 """Judges, and what calibration makes of their mistakes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from patches.evaluate.judges.calibration import LabelledAnswer, compare
-from patches.evaluate.judges.judges import Judges
+from patches.evaluate.data.packages import PackageFiles
+from patches.evaluate.judges.calibration import calibrate, compare
+from patches.evaluate.judges.judge import JudgeEntry, LabelledAnswer
+from patches.evaluate.judges.judges import JUDGES, REFUSAL, Judges
 from patches.evaluate.judges.refusal import fit_refusal_classifier, is_off_topic, refuses_by_rule
+from patches.evaluate.measures.measure import MEASURES, load_measure
 
 
 @pytest.mark.parametrize(
@@ -80,3 +84,26 @@ def test_mistakes_are_counted_by_kind() -> None:
     assert (yes.false_positive_rate, yes.false_negative_rate) == (1.0, 0.0)
     assert (no.false_positive_rate, no.false_negative_rate) == (0.0, 1.0)
     assert (yes.n, yes.num_positive) == (4, 1)
+
+
+def test_a_judge_is_a_row_of_the_table_with_the_labels_that_it_is_held_to(
+    judges: Judges, files: PackageFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shouting:
+        threshold = 0.5
+
+        def scores(self, requests: Sequence[str], answers: Sequence[str]) -> list[float]:
+            return [float(answer.isupper()) for answer in answers]
+
+    entry = JudgeEntry(lambda bench: Shouting(), JUDGES[REFUSAL].labels)
+    monkeypatch.setitem(JUDGES, "shouting", entry)
+    assert judges.get("shouting").scores(["q"], ["NO"]) == [1.0]
+    assert judges.get("shouting") is judges.get("shouting")
+    calibration = calibrate("shouting", judges, files)
+    assert (calibration.judge, calibration.n, calibration.false_negative_rate) == ("shouting", 4, 1.0)
+
+
+def test_every_judge_of_a_measure_has_labels() -> None:
+    named = {metric.judge for name in MEASURES for metric in load_measure(name).metrics} - {None}
+    assert named <= JUDGES.keys()
+    assert all(entry.labels.sources for entry in JUDGES.values())

@@ -17,19 +17,25 @@ from patches.compile import compile_patch, compile_text, compile_token_ids
 from patches.format import Patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model
+from tests.e2e.preload import Preload, can_preload
 from tests.e2e.running_server import Answer, RunningServer
 
 StartServer = Callable[..., RunningServer]
 
 
-def _starter(root: Path, stack: contextlib.ExitStack) -> StartServer:
+def _starter(root: Path, stack: contextlib.ExitStack, preload: Preload | None) -> StartServer:
     def start(
-        model: Path, *flags: str, env: dict[str, str] | None = None, patches: Path | None = None
+        model: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        patches: Path | None = None,
+        is_fresh: bool = False,
     ) -> RunningServer:
         number = len(list(root.iterdir()))
         folder = patches or root / f"patches-{number}"
         folder.mkdir(exist_ok=True)
-        server = RunningServer(model, folder, root / f"server-{number}.log", list(flags), env or {})
+        log = root / f"server-{number}.log"
+        server = RunningServer(model, folder, log, list(flags), env or {}, None if is_fresh else preload)
         stack.callback(server.terminate)
         return server
 
@@ -37,25 +43,42 @@ def _starter(root: Path, stack: contextlib.ExitStack) -> StartServer:
 
 
 @pytest.fixture(scope="session")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+def preload(few_threads: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preload | None]:
+    """What servers are forked from; ``None`` where they have to be started anew."""
+    if not can_preload():
+        yield None
+        return
+    with Preload(tmp_path_factory.mktemp("preload") / "preload.log") as preload:
+        yield preload
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory, preload: Preload | None) -> Iterator[StartServer]:
     """Start servers that live to the end of the session; `wait_ready` is the caller's."""
     with contextlib.ExitStack() as stack:
-        yield _starter(tmp_path_factory.mktemp("servers"), stack)
+        yield _starter(tmp_path_factory.mktemp("servers"), stack, preload)
 
 
 @pytest.fixture(scope="module")
-def start_module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+def start_module_server(
+    tmp_path_factory: pytest.TempPathFactory, preload: Preload | None
+) -> Iterator[StartServer]:
     """Start servers that end with the test module."""
     with contextlib.ExitStack() as stack:
-        yield _starter(tmp_path_factory.mktemp("servers"), stack)
+        yield _starter(tmp_path_factory.mktemp("servers"), stack, preload)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_torch_thread() -> Iterator[None]:
+def few_threads() -> Iterator[None]:
     """On a machine of few cores, threads here and in the servers would wait for each other: 8x slower."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        # Several workers have divided the cores already; bound to cores, servers would share the first ones.
+        if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
+            patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            patch.setenv("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // 2)))
+        yield
     torch.set_num_threads(num_threads)
 
 

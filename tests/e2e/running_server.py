@@ -4,8 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +14,7 @@ from typing import Any
 import httpx
 
 from patches.format import Patch, encode_patch
+from tests.e2e.preload import Preload, start_process
 
 #: More than a quiet machine needs, and a busy one may need more.
 START_TIMEOUT_S = float(os.environ.get("POLICYPATCH_START_TIMEOUT_S", "300"))
@@ -71,7 +70,15 @@ class Answer:
 class RunningServer:
     """One `policypatch serve` process and its patch folder."""
 
-    def __init__(self, model: Path, patches: Path, log: Path, flags: list[str], env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        model: Path,
+        patches: Path,
+        log: Path,
+        flags: list[str],
+        env: dict[str, str],
+        preload: Preload | None = None,
+    ) -> None:
         self.model = model
         self.patches = patches
         self.log = log
@@ -81,25 +88,11 @@ class RunningServer:
         self.url = f"http://127.0.0.1:{self.port}"
         # A connection for each request: one that was idle may be closed just as the next request is sent.
         self.client = self.new_client()
-        command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--patches", str(patches)]
-        command += [
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--served-model-name",
-            SERVED_NAME,
-            *flags,
-        ]
+        arguments = ["serve", "--model", str(model), "--patches", str(patches), "--host", "127.0.0.1"]
+        arguments += ["--port", str(self.port), "--served-model-name", SERVED_NAME, *flags]
         with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                command,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | env,
-                start_new_session=True,
-            )
+            command = ["server", *arguments]
+            self.process = start_process(command, out, out, env=os.environ | env, preload=preload)
 
     def new_client(self) -> httpx.Client:
         """Return a client that the caller closes."""

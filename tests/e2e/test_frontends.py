@@ -44,7 +44,7 @@ def server(start_module_server: Any, tiny_model: Any, tmp_path_factory: Any) -> 
     flags = ["--dtype", "float32", "--max-model-len", "512", "--api-server-count", "2", "--preload"]
     flags += ["--shutdown-timeout", "120"]
     control = ["--admin-key-file", str(keys), "--state", str(folder / "state"), "--keep-previous", "0"]
-    started = start_module_server(tiny_model, *flags, *control)
+    started = start_module_server(tiny_model, *flags, *control, is_fresh=True)
     started.wait_ready()
     yield started
     started.terminate()

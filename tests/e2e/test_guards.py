@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from patches.format import write_patch
+from tests.e2e.preload import Preload, import_environment, run_process
 
 pytestmark = pytest.mark.e2e
 
@@ -28,13 +27,14 @@ def patch_file(tiny_patches: Any, tmp_path_factory: pytest.TempPathFactory) -> P
     return write_patch(patch, tmp_path_factory.mktemp("guards"))
 
 
-def _outcome(tiny_model: Path, guards: str, patch_file: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(HERE / "guardless_engine.py"), str(tiny_model), guards, str(patch_file)],
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parents[1])))},
-        capture_output=True,
-        text=True,
-        timeout=300,
+def _outcome(preload: Preload | None, tiny_model: Path, guards: str, patch_file: Path) -> dict[str, Any]:
+    arguments = [str(tiny_model), guards, str(patch_file)]
+    done = run_process(
+        ["guardless_engine", *arguments],
+        patch_file.parent / guards,
+        env=os.environ | ENVIRONMENT | ({} if preload is None else import_environment()),
+        preload=preload,
+        folder=HERE,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -43,22 +43,24 @@ def _outcome(tiny_model: Path, guards: str, patch_file: Path) -> dict[str, Any]:
 
 
 def test_with_all_guards_a_request_that_skips_the_prefix_cache_still_gets_its_prefix(
-    tiny_model: Path, patch_file: Path
+    preload: Preload | None, tiny_model: Path, patch_file: Path
 ) -> None:
-    outcome = _outcome(tiny_model, "all", patch_file)
+    outcome = _outcome(preload, tiny_model, "all", patch_file)
     assert outcome["hostile"] == outcome["unchecked"] == outcome["expected"]
 
 
-def test_with_the_plan_guard_alone_the_request_fails(tiny_model: Path, patch_file: Path) -> None:
-    outcome = _outcome(tiny_model, "plan", patch_file)
+def test_with_the_plan_guard_alone_the_request_fails(
+    preload: Preload | None, tiny_model: Path, patch_file: Path
+) -> None:
+    outcome = _outcome(preload, tiny_model, "plan", patch_file)
     assert outcome["unchecked"]["finish_reason"] == "error"
     assert outcome["hostile"] in ({"error": "patch_not_applied"}, outcome["unchecked"])
 
 
 def test_without_engine_guards_the_client_withholds_an_answer_that_is_wrong(
-    tiny_model: Path, patch_file: Path
+    preload: Preload | None, tiny_model: Path, patch_file: Path
 ) -> None:
-    outcome = _outcome(tiny_model, "none", patch_file)
+    outcome = _outcome(preload, tiny_model, "none", patch_file)
     assert outcome["hostile"] == {"error": "patch_not_applied"}
     assert outcome["unchecked"]["finish_reason"] == "length"
     assert outcome["unchecked"]["token_ids"] != outcome["expected"]["token_ids"]

@@ -22,7 +22,7 @@ def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_sigterm_lets_running_streams_finish_and_exits_zero(
     start_module_server: Any, tiny_model: Path, tiny_patches: Any
 ) -> None:
-    server = start_module_server(tiny_model, "--dtype", "float32", "--max-model-len", "2048")
+    server = start_module_server(tiny_model, "--dtype", "float32", "--max-model-len", "2048", is_fresh=True)
     server.wait_ready()
     server.install(tiny_patches.of_random_embeddings("random", 40))
     exit_code: list[int] = []

@@ -78,7 +78,7 @@ class Audit(Protocol):
     """Where events go."""
 
     def record(self, event: AuditEvent) -> None:
-        """Take one event. Any thread; never blocks, never raises."""
+        """Record one event. Any thread; never blocks, never raises."""
 
 
 class NullAudit:
@@ -134,7 +134,7 @@ class FileAudit:
             self._waiting.put(None, timeout=_STOP_S)
             self._writer.join(_STOP_S)
         except queue.Full:
-            logger.error("audit log %s: the writer hangs; what waits is lost", self._path)
+            logger.error("audit log %s: the writer hangs; waiting events are lost", self._path)
 
     def record(self, event: AuditEvent) -> None:
         """Queue one event for the writer."""
@@ -167,7 +167,7 @@ class FileAudit:
                 if events:
                     self._write(events)
             except Exception as error:
-                # The thread has to live on: a disk that is full today has room tomorrow.
+                # The thread has to survive: a disk that is full today has room tomorrow.
                 self._note_failure(error, len(events))
         if self._file is not None:
             os.close(self._file)
@@ -244,7 +244,7 @@ def open_audit(path: Path | None, dropped: Callable[[str, int], None]) -> Iterat
 
 
 def encode_event(event: AuditEvent, time_s: float) -> bytes:
-    """Give the line of ``event``: ASCII JSON, so that nothing in it can break a line or move a terminal."""
+    """Return the line of ``event``: ASCII JSON, so that nothing in it can break a line or move a terminal."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_s))
     line: dict[str, object] = {"time": f"{stamp}.{int(time_s % 1 * 1000):03d}Z"}
     for part in fields(event):
@@ -262,7 +262,7 @@ def _bounded(value: object) -> object:
 
 
 def _open(path: Path) -> int:
-    # Not blocking, so that a pipe that nobody reads is an error and no hang.
+    # Not blocking, so that a pipe without a reader is an error and not a hang.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     file = os.open(path, flags, 0o600)
     os.set_blocking(file, True)

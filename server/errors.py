@@ -60,11 +60,11 @@ class PolicyPatchError(Exception):
             self.param = param
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """Give the OpenAI error object."""
+        """Return the OpenAI error object."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> Mapping[str, str]:
-        """Give the response headers that belong to this error."""
+        """Return the response headers that belong to this error."""
         if self.retry_after_s is None:
             return {}
         return {"Retry-After": str(self.retry_after_s)}
@@ -110,7 +110,7 @@ class PatchForbidden(PolicyPatchError):
     type = "PermissionDeniedError"
     code = "patch_forbidden"
     param = PATCH_HEADER
-    #: Which rule of the policy says no. For the audit log; a client does not see it.
+    #: Which rule of the policy refuses. For the audit log; a client does not see it.
     rule: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, rule: str | None = None) -> None:
@@ -119,7 +119,7 @@ class PatchForbidden(PolicyPatchError):
 
 
 class AmbiguousCaller(PolicyPatchError, ValueError):
-    """The key or the tenant is sent twice, or is malformed, so it can't be told who calls."""
+    """The key or the tenant is sent twice, or is malformed, so the caller can't be identified."""
 
     status = 400
     type = "BadRequestError"
@@ -136,7 +136,7 @@ class PatchNotFound(PolicyPatchError, LookupError):
 
 
 class PatchNotApplied(PolicyPatchError):
-    """An answer was about to go out that the selected patch had no part in."""
+    """An answer was about to be sent in which the selected patch had no part."""
 
     code = "patch_not_applied"
 
@@ -170,7 +170,7 @@ class PatchWithdrawn(PolicyPatchError):
 
 
 class AdminDisabled(PolicyPatchError):
-    """The server was started without admin keys, so nobody may change the catalog over HTTP."""
+    """The server was started without admin keys, so no caller may change the catalog over HTTP."""
 
     status = 403
     type = "PermissionDeniedError"
@@ -185,7 +185,7 @@ class AdminKeyInvalid(PolicyPatchError):
     code = "invalid_admin_key"
 
     def headers(self) -> Mapping[str, str]:
-        """Say how to authenticate, as RFC 9110 asks for."""
+        """Return how to authenticate, as RFC 9110 asks for."""
         return {"WWW-Authenticate": "Bearer"}
 
 
@@ -218,7 +218,7 @@ class StateNotSaved(PolicyPatchError):
 
 
 class FileRefused(PolicyPatchError):
-    """A patch file can't be served: the workers did not take it, or something unforeseen happened."""
+    """A patch file can't be served: the workers did not take it, or something unexpected happened."""
 
     code = "load_failed"
     #: Label of ``policy_patch_load_failures_total``.

@@ -1,6 +1,6 @@
 """Looks at a file or a folder again and again, so that what changes there is noticed.
 
-File-system events only say *when* to look; each watcher tells *what* changed by comparing with its last look.
+File-system events only say *when* to look; each watcher finds *what* changed by comparing with its last look.
 So lost events end well, and where there are none (network file systems, targets of links, a folder that is
 gone) looking at intervals does the same. Invariant: nothing that a look raises ends the watch.
 """

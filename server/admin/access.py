@@ -35,11 +35,11 @@ class AdminAccess:
         self._audit = audit
 
     async def admit(self, request: Request) -> str:
-        """Give the name of the key that ``request`` carries.
+        """Return the name of the key that ``request`` carries.
 
         Raises:
             AdminDisabled: There are no admin keys.
-            AdminKeyInvalid: It carries none, or nobody's.
+            AdminKeyInvalid: It carries none, or one that is not in the file.
         """
         try:
             return await self._identify(request)
@@ -70,7 +70,7 @@ class AdminAccess:
     async def _identify(self, request: Request) -> str:
         if self._keys is None:
             raise AdminDisabled(
-                "this server takes no admin calls; start it with --admin-key-file to let keys make some"
+                "this server accepts no admin calls; start it with --admin-key-file to enable them"
             )
         if self._keys.is_due:
             await asyncio.to_thread(self._keys.refresh)

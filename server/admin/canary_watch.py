@@ -35,15 +35,15 @@ class CanaryOperator(Protocol):
 
 
 class ArmReports(Protocol):
-    """Is told how each request of a canaried name went."""
+    """Receives how each request of a canaried name went."""
 
     def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
-        """Take one more. Event loop thread only."""
+        """Count one more request. Event loop thread only."""
         ...
 
 
 class CanaryWatch:
-    """Told how each request of a canaried name went; event loop thread only."""
+    """Receives how each request of a canaried name went; event loop thread only."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class CanaryWatch:
         self._ending: dict[str, asyncio.Task[None]] = {}
 
     def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
-        """Count a request of an arm; one that its client broke off or got wrong judges nothing."""
+        """Count a request of an arm; one that its client broke off or got wrong is not judged."""
         self._metrics.finished(name, arm, outcome, first_token_s)
         canary = self._record(name).canary
         if canary is None:
@@ -94,7 +94,7 @@ class CanaryWatch:
         try:
             await self._operator.end_canary(name, verdict, BY_RULES, expected=canary.target, reason=reason)
         except PolicyPatchError as refused:
-            # An operator was faster, or the state can't be written; the next request asks again.
+            # An operator came first, or the state can't be written; the next request asks again.
             error = refused
             logger.error("patch %s: the canary could not be ended: %s", name, refused.message)
         self._audit.record(

@@ -6,7 +6,7 @@
     alice:correct-horse-battery-staple
     deploy-bot:sha256:6dca1a65b1d9f5d0e5b9a0a1d0c7f6f0d5f7d6c8a9b1e2f3a4b5c6d7e8f90a1b
 
-Keys are compared by their digests, all of them and in constant time, so that the time of an answer tells
+Keys are compared by their digests, all of them and in constant time, so that the time of an answer reveals
 neither how far a guess was right nor whose key it was near. The file is looked at again when the last look is
 ``LOOK_AGAIN_S`` old: a key that was taken out opens nothing after that.
 """
@@ -40,7 +40,7 @@ class AdminKeysError(Exception):
 
 
 class AdminKeys:
-    """Tells whose key it is."""
+    """Finds whose key it is."""
 
     def __init__(self, path: Path) -> None:
         """Read the file.
@@ -54,7 +54,7 @@ class AdminKeys:
         self._names = _read(path)
 
     def name_of(self, key: str) -> str | None:
-        """Give the name that ``key`` belongs to; ``None`` where it is nobody's."""
+        """Return the name that ``key`` belongs to; ``None`` where the file does not have it."""
         digest = _digest(key)
         found = None
         for known, name in self._names.items():
@@ -72,7 +72,7 @@ class AdminKeys:
         """Look at the file, and read it again where it has changed. Blocks on the disk."""
         looked_s = time.monotonic()
         self._read_again()
-        # Only now: whoever asks meanwhile must not rely on keys that this look may take out.
+        # Only now: a call that is checked meanwhile must not rely on keys that this look may remove.
         self._looked_s = looked_s
 
     def _read_again(self) -> None:
@@ -97,7 +97,7 @@ def _stamp(path: Path) -> FileStamp:
 
 
 def _read(path: Path) -> Mapping[str, str]:
-    """Give digest -> name."""
+    """Read digest -> name."""
     try:
         with open(path, "rb") as file:
             _require_private(path, os.fstat(file.fileno()))

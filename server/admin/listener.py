@@ -1,7 +1,8 @@
 """``--admin-listen``: a port or a Unix socket for the admin calls, beside the one that serves models.
 
-The socket is bound before the engine starts, so that a wrong address is told at once. It speaks plain HTTP: a
-port belongs on a loopback or an internal interface; a Unix socket is open to the owner of the process only.
+The socket is bound before the engine starts, so that a wrong address is reported at once. It speaks plain
+HTTP: a port belongs on a loopback or an internal interface; a Unix socket is open to the owner of the process
+only.
 """
 
 import asyncio
@@ -60,7 +61,7 @@ def _split(address: str) -> tuple[str, int]:
 
 def _bind_unix(path: Path) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
-        # Left behind by a process that was killed. Whoever still listens there would be cut off, so ask.
+        # Left behind by a process that was killed. One that still listens there would be cut off, so ask.
         if stat.S_ISSOCK(path.lstat().st_mode) and not _is_answered(path):
             path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -73,7 +73,7 @@ class Operator:
         return await self._unbroken(carry_out())
 
     async def follow(self, name: str, by: str) -> NameRecord:
-        """Take the pin away: the files decide again.
+        """Remove the pin: the files decide again.
 
         Raises:
             PatchNotFound: Nothing is known about ``name``.
@@ -96,7 +96,7 @@ class Operator:
         Args:
             name: The patch.
             by: Name of the admin key.
-            expected: The version to leave: where another one is active, someone else was faster.
+            expected: The version to leave: where another one is active, another order came first.
 
         Raises:
             PatchNotFound: Nothing is known about ``name``.
@@ -122,7 +122,7 @@ class Operator:
     async def start_canary(
         self, name: str, version: str, by: str, *, share: float, key: str, rules: CanaryRules
     ) -> NameRecord:
-        """Let a share of the requests get ``version`` where they name the bare name.
+        """Serve ``version`` to a share of the requests that name the bare name.
 
         Raises:
             PatchNotFound: It is not on the workers.
@@ -174,7 +174,7 @@ class Operator:
         return await self._unbroken(self._catalog.change(name, decide))
 
     def holder(self, by: str) -> Callable[[str, Target], Awaitable[None]]:
-        """Give the order that what is about to be loaded never becomes active by itself."""
+        """Return a callback that orders a content, before it is loaded, never to become active by itself."""
 
         async def hold(name: str, target: Target) -> None:
             cause = self._cause("hold", by)
@@ -218,7 +218,7 @@ class Operator:
         return await self._unbroken(carry_out())
 
     def record(self, name: str) -> NameRecord:
-        """Give what is remembered about ``name``.
+        """Return what is remembered about ``name``.
 
         Raises:
             PatchNotFound: Nothing is.

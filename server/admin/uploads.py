@@ -25,10 +25,10 @@ from server.versions.view import FileFailure, ServedPatch
 
 _UPLOAD_SUFFIX = ".upload"
 
-#: Seconds after which an upload that nobody wrote to is nobody's.
+#: Seconds without a write after which an upload counts as abandoned.
 _LEFTOVER_S = 3600.0
 
-#: Told the name and the content before it can become active.
+#: Called with the name and the content before it can become active.
 Hold = Callable[[str, Target], Awaitable[None]]
 
 

@@ -14,7 +14,7 @@
 ``order_queue``   operators' orders that wait, written together
 ``folder``        the watched folder of patch files
 ``folder_files``  the file operations of orders
-``trust_watch``   looks at keys and revocations once in a while
+``trust_watch``   looks at keys and revocations at intervals
 ``processes``     the seam to the other processes of a server
 ``log``           what the logs say about changes
 ================  ==============================================================================

@@ -4,10 +4,10 @@ Changes run one at a time; requests never wait for one. A version is served from
 holds it, in one assignment of the view; whatever goes wrong before that leaves the view as it was. A version
 that is no longer served keeps its tensors until the last request that uses it is done.
 
-Which version a bare name means is told by ``server.versions.activation``: without an operator's call, the
-highest semantic version among the files that are there. What becomes of a file is told by
-``server.catalog.loading``, what requests see of it by ``server.catalog.publication``; this takes what the
-folder and operators ask, one after the other.
+Which version a bare name means is decided in ``server.versions.activation``: without an operator's call, the
+highest semantic version among the files that are there. What becomes of a file is decided in
+``server.catalog.loading``, and what requests see of it in ``server.catalog.publication``; this module takes
+what the folder and operators ask, one after the other.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ class Catalog:
 
     @property
     def trust(self) -> Trust:
-        """Which files are believed; call ``recheck`` where that has changed."""
+        """Which files are accepted; call ``recheck`` where that has changed."""
         return self.intake.trust
 
     def require_in_step(self) -> None:
@@ -127,7 +127,7 @@ class Catalog:
             logger.warning("patch folder %s can be read again", path)
 
     def begin_start(self) -> None:
-        """Let records rest until ``settle``: the files that follow are no news, they were there before."""
+        """Leave records as they are until ``settle``: the files that follow were there before this start."""
         self.publication.is_starting = True
 
     async def settle(self) -> None:
@@ -143,7 +143,7 @@ class Catalog:
             await self.publication.refresh(*names)
 
     async def recheck(self) -> None:
-        """Drop what ``trust`` does not believe any more, and try again what it refused."""
+        """Drop what ``trust`` does not accept any more, and try again what it refused."""
         async with self._changes:
             await self._files.recheck()
             await self._files.retry_conflicts()

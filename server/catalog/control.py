@@ -9,11 +9,11 @@ from server.trust.trust import Trust
 
 @dataclass(frozen=True, slots=True)
 class CatalogControl:
-    """What a catalog obeys and where it reports; by default nothing survives and every file is believed."""
+    """What a catalog obeys and where it reports; by default nothing survives and every file is accepted."""
 
     #: Orders, and what followed from them.
     records: Records = field(default_factory=Records)
-    #: Which files are believed.
+    #: Which files are accepted.
     trust: Trust = field(default_factory=Trust)
-    #: Told what files bring about.
+    #: Records the changes that files cause.
     audit: Audit = field(default_factory=NullAudit)

@@ -25,7 +25,7 @@ _RETRIED_REASONS = frozenset({"residency_failed", "internal", "unreadable"})
 _FIRST_RETRY_S = 2.0
 _LAST_RETRY_S = 60.0
 
-#: What looking at an entry gives where there is no file; anything else may be a file that can't be seen now.
+#: Errors of an entry that is no file; behind any other error may be a file that can't be seen now.
 _NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
@@ -119,7 +119,7 @@ class PatchFolder(Watcher):
         return self._identity
 
     def look_again(self, path: Path) -> None:
-        """Let the next look load ``path`` again where it is refused, changed or not."""
+        """Make the next look load ``path`` again where it is refused, changed or not."""
         if isinstance(self._catalog.outcome(path), FileFailure):
             self._retries[path] = (0.0, _FIRST_RETRY_S)
 

@@ -1,4 +1,4 @@
-"""The file operations of orders: each leaves the folder as it was, or as it shall be."""
+"""The file operations of orders: each leaves the folder as it was, or as the order wants it."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ def remove_files(paths: Collection[Path]) -> None:
 
 
 def not_writable(error: OSError) -> OrderRefused:
-    """Say that the folder takes no orders."""
+    """Make the error of an order whose folder can't be written."""
     return OrderRefused(f"the patch folder can't be written ({error.strerror or error}); nothing was changed")
 
 
@@ -59,7 +59,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def publish(upload: Path, target: Path) -> None:
-    """Let an upload and its signature appear in the folder; blocks.
+    """Move an upload and its signature into the folder; blocks.
 
     Raises:
         FileExistsError: The name is taken.

@@ -25,11 +25,11 @@ class Intake:
 
     def __init__(self, model: ServedModel, trust: Trust) -> None:
         self.model = model
-        #: Which files are believed.
+        #: Which files are accepted.
         self.trust = trust
 
     async def examine(self, path: Path) -> Patch:
-        """Tell what a file holds, if it could be served.
+        """Return what a file holds, if it could be served.
 
         Raises:
             FileRefused: It could not.
@@ -43,7 +43,7 @@ class Intake:
         return patch
 
     async def read(self, path: Path) -> Patch:
-        """Read a file; it is a valid patch then, but nobody said that it may be served."""
+        """Read a file, which is a valid patch then; whether it may be served is for ``admit`` to say."""
         return await asyncio.to_thread(read_patch, path)
 
     async def admit(self, path: Path, patch: Patch, *, is_ordered: bool = False) -> Signature | None:

@@ -4,7 +4,7 @@ The same path with new content replaces the old content. Two paths with the same
 different content: the one that was loaded first keeps serving, the other is refused until the first is gone.
 Whatever goes wrong with a file leaves what serves as it was.
 
-To be called by whoever holds the lock on changes.
+To be called while the lock on changes is held.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class Loading:
             if await asyncio.to_thread(self._intake.trust.adopt, served, signature):
                 await self._drop_distrusted()
         except Exception as error:
-            # The file is untrusted: whatever it does to the reader, the other files must go on being served.
+            # The file is untrusted: whatever it does to the reader, the other files must still be served.
             manifest = patch.manifest if patch is not None else None
             return self.refusals.add(path, refusal_of(path, error), manifest)
         self._metrics.load_succeeded(time.monotonic() - started_s)
@@ -71,7 +71,7 @@ class Loading:
             resident = await self._make_resident(path, patch)
             await asyncio.to_thread(self._intake.trust.adopt, resident.patch, signature)
         except Exception as error:
-            # As with any file: what can't be loaded is named, and the rest goes on.
+            # As with any file: what can't be loaded is listed as refused, and the rest is served.
             self.refusals.add(path, refusal_of(path, error))
 
     async def forget(self, path: Path) -> None:
@@ -85,7 +85,7 @@ class Loading:
             await self._publication.refresh(resident.patch.name)
 
     def drop(self, leaving: Collection[Resident], refused: Collection[Path]) -> None:
-        """Take note that the files of ``leaving`` and those that were ``refused`` are removed."""
+        """Forget the files of ``leaving`` and those that were ``refused``, which are removed."""
         for path in (*refused, *(path for resident in leaving for path in resident.paths)):
             self._digests.pop(path, None)
             self.refusals.drop(path)
@@ -93,7 +93,7 @@ class Loading:
             resident.paths.clear()
 
     async def recheck(self) -> None:
-        """Drop what is not believed any more, and try again what was refused for it."""
+        """Drop what is not accepted any more, and try again what was refused for that reason."""
         await self._drop_distrusted()
         await self._retry(self.refusals.paths(TRUST_REASONS))
 
@@ -109,7 +109,7 @@ class Loading:
         await self._retry(paths)
 
     async def retry_conflicts(self) -> None:
-        """Load files that were refused for a rival's sake, where the rival is gone."""
+        """Load files that were refused because of a rival, where the rival is gone."""
         for path, failure in self.refusals.conflicts():
             if not self._publication.view.has(failure.name or "", failure.version or ""):
                 await self.load(path)
@@ -129,7 +129,7 @@ class Loading:
             await self.load(path)
 
     async def _claim(self, path: Path, patch: Patch) -> ServedPatch:
-        """Make ``path`` stand for ``patch``: on the workers first, then in the view."""
+        """Serve ``patch`` as the content of ``path``: on the workers first, then in the view."""
         resident = self._residents.get(patch.digest)
         self._refuse_conflict(path, patch)
         if resident is None:
@@ -172,7 +172,7 @@ class Loading:
             self._publication.note_loading()
 
     async def _drop_distrusted(self) -> None:
-        """Take from files, and where need be from orders, what is not believed any more."""
+        """Take from files, and where necessary from orders, what is not accepted any more."""
         for resident in self._residents.all():
             refusal = self._intake.trust.refusal(resident.patch)
             # A downgrade is refused to files only; an operator's order may go back.

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def folder_event(name: str, active: Target | None) -> AuditEvent:
-    """Describe what files brought about."""
+    """Describe a change that files caused."""
     return AuditEvent(
         event="folder.activate",
         decision="done",
@@ -23,7 +23,7 @@ def folder_event(name: str, active: Target | None) -> AuditEvent:
 
 
 def log_change(name: str, before: CatalogView, after: CatalogView) -> None:
-    """Tell people what the bare name means now, where that changed."""
+    """Log what the bare name means now, where that changed."""
     old = before.names[name].active if name in before.names else None
     new = after.names[name].active if name in after.names else None
     if old == new:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from server.versions.activation import NameRecord, Situation
 
-#: Gives the new record, or raises where the order can't be carried out.
+#: Returns the new record, or raises where the order can't be carried out.
 Decide = Callable[[Situation], NameRecord]
 
 
@@ -42,7 +42,7 @@ class Orders:
 
         Args:
             changes: Held while orders are carried out.
-            situation: Tells what is known about a name.
+            situation: Returns what is known about a name.
             hold: Makes a record the one that holds: on disk first, then for requests.
         """
         self._changes = changes
@@ -56,14 +56,14 @@ class Orders:
         self._waiting.setdefault(name, []).append(order)
         try:
             async with self._changes:
-                # Whoever had the lock first has carried out all that waited.
+                # The order that had the lock first has carried out all that waited.
                 await self._carry_out(name, self._waiting.pop(name, []))
         finally:
             self._take_back(name, order)
         return order.outcome()
 
     def _take_back(self, name: str, order: _Order) -> None:
-        """Let an order that still waits, whose caller went away, not be carried out by a later one."""
+        """Remove an order that still waits though its caller went away: no later one is to carry it out."""
         waiting = self._waiting.get(name, [])
         if order in waiting:
             waiting.remove(order)

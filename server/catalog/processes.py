@@ -17,7 +17,7 @@ class OtherProcesses(Protocol):
     """All other processes that decide requests by this catalog."""
 
     async def confirm(self, patch: ServedPatch) -> None:
-        """Let each of them learn of a content that the workers can hold, and confirm digest and length.
+        """Send each of them a content that the workers can hold; return once digest and length are confirmed.
 
         Raises:
             NotInStep: One did not. It answers nothing from now on, until it is in step again.
@@ -25,7 +25,7 @@ class OtherProcesses(Protocol):
         ...
 
     async def require_all(self) -> None:
-        """Let each of them say that it is in step: before an order is carried out.
+        """Wait until each of them confirms that it is in step; called before an order is carried out.
 
         Raises:
             NotInStep: One did not; as for ``confirm``.
@@ -33,28 +33,28 @@ class OtherProcesses(Protocol):
         ...
 
     def moved(self, view: CatalogView, names: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """Let ``view``, which differs in ``names``, hold for every process at once.
+        """Make ``view``, which differs in ``names``, hold for every process at once.
 
         Entering hands it to each of them; leaving makes it the one that holds, in one step. The body makes it
-        hold in this process, and waits for nothing. Who does not take it in time answers nothing from then
-        on, until it is in step again.
+        hold in this process, and waits for nothing. A process that does not take it in time answers nothing
+        from then on, until it is in step again.
         """
         ...
 
     def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:
-        """Say which versions are being loaded, so that requests for them hear that they shall try again."""
+        """Announce which versions are being loaded, so that requests for them are told to try again."""
         ...
 
     async def let_go(self, digest: str) -> bool:
         """Ask each of them to forget a content that is not served any more.
 
         Returns:
-            Whether nobody uses it. Where somebody does, it is booked as in flight when this returns.
+            Whether no process uses it. Where one does, its use is counted as in flight when this returns.
         """
         ...
 
     async def withdraw(self, digests: Collection[str]) -> None:
-        """Let each of them end what uses these contents, with an error."""
+        """Make each of them end the requests that use these contents, with an error."""
         ...
 
 

@@ -3,7 +3,7 @@
 Invariants: requests see everything of a change or nothing of it; a record is written before it holds; a
 version that is no longer served keeps its tensors until the last request that uses it is done.
 
-To be called by whoever holds the lock on changes; ``view`` is read by everyone.
+To be called while the lock on changes is held; ``view`` may be read at any time.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class Publication:
         await self.records.commit(name, record, self._sources(name))
 
     async def note(self, name: str, record: NameRecord) -> None:
-        """Let ``record`` hold, written or not; for what can't be refused any more."""
+        """Make ``record`` the one that holds, written or not; for what can't be refused any more."""
         await self.records.note(name, record, self._sources(name))
 
     async def refresh(self, *names: str) -> None:
@@ -87,7 +87,7 @@ class Publication:
         await self.sweep(*names)
 
     async def show(self, *names: str) -> None:
-        """Let requests see what serves now, in one step."""
+        """Show requests what serves now, in one step."""
         before = view = self.view
         for name in sorted(set(names)):
             record = NameRecord() if self.is_starting else self.records.record(name)
@@ -108,7 +108,7 @@ class Publication:
             await self.records.prune(self.records.names - self.view.names.keys(), in_folder)
 
     def note_loading(self, *versions: tuple[str, str]) -> None:
-        """Let requests see what is being put on the workers; nothing where ``versions`` is empty."""
+        """Show requests what is being put on the workers; nothing where ``versions`` is empty."""
         self.view = replace(self.view, loading=frozenset(versions))
         self.processes.note_loading(self.view.loading)
 

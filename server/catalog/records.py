@@ -1,8 +1,8 @@
 """The records of all names: in memory for decisions, in the state folder for the next start.
 
-A record takes effect only after it is written. An operator's order that can't be written is refused. What the
-folder brings about goes on without: the next start looks at the same folder and comes to the same end, and
-only the history of that name has a gap.
+A record takes effect only after it is written. An operator's order that can't be written is refused. A change
+that the folder causes takes effect all the same: the next start looks at the same folder and comes to the
+same result, and only the history of that name has a gap.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ class Records:
         """Read what ``state`` holds.
 
         Args:
-            state: Where records survive the process, if they shall.
+            state: Where records survive the process; ``None`` where they need not.
             keep_previous: Versions of each name that were active before and stay on the workers.
-            saved: Told whether each write worked.
+            saved: Called after each write with whether it worked.
 
         Raises:
             StateError: The state folder can't be used.
@@ -59,15 +59,15 @@ class Records:
         return self._records.keys()
 
     def record(self, name: str) -> NameRecord:
-        """Give the record of ``name``, an empty one where it has none."""
+        """Return the record of ``name``, an empty one where it has none."""
         return self._records.get(name, NameRecord())
 
     def kept(self, name: str) -> tuple[Target, ...]:
-        """Give what the record of ``name`` keeps on the workers: active first."""
+        """Return what the record of ``name`` keeps on the workers, the active version first."""
         return self._kept.get(name, ())
 
     def stored_path(self, digest: str) -> Path | None:
-        """Tell where a copy of this content lies, if there is a state folder."""
+        """Return where a copy of this content lies, if there is a state folder."""
         return self._state.path_of(digest) if self._state is not None else None
 
     async def commit(self, name: str, record: NameRecord, sources: Mapping[str, Collection[Path]]) -> None:
@@ -123,7 +123,7 @@ class Records:
                 self._pruned = needed
 
     def close(self) -> None:
-        """Let another server use the state folder."""
+        """Release the state folder for another server."""
         if self._state is not None:
             self._state.close()
 

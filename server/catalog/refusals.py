@@ -44,11 +44,11 @@ class Refusals:
         return list(self._failures.values())
 
     def get(self, path: Path) -> FileFailure | None:
-        """Tell why ``path`` is refused, if it is."""
+        """Return why ``path`` is refused, if it is."""
         return self._failures.get(path)
 
     def conflicts(self) -> list[tuple[Path, FileFailure]]:
-        """List what is refused for the sake of a rival with the same name and version."""
+        """Return what is refused because a rival has the same name and version."""
         return [(path, failure) for path, failure in self._failures.items() if failure.reason == "conflict"]
 
     def paths(
@@ -64,7 +64,7 @@ class Refusals:
         ]
 
     def drop(self, path: Path) -> bool:
-        """Forget that ``path`` is refused; tells whether it was."""
+        """Forget that ``path`` is refused, and return whether it was."""
         if self._failures.pop(path, None) is None:
             return False
         self._count()
@@ -73,7 +73,7 @@ class Refusals:
     def add(self, path: Path, refusal: FileRefused, manifest: Manifest | None = None) -> FileFailure:
         """Refuse ``path``; ``manifest`` is what it holds, where that could be read."""
         before = self._failures.get(path)
-        # Where the files lie is nobody's business over HTTP.
+        # Where the files lie is not told over HTTP.
         message = refusal.message.replace(f"{path.parent}{os.sep}", "")
         reason = refusal.reason
         is_news = before is None or before.reason != reason
@@ -121,7 +121,7 @@ def require_servable(patch: Patch, base_model: BaseModel, max_num_tokens: int) -
 
 
 def refusal_of(path: Path, error: Exception) -> FileRefused:
-    """Say in terms of this server why a file could not be loaded."""
+    """Return the reason why a file could not be loaded, as an error of this server."""
     match error:
         case FileRefused():
             return error
@@ -133,12 +133,12 @@ def refusal_of(path: Path, error: Exception) -> FileRefused:
             return BaseModelConflict(str(error))
         case ResidencyError():
             return FileRefused(f"the workers did not take it: {error}", reason="residency_failed")
-    logger.error("patch file %s: loading it failed in an unforeseen way", path.name, exc_info=error)
+    logger.error("patch file %s: loading it failed unexpectedly", path.name, exc_info=error)
     return FileRefused(f"internal error: {type(error).__name__}")
 
 
 def held_conflict(keeper: ServedPatch) -> PatchConflict:
-    """Say that an operator made other content active under the version of a file."""
+    """Make the error of a file under whose version an operator made other content active."""
     return PatchConflict(
         f"{keeper.reference} is active with different content by an operator's call; "
         "give this one another version, or let the folder decide again with `patches activate --follow`"

@@ -1,7 +1,7 @@
-"""What the workers hold: who uses each content, and how it goes once nothing keeps it.
+"""What the workers hold: which requests use each content, and how it is dropped once nothing keeps it.
 
-The catalog says what is kept; this says when the rest may go. Invariant: tensors are dropped only when no
-request uses them, and what is being dropped is given to no request.
+The catalog says what is kept; this module says when the rest may be dropped. Invariant: tensors are dropped
+only when no request uses them, and what is being dropped is given to no request.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Resident:
         #: Files that hold this content now; without one it is drained, unless a record keeps it.
         self.paths: set[Path] = set()
         self.num_in_flight = 0
-        #: Revoked, or nobody trusted vouches for it any more: no file and no order lets it serve.
+        #: Revoked, or no trusted signer vouches for it any more: no file and no order lets it serve.
         self.is_barred = False
         #: Nothing keeps it any more, and the log says so.
         self.is_retired = False
@@ -87,7 +87,7 @@ class ResidentRow:
 
 
 class Residents:
-    """What the workers hold. ``load`` and ``sweep`` are called by whoever holds ``changes``."""
+    """What the workers hold. ``load`` and ``sweep`` are called while ``changes`` is held."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Residents:
         residency.bind(self._must_stay)
 
     def _must_stay(self, digest: str) -> bool:
-        """Tell whether memory may not give a content up: it is in use, or no file of the folder holds it."""
+        """Return whether memory has to keep a content: it is in use, or no file of the folder holds it."""
         resident = self._residents.get(digest)
         return resident is not None and (resident.num_in_flight > 0 or not resident.paths)
 
@@ -120,7 +120,7 @@ class Residents:
         return self._residents[digest]
 
     def get(self, digest: str) -> Resident | None:
-        """Give the content with this digest, if the workers hold it."""
+        """Return the content with this digest, if the workers hold it."""
         return self._residents.get(digest)
 
     def all(self) -> tuple[Resident, ...]:
@@ -179,14 +179,14 @@ class Residents:
                 self._drain_soon(resident)
 
     def is_ready(self, patch: ServedPatch) -> bool:
-        """Tell whether every worker holds the tensors of ``patch`` now."""
+        """Return whether every worker holds the tensors of ``patch`` now."""
         return self._residency.is_ready(patch.digest)
 
     async def ready(self, patch: SelectedPatch) -> None:
         """Return once every worker holds the tensors of ``patch``, which the caller has acquired.
 
         Raises:
-            PatchNotReady: They can't be had now.
+            PatchNotReady: They are unavailable now.
         """
         try:
             for part in patch.parts:
@@ -196,7 +196,7 @@ class Residents:
             raise PatchNotReady(f"patch '{patch.reference}' could not be loaded; try again") from error
 
     async def load(self, path: Path, patch: Patch) -> Resident:
-        """Let every worker, and every process that decides, confirm ``patch``, just read from ``path``.
+        """Ask every worker, and every process that decides, to confirm ``patch``, just read from ``path``.
 
         Raises:
             ResidencyError: One could not; no worker holds it then.
@@ -215,7 +215,7 @@ class Residents:
         return self.add(served)
 
     def add(self, patch: ServedPatch) -> Resident:
-        """Book a content that the workers can hold."""
+        """Add a content that the workers can hold."""
         resident = self._residents[patch.digest] = Resident(patch)
         self._by_name.setdefault(patch.name, {})[patch.digest] = resident
         self._metrics.patch_added(patch.digest, patch.name)
@@ -257,7 +257,7 @@ class Residents:
         try:
             task = asyncio.get_running_loop().create_task(self._drain(resident))
         except RuntimeError:
-            # The loop is gone, so the process is going, and the workers with it.
+            # The loop has ended, so the process is ending, and the workers with it.
             return
         self._drains.add(task)
         task.add_done_callback(self._drains.discard)
@@ -275,7 +275,7 @@ class Residents:
             or resident.num_in_flight
             or self._is_kept(resident)
         ):
-            # Whoever uses it drains it.
+            # The end of its last request drains it.
             return
         resident.is_unloading = True
         try:

@@ -80,7 +80,7 @@ class CatalogState:
             raise StateError(f"--state: {self._folder}: {error.strerror or error}") from error
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder for another process."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -100,7 +100,7 @@ class CatalogState:
         sync_folder(self._names)
 
     def path_of(self, digest: str) -> Path:
-        """Tell where the content with this digest is kept, if it is."""
+        """Return where the content with this digest is kept, if it is."""
         return self._patches / f"{digest.removeprefix(_DIGEST_PREFIX)}{SUFFIX}"
 
     def keep(self, digest: str, sources: Collection[Path]) -> bool:
@@ -133,7 +133,7 @@ class CatalogState:
         return is_kept
 
     def _keep_signature(self, digest: str, source: Path) -> bool:
-        """Copy the signature beside ``source``; tells whether there was one of this content."""
+        """Copy the signature beside ``source``, and return whether there was one of this content."""
         try:
             data = read_signature(source)
             if read_claim(data).statement.digest != digest:

@@ -13,7 +13,7 @@ CHECK_S = 1.0
 
 
 class TrustWatch(Watcher):
-    """Looks once in a while; entered once at start-up."""
+    """Looks at intervals; entered once at start-up."""
 
     def __init__(
         self, trust: Trust, catalog: Catalog, metrics: PatchMetrics, *, check_s: float = CHECK_S

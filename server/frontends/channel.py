@@ -51,11 +51,11 @@ class Channel:
             self.close()
 
     def tell(self, kind: str, body: Body) -> None:
-        """Send a message that needs no answer; nobody hears it where the other end is gone."""
+        """Send a message that needs no answer; it is lost where the other end is gone."""
         self._send({"kind": kind, "body": body})
 
     async def call(self, kind: str, body: Body, timeout_s: float) -> Body:
-        """Send a question and give its answer.
+        """Send a question and return its answer.
 
         Raises:
             ChannelError: There is none within ``timeout_s`` seconds, or the other process can't.
@@ -76,7 +76,7 @@ class Channel:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(ChannelError("the other process hung up"))
-                # Whoever asked may be gone.
+                # The task that asked may be gone.
                 answer.exception()
 
     async def _next(self) -> Body | None:
@@ -102,7 +102,7 @@ class Channel:
         try:
             result = self._handle(frame["kind"], frame["body"])
         except Exception as error:
-            # A process edge: whoever asked has to hear that it went wrong.
+            # A process edge: the other end has to hear that it went wrong.
             self._answer_error(frame, error)
             return
         if isinstance(result, Awaitable):

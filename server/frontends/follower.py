@@ -2,7 +2,7 @@
 
 A generation may use a content only after the leader counts this process among its users, which keeps the
 tensors where they are. That question is asked for the first of several requests that overlap; what follows
-are numbers, and nobody waits for those.
+are numbers, and nothing waits for those.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: Seconds between two signs of life, and between two attempts to reach the leader.
 BEAT_S = 1.0
 
-#: Seconds in which changes of what is used are gathered before the leader is told.
+#: Seconds in which changes of what is used are gathered before they are sent to the leader.
 _GATHER_S = 0.02
 
 #: Seconds that the leader may take to get a prefix onto the workers.
@@ -40,7 +40,7 @@ class FollowedResidency:
         """Make one that has no leader yet.
 
         Args:
-            num_in_flight: Tells how many requests of this process use a digest.
+            num_in_flight: Returns how many requests of this process use a digest.
         """
         self._num_in_flight = num_in_flight
         self._channel: Channel | None = None
@@ -53,7 +53,7 @@ class FollowedResidency:
         self._flush: asyncio.TimerHandle | None = None
 
     def attach(self, channel: Channel) -> dict[str, int]:
-        """Ask this leader from now on; gives what is in use."""
+        """Ask this leader from now on, and return what is in use."""
         self._channel = channel
         self._ready.clear()
         uses = {digest: self._num_in_flight(digest) for digest in self._counted}
@@ -85,7 +85,7 @@ class FollowedResidency:
         """Return once the leader counts this process and every worker holds ``digest``.
 
         Raises:
-            ResidencyError: The leader can't be asked, or says that it can't be had.
+            ResidencyError: The leader can't be asked, or says that it is unavailable.
         """
         while digest not in self._ready:
             task = self._asking.get(digest)
@@ -129,7 +129,7 @@ class FollowedResidency:
 
 
 class FollowedResidents(Residents):
-    """Who uses what in this process; the leader is told."""
+    """What requests of this process use; the leader hears of it."""
 
     def __init__(self, metrics: PatchMetrics) -> None:
         self.residency = FollowedResidency(self._number)
@@ -185,7 +185,7 @@ class Follower:
                 await self._task
 
     def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
-        """Tell the leader how a request of a canaried name went; see ``ArmReports``."""
+        """Report to the leader how a request of a canaried name went; see ``ArmReports``."""
         if self._channel is not None:
             body = {"name": name, "arm": arm, "outcome": outcome, "first_token_s": first_token_s}
             self._channel.tell("finished", body)
@@ -198,7 +198,7 @@ class Follower:
                 logger.debug("front end %d: the leading process is not there: %s", self._index, error)
             except Exception:
                 # Nothing may end this: the process would refuse requests for ever.
-                logger.exception("front end %d: following failed, going on", self._index)
+                logger.exception("front end %d: following failed; it tries again", self._index)
             finally:
                 self._channel = None
                 self._mirror.lost()

@@ -1,8 +1,8 @@
 """The leader's side: hands followers what serves next, and counts what they use.
 
-Who does not confirm within ``CONFIRM_S`` seconds is cut off: a shared word says so, by which that process
-refuses every request, whether it ever reads another message or not. It is let in again, with everything that
-serves by then, as soon as it gives a sign of life. What it had in use before stays booked as long as its
+A follower that does not confirm within ``CONFIRM_S`` seconds is cut off: a shared word says so, by which that
+process refuses every request, whether it ever reads another message or not. It is let in again, with
+everything that serves by then, at its next message. What it had in use before stays counted as long as its
 connection lasts.
 """
 
@@ -24,10 +24,10 @@ from server.versions.view import CatalogView, ServedPatch
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a follower has to confirm what it is told.
+#: Seconds that a follower has to confirm a change.
 CONFIRM_S = 10.0
 
-#: Seconds that a follower has to say its figures, or a scrape goes without them.
+#: Seconds that a follower has to send its figures; a scrape does without those that come later.
 _FIGURES_S = 1.0
 
 
@@ -39,9 +39,9 @@ class _Connection:
         #: Known from its first message on.
         self.index: int | None = None
         self.is_attached = False
-        #: Digests of contents that it was told.
+        #: Digests of contents that it was sent.
         self.known: set[str] = set()
-        #: Digest -> requests of it that are booked.
+        #: Digest -> requests of it that are counted.
         self.uses: dict[str, int] = {}
         self.entering: asyncio.Task[None] | None = None
 
@@ -60,7 +60,7 @@ class FollowerPool:
 
         Args:
             steps: The shared numbers.
-            address: Where followers knock.
+            address: Where followers connect.
             policy: The policy file, where there is one.
             confirm_s: Seconds that a follower has to confirm.
         """
@@ -71,7 +71,7 @@ class FollowerPool:
         self._view = CatalogView()
         self._residents: Residents | None = None
         self._signer_of: Callable[[str], str | None] = lambda digest: None
-        #: Told how requests of canaried names went.
+        #: Receives how requests of canaried names went.
         self.canaries: ArmReports | None = None
         self._followers: set[_Connection] = set()
         #: Held from handing over a step to its holding, and while a follower is let in.
@@ -81,7 +81,7 @@ class FollowerPool:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def bind(self, residents: Residents, signer_of: Callable[[str], str | None]) -> None:
-        """Count in ``residents`` what followers use; ``signer_of`` tells who signed a content."""
+        """Count in ``residents`` what followers use; ``signer_of`` returns who signed a content."""
         self._residents, self._signer_of = residents, signer_of
 
     async def __aenter__(self) -> "FollowerPool":
@@ -124,13 +124,13 @@ class FollowerPool:
         async with self._turn:
             await self._hand_over(view, names, None)
             yield
-            # In the same breath as the body: nothing else runs in between.
+            # At once after the body: nothing else runs in between.
             self._view = view
             self._steps.advance()
 
     @contextlib.asynccontextmanager
     async def policy_moved(self, policy: bytes) -> AsyncIterator[None]:
-        """Let a policy hold for every process at once, as ``moved`` does with a view."""
+        """Make a policy hold for every process at once, as ``moved`` does with a view."""
         async with self._turn:
             await self._hand_over(self._view, (), policy)
             yield
@@ -164,7 +164,7 @@ class FollowerPool:
                 self._cut_off(follower, str(answer))
 
     async def figures(self) -> list[Body]:
-        """Give what each follower counts; of one that is too slow, nothing."""
+        """Return what each follower counts; one that is too slow is left out."""
         asked = await self._ask_all("figures", lambda f: {}, timeout_s=_FIGURES_S)
         return [answer for _, answer in asked if not isinstance(answer, ChannelError)]
 
@@ -206,7 +206,7 @@ class FollowerPool:
     def _cut_off(self, follower: _Connection, reason: str) -> str:
         if follower.index is not None and follower.is_attached:
             self._steps.set_attached(follower.index, False)
-            logger.error("front end %d is cut off, it refuses requests: %s", follower.index, reason)
+            logger.error("front end %d is cut off and refuses requests: %s", follower.index, reason)
         follower.is_attached = False
         return f"front end {follower.index}: {reason}"
 
@@ -247,7 +247,7 @@ class FollowerPool:
         return None
 
     def _replace(self, follower: _Connection, index: int) -> None:
-        """Note which process this is; a connection that it had before counts no more."""
+        """Note which process this is; a connection that it had before does not count any more."""
         for other in self._followers:
             if other.index == index:
                 self._cut_off(other, "it connected anew")
@@ -272,7 +272,7 @@ class FollowerPool:
                 self._steps.set_attached(follower.index, True)
             logger.info("front end %d is in step", follower.index)
         except ChannelError as error:
-            logger.error("front end %d can't be let in: %s", follower.index, error)
+            logger.error("front end %d can't join: %s", follower.index, error)
         finally:
             follower.entering = None
 
@@ -287,7 +287,7 @@ class FollowerPool:
 
     def _ready(self, follower: _Connection, digest: str, number: int) -> Coroutine[Any, Any, None]:
         assert self._residents is not None
-        # Booked at once, in the order of the messages; only the waiting comes later.
+        # Counted at once, in the order of the messages; only the waiting comes later.
         self._count_uses(follower, digest, number)
         if digest not in follower.uses:
             raise LookupError(f"{digest} is not loaded any more")

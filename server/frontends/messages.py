@@ -66,7 +66,7 @@ def name_body(view: CatalogView, name: str) -> Body | None:
 def with_name_body(
     view: CatalogView, name: str, body: Body | None, find: Callable[[str], ServedPatch]
 ) -> CatalogView:
-    """Give the view in which ``name`` means what ``body`` says; ``find`` gives contents by digest.
+    """Return the view in which ``name`` means what ``body`` says; ``find`` returns contents by digest.
 
     Raises:
         LookupError: ``find`` does not know one.

@@ -19,7 +19,7 @@ from server.policy.file import parse_policy
 from server.policy.rules import Policy
 from server.versions.view import CatalogView, ServedPatch
 
-#: Seconds without a sign of life of the leader after which nothing is decided any more.
+#: Seconds without a message of the leader after which nothing is decided any more.
 SILENCE_S = 10.0
 
 
@@ -104,10 +104,10 @@ class Mirror:
     def require_in_step(self) -> None:
         """Refuse where it is not sure that ``view`` and policy hold; see ``Served.require_in_step``."""
         if not self.is_in_step:
-            raise NotInStep("this process of the server waits for word of what serves now; try again")
+            raise NotInStep("this process of the server does not know yet what serves now; try again")
 
     def heard(self) -> None:
-        """Note a sign of life of the leader."""
+        """Note that the leader is alive."""
         self._heard_s = self._clock()
 
     def lost(self) -> None:
@@ -115,7 +115,7 @@ class Mirror:
         self._heard_s = self._clock() - SILENCE_S
 
     def learn(self, body: Body) -> Body:
-        """Take in contents; gives the digests and lengths of what was understood."""
+        """Take in contents, and return the digests and lengths of what was understood."""
         confirmed = {}
         for content in body["contents"]:
             patch, signer = content_of(content)
@@ -149,7 +149,7 @@ class Mirror:
             self._next = replace(self._next, view=replace(self._next.view, loading=loading))
 
     def let_go(self, digest: str) -> int:
-        """Forget a content that is not served any more; gives how many requests use it, which keeps it."""
+        """Forget a content that is not served any more; return how many requests use it, which keep it."""
         resident = self.residents.get(digest)
         if resident is None:
             return 0
@@ -164,7 +164,7 @@ class Mirror:
             resident.withdraw()
 
     def signer_of(self, digest: str) -> str | None:
-        """Tell who signed a content, where that is known."""
+        """Return who signed a content, where that is known."""
         return self._signers.get(digest)
 
     def _copy(self, base: Copy, body: Body) -> Copy:

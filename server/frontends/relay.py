@@ -1,8 +1,8 @@
 """Routes that a follower lets the leader answer, and the leader's end of that.
 
 What is asked about the whole server, or changes it, is asked of the leader: the ``/v1/patches`` routes, the
-metrics, and the description of the API. The request goes on unchanged, with the caller's address beside it,
-since the policy may ask for it; the socket lies where only this server's user can write to it.
+metrics, and the description of the API. The request is passed on unchanged, with the caller's address beside
+it, since the policy may ask for it; the socket lies where only this server's user can write to it.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _HEALTH_PATHS = frozenset({"/health", "/ping"})
 _ENDS_HEADER = b"x-policypatch-ends"
 
 #: What the policy knows a peer by: no address, and not the Unix socket on which requests are passed on.
-_NOBODY = {"client": None, "server": ("leader", 1)}
+_NO_CALLER = {"client": None, "server": ("leader", 1)}
 
 #: Belong to one connection, not to the request.
 _HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te"})
@@ -53,7 +53,7 @@ class Relay:
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in _HEALTH_PATHS and not self._is_in_step():
-            await _refuse(NotInStep("this process waits for word of what serves now"), send)
+            await _refuse(NotInStep("this process does not know yet what serves now"), send)
         elif path in _RELAYED_PATHS or path.startswith(_PATCHES_PREFIX):
             await self._relay(scope, receive, send)
         else:
@@ -84,7 +84,7 @@ class Relay:
 
 
 class FromFollowers:
-    """Sits around the leader's app where followers pass requests on: gives them back their client."""
+    """Sits around the leader's app where followers pass requests on, and restores their client's address."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -92,7 +92,7 @@ class FromFollowers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == "http":
-            ends = next((json.loads(v) for k, v in scope["headers"] if k == _ENDS_HEADER), _NOBODY)
+            ends = next((json.loads(v) for k, v in scope["headers"] if k == _ENDS_HEADER), _NO_CALLER)
             headers = [(k, v) for k, v in scope["headers"] if k != _ENDS_HEADER]
             known = {end: tuple(value) if value else None for end, value in ends.items()}
             scope = {**scope, **known, "headers": headers}

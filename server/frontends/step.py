@@ -8,7 +8,7 @@ from collections.abc import MutableSequence
 
 
 def num_words(num_processes: int) -> int:
-    """Tell how many words a server of this many processes needs, all of them 0 at first."""
+    """Return how many words a server of this many processes needs, all of them 0 at first."""
     return 1 + num_processes
 
 
@@ -24,13 +24,13 @@ class Steps:
         return self._words[0]
 
     def advance(self) -> None:
-        """Let the next step hold, for every process at once. For the leader."""
+        """Make the next step hold, for every process at once. For the leader."""
         self._words[0] += 1
 
     def is_attached(self, index: int) -> bool:
-        """Tell whether the leader counts on this process."""
+        """Return whether the leader counts on this process."""
         return bool(self._words[1 + index])
 
     def set_attached(self, index: int, is_attached: bool) -> None:
-        """Count on this process from now on, or no more. For the leader."""
+        """Count on this process from now on, or not any more. For the leader."""
         self._words[1 + index] = is_attached

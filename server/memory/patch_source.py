@@ -2,7 +2,7 @@
 
 An open file can be read again after it was renamed, replaced by a rename, or removed, which is all that a
 careful writer does. Only a file that is overwritten in place is lost; then ``is_intact`` says so, and what
-memory still holds of it must stay there. Invariant: ``read`` gives the tensors of its digest or an error.
+memory still holds of it must stay there. Invariant: ``read`` returns the tensors of its digest or raises.
 """
 
 import errno
@@ -38,7 +38,7 @@ class PatchSource:
             raise
 
     def _require_named(self) -> None:
-        # The header says which digest the rest shall have; whether it has is checked where it is read.
+        # The header names the digest of the rest; whether it is true is checked where the rest is read.
         try:
             named = read_metadata(partial(os.pread, self._file)).get(DIGEST_KEY)
         except PatchFormatError:
@@ -51,7 +51,7 @@ class PatchSource:
         return status.st_mtime_ns, status.st_size if stat.S_ISREG(status.st_mode) else -1
 
     def is_intact(self) -> bool:
-        """Tell whether the file still holds what it held when it was opened, as far as its times tell."""
+        """Return whether the file still holds what it held when it was opened, as far as its times tell."""
         return self._look() == self._content
 
     def read(self) -> torch.Tensor:
@@ -78,5 +78,5 @@ class PatchSource:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Let go of the file. To be called once, when nobody reads."""
+        """Close the file. To be called once, when no read runs."""
         os.close(self._file)

@@ -32,7 +32,7 @@ class Workers(Protocol):
         ...
 
     async def load(self, digest: str, kv: torch.Tensor, *, is_pinned: bool = False) -> int:
-        """Put ``kv`` on every worker; the engine goes on with its steps meanwhile.
+        """Put ``kv`` on every worker; the engine continues its steps meanwhile.
 
         Args:
             digest: The content digest, ``sha256:`` and 64 hexadecimal digits.
@@ -87,16 +87,16 @@ class Residency(Protocol):
         """Return once every worker holds the tensors of ``digest``; they stay while it must stay.
 
         Raises:
-            ResidencyError: They can't be had.
+            ResidencyError: They are unavailable.
         """
         ...
 
     def is_ready(self, digest: str) -> bool:
-        """Tell whether ``ready`` would return at once."""
+        """Return whether ``ready`` would return at once."""
         ...
 
     def idle(self, digest: str) -> None:
-        """Take note that the last request that used ``digest`` is over, for now."""
+        """Note that the last request that used ``digest`` is over, for now."""
         ...
 
     async def unload(self, digest: str) -> None:

@@ -1,7 +1,7 @@
 """Where the prefix tensors of each patch are: on disk, in the workers' host memory, in device slots.
 
 This module moves them between disk and host memory; each worker fills its own device slots from its host
-memory (``server.engine.prefix_store``), which takes a copy of a few MiB and no decision of anybody else. So a
+memory (``server.engine.prefix_store``), which takes a copy of a few MiB and no decision from outside. So a
 request needs one thing before it may start: its prefix in every worker's host memory. ``ready`` sees to it.
 
 Invariants: what requests in flight use is never taken out of host memory, nor what no file holds any more;
@@ -50,7 +50,7 @@ class _Prefix:
     order: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def can_go(self) -> bool:
-        """Tell whether it could be had again, and nobody wants it kept."""
+        """Return whether it could be loaded again, and nothing keeps it."""
         return not self.is_pinned and self.source is not None and self.source.is_intact()
 
 
@@ -74,7 +74,7 @@ class TieredResidency:
         self._must_stay = must_stay
 
     async def load(self, digest: str, kv: torch.Tensor, *, name: str, path: Path) -> int:
-        """Let every worker confirm a prefix, and put on them what will be wanted; see ``Residency.load``."""
+        """Ask every worker to confirm a prefix, and load what will be wanted; see ``Residency.load``."""
         nbytes = await self._workers.check(digest, kv)
         try:
             source = PatchSource(path, digest)
@@ -93,10 +93,10 @@ class TieredResidency:
         return nbytes
 
     def _is_wanted(self, prefix: _Prefix) -> bool:
-        """Tell whether to load before the first request.
+        """Return whether to load before the first request.
 
         What is pinned, what could not be read again, and another version of a name that is in host memory:
-        whoever replaces a patch under load must not make its requests wait.
+        replacing a patch under load must not make its requests wait.
         """
         has_room = self._host_bytes + prefix.nbytes <= self._options.patch_host_memory
         return (
@@ -159,14 +159,14 @@ class TieredResidency:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            # The loop is gone, so the process is going, and the workers with it.
+            # The loop has ended, so the process is ending, and the workers with it.
             return
         trim = loop.create_task(self._drop_all(self._give_up_surplus()))
         self._trims.add(trim)
         trim.add_done_callback(self._trims.discard)
 
     def _give_up_surplus(self) -> list[_Prefix]:
-        """Give up what is not in use, as far as host memory is beyond its bound."""
+        """Release what is not in use, as far as host memory is beyond its bound."""
         victims = list(self._victims())
         for victim in victims:
             self._cool(victim)
@@ -187,7 +187,7 @@ class TieredResidency:
                 yield prefix
 
     def _cool(self, prefix: _Prefix) -> None:
-        """Give up a prefix: from now on requests load it anew, after the workers dropped it."""
+        """Release a prefix: from now on requests load it anew, after the workers dropped it."""
         prefix.is_warm, prefix.is_stale = False, True
         self._num_warm[prefix.name] -= 1
         self._host_bytes -= prefix.nbytes
@@ -197,17 +197,17 @@ class TieredResidency:
             try:
                 await self._clear(prefix)
             except Exception:
-                # What asked for the room goes on: the worker that is in trouble will say so to it as well.
+                # The load that needs the room continues: a worker that is in trouble will fail it as well.
                 logger.exception("%s: the workers did not confirm that it is dropped", prefix.digest)
 
     async def _clear(self, prefix: _Prefix) -> None:
-        # Whoever has the lock first does it: who drops a prefix, or who needs it again meanwhile.
+        # The first that has the lock does it: the drop of a prefix, or a load that needs it again meanwhile.
         if prefix.is_stale:
             await self._workers.unload(prefix.digest)
             prefix.is_stale = False
 
     async def unload(self, digest: str) -> None:
-        """Forget a prefix that nobody uses; see ``Residency.unload``."""
+        """Forget a prefix that no request uses; see ``Residency.unload``."""
         prefix = self._prefixes.pop(digest, None)
         if prefix is None:
             raise ResidencyError(f"digest: {digest} is not resident")
@@ -234,6 +234,6 @@ class TieredResidency:
 
 
 def _retrieve(loading: "asyncio.Task[None]") -> None:
-    # Where every request that waited went away, nobody else asks what became of it.
+    # Where every request that waited went away, nothing else retrieves its exception.
     if not loading.cancelled() and (error := loading.exception()) is not None:
         logger.error("a prefix could not be loaded: %s", error)

@@ -52,11 +52,11 @@ class ControlMetrics:
         self._trust_readable.set(1)
 
     def set_trust_readable(self, is_readable: bool) -> None:
-        """Say whether keys and revocations are up to date, and signed bounds on disk."""
+        """Set whether keys and revocations are up to date, and signed bounds on disk."""
         self._trust_readable.set(is_readable)
 
     def state_saved(self, is_saved: bool) -> None:
-        """Say whether the last write to the state folder worked."""
+        """Set whether the last write to the state folder worked."""
         self._state_saved.set(is_saved)
 
     def audit_dropped(self, reason: str, num_events: int) -> None:

@@ -39,7 +39,7 @@ class LatencyHistogram:
         self.sum_s += value_s * num_observations
 
     def state(self) -> dict[str, Any]:
-        """Give what another process can add to its own."""
+        """Return what another process can add to its own."""
         return {"counts": list(self._counts), "sum_s": self.sum_s}
 
     def add(self, state: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ class LatencyHistogram:
         self.sum_s += state["sum_s"]
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Give ``(le, cumulative count)``, as the exposition format wants them."""
+        """Return ``(le, cumulative count)``, as the exposition format wants them."""
         bounds = [*map(str, self._bounds_s), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
 
@@ -63,7 +63,7 @@ class PatchLatency:
         self.inter_token = LatencyHistogram(INTER_TOKEN_BOUNDS_S)
 
     def state(self) -> dict[str, Any]:
-        """Give what another process can add to its own."""
+        """Return what another process can add to its own."""
         return {"first_token": self.first_token.state(), "inter_token": self.inter_token.state()}
 
     def add(self, state: Mapping[str, Any]) -> None:

@@ -138,11 +138,11 @@ class PatchMetrics:
         self._rows = rows
 
     def rows(self) -> Iterable[Row]:
-        """Give what is resident now."""
+        """Return what is resident now."""
         return self._rows()
 
     def latencies(self) -> list[tuple[str, PatchLatency]]:
-        """Give the latencies of each patch that was used."""
+        """Return the latencies of each patch that was used."""
         if not self.others:
             return list(self._latency.items())
         merged: dict[str, PatchLatency] = {}
@@ -152,16 +152,16 @@ class PatchMetrics:
         return list(merged.items())
 
     def num_base(self) -> int:
-        """Give how many requests the base model answers now."""
+        """Return how many requests the base model answers now."""
         return self.num_base_running + sum(int(figures["num_base_running"]) for figures in self.others)
 
     def figures(self) -> dict[str, Any]:
-        """Give what this process alone knows, and no counter holds."""
+        """Return what this process alone knows, and no counter holds."""
         latency = {name: latency.state() for name, latency in self._latency.items()}
         return {"num_base_running": self.num_base_running, "latency": latency}
 
     def patch_added(self, digest: str, name: str) -> None:
-        """Let ``name`` be a label value, and map ``digest`` to it."""
+        """Allow ``name`` as a label value, and map ``digest`` to it."""
         self._names[digest] = name
 
     def patch_removed(self, digest: str) -> None:
@@ -189,7 +189,7 @@ class PatchMetrics:
         self._rejected.labels(code).inc()
 
     def latency(self, name: str) -> PatchLatency:
-        """Give the histograms that generations under ``name`` observe."""
+        """Return the histograms that generations under ``name`` observe."""
         latency = self._latency.get(name)
         if latency is None:
             latency = PatchLatency()
@@ -213,11 +213,11 @@ class PatchMetrics:
         self._load_failures.labels(reason).inc()
 
     def set_refused_files(self, num_files: int) -> None:
-        """Say how many files are refused now."""
+        """Set how many files are refused now."""
         self._refused_files.set(num_files)
 
     def set_folder_readable(self, is_readable: bool) -> None:
-        """Say whether the last scan worked."""
+        """Set whether the last scan worked."""
         self._folder_readable.set(is_readable)
 
     def _label_of(self, patch: SelectedPatch) -> str:

@@ -62,7 +62,7 @@ class PrefixMetrics:
         self._pinned_limit.inc(limit)
 
     def set_writers(self, writers: Iterable[str]) -> None:
-        """Say what writes prefixes on the workers."""
+        """Set what writes prefixes on the workers."""
         now = set(writers)
         # Not removed: several processes that count together can't drop a series.
         for writer in self._writers | now:

@@ -39,12 +39,12 @@ class TierMetrics:
             self._patches.labels(tier)
 
     def set_limits(self, *, device_bytes: int, host_bytes: int) -> None:
-        """Say how much prefixes may take, over all workers."""
+        """Set how much prefixes may take, over all workers."""
         self._limit.labels("device").set(device_bytes)
         self._limit.labels("host").set(host_bytes)
 
     def set_host(self, num_bytes: int, num_patches: int, num_on_disk: int) -> None:
-        """Say what host memory holds, and how many patches only their files do."""
+        """Set what host memory holds, and how many patches only their files hold."""
         self._bytes.labels("host").set(num_bytes)
         self._patches.labels("host").set(num_patches)
         self._patches.labels("disk").set(num_on_disk)

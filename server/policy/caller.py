@@ -29,7 +29,7 @@ class Credentials:
         return cls(scope["headers"], peer_of(scope))
 
     def values(self, name: bytes) -> list[bytes]:
-        """Give all values of a header, in order."""
+        """Return all values of a header, in order."""
         return [value for key, value in self.headers if key == name]
 
 
@@ -45,17 +45,17 @@ class Caller:
     tenant: str | None = None
 
     def cache_partition(self, policy: Policy) -> str | None:
-        """Name the part of the prefix cache for its prompts; ``None`` for the part of everybody else.
+        """Return the part of the prefix cache for its prompts; ``None`` for the part that all others share.
 
-        How fast an answer begins tells whether its prompt was there already, so callers that a policy tells
-        apart must not find each other's.
+        How fast an answer begins reveals whether its prompt was there already, so callers that a policy
+        distinguishes must not find each other's.
         """
         if policy.share_cache or self == ANYONE:
             return None
         return json.dumps([self.key, self.tenant])
 
     def rules(self, policy: Policy) -> tuple[Rule, ...]:
-        """Give every rule that binds this caller.
+        """Return every rule that binds this caller.
 
         Raises:
             PatchForbidden: No rule knows it, so it may have nothing.
@@ -81,7 +81,7 @@ ANYONE = Caller()
 
 
 def identify(credentials: Credentials, policy: Policy) -> Caller:
-    """Tell who is calling.
+    """Return who is calling.
 
     Raises:
         AmbiguousCaller: A key or a tenant is there twice, or is malformed.

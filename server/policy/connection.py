@@ -17,13 +17,13 @@ UNIX_PEER = "unix"
 
 @dataclass(frozen=True, slots=True)
 class TrustedPeers:
-    """Addresses from which a tenant header is believed."""
+    """Addresses from which a tenant header is accepted."""
 
     networks: tuple[Network, ...] = ()
     has_unix: bool = False
 
     def trusts(self, peer: str | None) -> bool:
-        """Tell whether ``peer``, as ``peer_of`` gave it, is one of them."""
+        """Return whether ``peer``, as ``peer_of`` gave it, is one of them."""
         if peer is None:
             return False
         if peer == UNIX_PEER:
@@ -39,9 +39,9 @@ class TrustedPeers:
 
 
 def peer_of(scope: Mapping[str, Any]) -> str | None:
-    """Give the address of an ASGI connection's other end, or ``UNIX_PEER``; ``None`` where it is not known.
+    """Return the address of an ASGI connection's other end, or ``UNIX_PEER``; ``None`` where it is not known.
 
-    A TCP connection whose client is gone already has no address either. It is told apart by the server's own
+    A TCP connection whose client is gone already has no address either. It is recognised by the server's own
     end, which has a port; on a Unix socket it has a path and none.
     """
     client = scope.get("client")

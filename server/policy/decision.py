@@ -1,7 +1,7 @@
 """Who gets which patch: one pure function of caller, wish, view and policy.
 
-It never weakens: what can't be had exactly is an error, and the required patches are in front of every answer
-or there is no answer. Whether a name exists is told only to callers who may choose it.
+It never weakens: what is not available exactly as asked is an error, and the required patches are in front of
+every answer or there is no answer. Only callers who may choose a name learn whether it exists.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ class _Case:
         return (*self.rules, self.policy.alias) if self.source == "alias" else self.rules
 
     def exempts(self, rule: Rule) -> bool:
-        """Tell whether ``rule`` lets the required patches be named without listing them."""
+        """Return whether ``rule`` lets the required patches be named without listing them."""
         return rule is not self.policy.alias
 
 
@@ -106,7 +106,7 @@ def decide(caller: Caller, asked: Asked, view: CatalogView, policy: Policy) -> D
 
 
 def may_use_base(caller: Caller, policy: Policy) -> bool:
-    """Tell whether the base model may work for ``caller``; for what runs it without generating.
+    """Return whether the base model may work for ``caller``; for what runs it without generating.
 
     Raises:
         PatchForbidden: No rule knows the caller.
@@ -115,7 +115,7 @@ def may_use_base(caller: Caller, policy: Policy) -> bool:
 
 
 def default_of(rules: Sequence[Rule], policy: Policy) -> tuple[Wish | None, str]:
-    """Give what a request gets that names nothing, and which rule says so: tenant, then key, then all."""
+    """Return what a request gets that names nothing, and which rule says so: tenant, then key, then all."""
     for rule in reversed(rules):
         if rule.default is not None:
             return rule.default, f"{rule.label}.default"

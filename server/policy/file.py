@@ -3,13 +3,13 @@
 ::
 
     version: 1                      # of this format
-    fallbacks: forbidden            # the only value: a selection that can't be had is an error
+    fallbacks: forbidden            # the only value: a selection that is unavailable is an error
     required: [safety]              # always in front; no request takes it away
     default: tone@1.2.0             # what a request gets that names nothing
     prepared_only: false            # whether `a, b` needs a prepared composition
     share_cache: false              # whether keys and tenants share the prefix cache of their prompts
     alias: all                      # what `model: "<served name>:<patch>"` may name: all, or a list
-    others: RULE                    # callers that neither key nor tenant tells apart; left out: refused
+    others: RULE                    # callers without a listed key and without a tenant; left out: refused
     keys:
       - name: research              # goes into the audit log
         sha256: 9f86d081...         # of the key
@@ -134,7 +134,7 @@ def _check_format(reader: Reader, fields: dict[str, Node], place: Place) -> None
     if "fallbacks" in fields and reader.text(fields["fallbacks"], "fallbacks") not in ("forbidden", None):
         reader.note(
             fields["fallbacks"].place,
-            "fallbacks: the only value is `forbidden`: a selection that can't be had is always an error",
+            "fallbacks: the only value is `forbidden`: a selection that is unavailable is always an error",
         )
 
 
@@ -163,7 +163,7 @@ class _Rules:
         if allow_none and not self._is_none_possible:
             reader.note(
                 fields["allow_none"].place,
-                f"{label}.allow_none: `none` can't be had where patches are required; leave it out",
+                f"{label}.allow_none: `none` is unavailable where patches are required; leave it out",
             )
         if isinstance(default, OptOut) and not allow_none:
             reader.note(

@@ -1,7 +1,7 @@
-"""Telling which listed key a request holds, without the keys and without a clock that talks.
+"""Which listed key a request holds: found without the keys themselves, and in constant time.
 
 The file holds SHA-256 hashes. A presented key is hashed, and the hash is looked up under an HMAC with a
-secret of this process: how long the look-up takes depends on bytes that nobody outside can predict, and the
+secret of this process: how long the look-up takes depends on bytes that no outsider can predict, and the
 match itself is compared in constant time. So the cost does not grow with the number of keys either.
 """
 
@@ -37,7 +37,7 @@ class KeyRing:
         return hash(frozenset(self.hashes))
 
     def name_of(self, key: bytes) -> str | None:
-        """Give the name of ``key``; ``None`` where it is not listed."""
+        """Return the name of ``key``; ``None`` where it is not listed."""
         digest = hashlib.sha256(key).digest()
         name, listed = self._index.get(self._blinded(digest), (None, b"\0" * 32))
         return name if hmac.compare_digest(listed, digest) else None

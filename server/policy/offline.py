@@ -19,7 +19,7 @@ UNKNOWN_VERSION = "0.0.0"
 
 @dataclass(frozen=True, slots=True)
 class FolderView:
-    """What a server would serve from a folder, less what it would refuse for its model's sake."""
+    """What a server would serve from a folder, including what it would refuse because of its model."""
 
     view: CatalogView
     #: One line on each file that no server would take.
@@ -71,7 +71,7 @@ class _EveryComposition(Mapping[tuple[str, ...], ServedPatch]):
 
 
 def view_of_names(policy: Policy, wished: Iterable[PatchRef]) -> CatalogView:
-    """Give a view in which all that is named is loaded and every composition prepared.
+    """Return a view in which all that is named is loaded and every composition prepared.
 
     Args:
         policy: Whatever it names is there.

@@ -17,7 +17,7 @@ _KINDS = {Text: "a text", Items: "a list", Fields: "a mapping"}
 
 
 class Reader:
-    """One reading of one file. A method that notes a problem gives the value that allows least."""
+    """One reading of one file. A method that notes a problem returns the value that allows least."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -122,7 +122,9 @@ class Reader:
         has_unix = False
         items = self.items(node, label) if node is not None else ()
         if node is not None and not items:
-            self.note(node.place, f"{label}: expected at least one address; without it no tenant is believed")
+            self.note(
+                node.place, f"{label}: expected at least one address; without one no tenant is accepted"
+            )
         for item in items:
             text = self.text(item, label)
             if text == UNIX_PEER:

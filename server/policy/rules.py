@@ -39,11 +39,11 @@ class Allowance:
     entries: tuple[PatchRef, ...] = ()
 
     def names(self, name: str) -> bool:
-        """Tell whether some version of ``name`` can fit, loaded or not."""
+        """Return whether some version of ``name`` can fit, loaded or not."""
         return self.is_all or any(entry.name == name for entry in self.entries)
 
     def fits(self, patch: Content) -> bool:
-        """Tell whether ``patch`` may be chosen: by content, however the request wrote it."""
+        """Return whether ``patch`` may be chosen: by content, however the request wrote it."""
         return self.is_all or any(
             entry.name == patch.name
             and entry.version in (None, patch.version)
@@ -72,7 +72,7 @@ class Rule:
 class Tenants:
     """Callers that a gateway in front names in a header of its own."""
 
-    #: In lower case, as ASGI gives it.
+    #: In lower case, as ASGI has it.
     header: bytes
     trusted: TrustedPeers
     rules: Mapping[str, Rule]
@@ -99,14 +99,14 @@ class Policy:
     tenants: Tenants | None = None
     #: Whether several patches need a prepared composition, even where the server could join them.
     prepared_only: bool = False
-    #: Whether callers that it tells apart may find each other's prompts in the prefix cache.
+    #: Whether callers that it distinguishes may find each other's prompts in the prefix cache.
     share_cache: bool = False
     #: What an operator calls its default: the flag, or the field of the file.
     default_label: str = "default"
 
     @classmethod
     def from_flags(cls, *, default_patch: str | None, require_patch: bool) -> "Policy":
-        """Read ``--default-patch`` and ``--require-patch``: one rule for everybody.
+        """Read ``--default-patch`` and ``--require-patch``: one rule for every caller.
 
         Raises:
             MalformedPatchName: ``default_patch`` is no reference, or is ``none``.
@@ -120,7 +120,7 @@ class Policy:
         return cls(default=wish, others=others, default_label="--default-patch")
 
     def references(self) -> Iterable[tuple[str, tuple[PatchRef, ...]]]:
-        """Give everything that has to be loaded for this policy to work, with where it stands."""
+        """Yield everything that has to be loaded for this policy to work, with where it stands."""
         if self.required:
             yield "required", self.required
         if self.default is not None:
@@ -130,7 +130,7 @@ class Policy:
                 yield f"{rule.label}.default", rule.default
 
     def rules(self) -> Iterable[Rule]:
-        """Give every rule, in no special order."""
+        """Yield every rule, in no special order."""
         if self.others is not None:
             yield self.others
         yield from self.key_rules.values()
@@ -140,5 +140,5 @@ class Policy:
                 yield self.tenants.others
 
 
-#: Everybody may have everything, and gets the base model where nothing is named.
+#: Every caller may have everything, and gets the base model where it names nothing.
 OPEN_POLICY = Policy.from_flags(default_patch=None, require_patch=False)

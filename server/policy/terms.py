@@ -32,18 +32,18 @@ class Terms:
         return bool(self.rules) and all(rule.allow.is_all for rule in self.rules)
 
     def sees(self, patch: ServedPatch) -> bool:
-        """Tell whether ``patch`` is any business of the caller."""
+        """Return whether the caller may know of ``patch``."""
         parts = patch.manifest.components
         return self._knows(patch) or (bool(parts) and all(map(self._knows, parts)))
 
     def sees_name(self, name: str) -> bool:
-        """Tell whether some version of ``name`` may be any business of the caller."""
+        """Return whether the caller may know of some version of ``name``."""
         return bool(self.rules) and (
             self.required.names(name) or all(rule.allow.names(name) for rule in self.rules)
         )
 
     def reaches_by_alias(self, patch: ServedPatch) -> bool:
-        """Tell whether the caller may name ``patch`` behind the served model's name."""
+        """Return whether the caller may name ``patch`` behind the served model's name."""
         if not self.rules or not self.alias.allow.fits(patch):
             return False
         return self.required.fits(patch) or all(rule.allow.fits(patch) for rule in self.rules)
@@ -58,7 +58,7 @@ class Terms:
 
 
 def terms_of(credentials: Credentials, policy: Policy) -> Terms:
-    """Give the terms of who shows ``credentials``; nothing is visible to one that the policy refuses."""
+    """Return the terms of a caller; nothing is visible to one that the policy refuses."""
     required = Allowance(entries=policy.required)
     try:
         rules = identify(credentials, policy).rules(policy)

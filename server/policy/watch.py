@@ -1,6 +1,6 @@
 """Keeps the decider's policy equal to a file: as a whole, or not at all.
 
-A file that can't be read or is no policy changes nothing: the old policy goes on deciding, the log and the
+A file that can't be read or is no policy changes nothing: the old policy stays in force, and the log and the
 metrics say so. A file that is being written is left alone until it rests, since half of a policy may well be
 a policy. Renaming a finished file into place is still the way to change one.
 """
@@ -119,7 +119,7 @@ class PolicyWatch(Watcher):
         self._problem = problem
         self._metrics.policy_reloaded(is_ok=False)
         logger.error(
-            "policy file %s is refused, the policy of before (%s) stays in force: %s",
+            "policy file %s is refused, the previous policy (%s) stays in force: %s",
             self._path,
             self._digest,
             "; ".join(problem.splitlines()),

@@ -1,7 +1,7 @@
 """Decides what each request gets; asked by the middleware, by routes, and by the gate for the engine client.
 
 Invariants: a request is decided once, by one policy and one view; where this process is not in step with the
-others, every request is refused; who may have nothing learns nothing.
+others, every request is refused; a caller that may have nothing learns nothing.
 
 Every call is made on the event loop's thread, costs a few dictionary look-ups, and never blocks.
 """
@@ -41,7 +41,7 @@ class Decider:
         self.policy = policy
         #: Where every decision is written down.
         self.audit: Audit = audit if audit is not None else NullAudit()
-        #: Told how requests of names with a canary went.
+        #: Receives how requests of names with a canary went.
         self.canaries: ArmReports | None = None
         self._catalog = catalog
         self._leases = leases
@@ -58,7 +58,7 @@ class Decider:
         kind = scope.kind
         if kind is not RouteKind.OTHER:
             self._catalog.require_in_step()
-            # Before anything is read of the request: who may have nothing learns nothing.
+            # Before anything else is read of the request: a caller that may have nothing learns nothing.
             self._identify(scope, self.policy).rules(self.policy)
         scope.header = parse_policy_header(header_values)
         if not kind.is_generating:
@@ -146,7 +146,7 @@ class Decider:
         return any(arm.canary.sticks_to.needs_body for arm in self._catalog.view.canaries.values())
 
     def finished(self, scope: RequestScope, outcome: str) -> None:
-        """Tell the canaries how a request went."""
+        """Report to the canaries how a request went."""
         if scope.arm is not None and self.canaries is not None:
             self.canaries.finished(*scope.arm, outcome, scope.first_token_s)
 
@@ -156,10 +156,10 @@ class Decider:
         self._leases.release(scope)
 
     def terms(self, credentials: Credentials) -> Terms:
-        """Return what the policy lets who shows ``credentials`` know.
+        """Return what the policy lets a caller with these credentials know.
 
         Raises:
-            NotInStep: It can't be told which policy is in force.
+            NotInStep: This process does not know which policy is in force.
         """
         self._catalog.require_in_step()
         return terms_of(credentials, self.policy)

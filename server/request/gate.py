@@ -111,5 +111,5 @@ class PatchGate:
 def _require_scope() -> RequestScope:
     scope = current_scope.get()
     if scope is None:
-        raise PolicyPatchError("no HTTP request is served here, so it can't be told which patch applies")
+        raise PolicyPatchError("no HTTP request is being served here, so no patch can be chosen")
     return scope

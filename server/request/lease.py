@@ -80,10 +80,10 @@ class Lease:
         self._leases.release(scope)
 
     async def ready(self) -> None:
-        """Wait until the patch can be written in front of a request; other requests go on meanwhile.
+        """Wait until the patch can be written in front of a request; other requests continue meanwhile.
 
         Raises:
-            PatchNotReady: It can't be had.
+            PatchNotReady: It is unavailable.
         """
         try:
             await self._leases.wait_ready(self.patch)
@@ -115,7 +115,7 @@ class Lease:
             self._waiting.cancel()
 
     def _has_cancelled(self, task: asyncio.Task[Any]) -> bool:
-        # Whoever else cancels the task goes first.
+        # A cancellation by anyone else takes precedence.
         return self._is_withdrawn and task.uncancel() == 0
 
     def _withdrawal(self) -> PatchWithdrawn:
@@ -191,7 +191,7 @@ class Leases:
         """Return once every worker holds ``patch``.
 
         Raises:
-            PatchNotReady: They can't.
+            PatchNotReady: They could not.
         """
         await self._catalog.residents.ready(patch)
 

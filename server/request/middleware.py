@@ -71,7 +71,7 @@ class PolicyPatchMiddleware:
             await self._app(scope, receive, send)
             return
         request = RequestScope(kind, Credentials.of(scope))
-        # Where it is not known what serves, opening refuses the request.
+        # Where this process does not know what serves now, opening refuses the request.
         if kind.is_generating and self._decider.wants_user:
             request.user, receive = await read_user(receive)
         try:
@@ -143,7 +143,7 @@ class _Exchange:
         self._rejection: PolicyPatchError | None = None
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
-        """Let the app answer."""
+        """Run the app, and send its answer or the error that replaces it."""
         token = current_scope.set(self._request)
         try:
             await app(scope, self.receive, self.send)
@@ -206,7 +206,7 @@ class _Exchange:
         return True
 
     def _refusal(self) -> PolicyPatchError | None:
-        """Give the error that replaces the app's answer; decides a request that nobody asked about."""
+        """Return the error that replaces the app's answer; decide the request where that was not done yet."""
         request = self._request
         if request.error is None and request.kind.is_generating and 200 <= self._status < 300:
             with contextlib.suppress(PolicyPatchError):
@@ -214,7 +214,7 @@ class _Exchange:
         return request.error
 
     def _bypass(self) -> PolicyPatchError | None:
-        """Give the error that replaces a good answer which the engine client had no part in."""
+        """Return the error that replaces a successful answer in which the engine client had no part."""
         request = self._request
         if not self._is_patched_success() or request.was_leased or request.kind is not RouteKind.GENERATES:
             return None

@@ -1,6 +1,6 @@
 """Which HTTP routes can honour a patch.
 
-A table, because "everything else" has to be refused: a route of a new vLLM release that nobody looked at
+A table, because "everything else" has to be refused: a route of a new vLLM release that was never examined
 answers 400 where a patch is named, and never the base model's text.
 """
 

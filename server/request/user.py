@@ -10,7 +10,7 @@ MAX_BODY_BYTES = 1 << 20
 
 
 async def read_user(receive: Receive) -> tuple[str | None, Receive]:
-    """Read the body ahead; gives the user, if it names one, and what to read the body from again."""
+    """Read the body ahead; return the user, if it names one, and what to read the body from again."""
     messages: deque[Message] = deque()
     body = bytearray()
     is_whole = False

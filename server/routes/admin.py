@@ -33,12 +33,12 @@ class _Body(BaseModel):
 
 
 class ActivateOrder(_Body):
-    """Which version the bare name shall mean."""
+    """Which version the bare name is to mean."""
 
     version: str | None = Field(
         None, description="a version, or `sha256:` and at least 12 digits of a digest; it is pinned"
     )
-    follow: bool = Field(False, description="take the pin away: the files of the folder decide again")
+    follow: bool = Field(False, description="remove the pin: the files of the folder decide again")
 
     @model_validator(mode="after")
     def _names_one(self) -> "ActivateOrder":
@@ -48,10 +48,10 @@ class ActivateOrder(_Body):
 
 
 class RollbackOrder(_Body):
-    """What to leave."""
+    """The version to go back from."""
 
     expected: str | None = Field(
-        None, alias="from", description="refuse where another version is active: someone was faster"
+        None, alias="from", description="refuse where another version is active: another order came first"
     )
 
 
@@ -59,17 +59,25 @@ class CanaryOrder(_Body):
     """A canary to start, or the end of the one that runs."""
 
     version: str | None = Field(None, description="what a share of the requests gets")
-    share: float = Field(0.05, gt=0, le=1, description="of the requests that name the bare name")
+    share: float = Field(0.05, gt=0, le=1, description="share of the requests for the bare name that get it")
     key: str = Field(
         sticky.DEFAULT,
         pattern=sticky.PATTERN,
         description=f"what keeps a caller on one version: {sticky.MEANING}",
     )
-    max_error_rate: float | None = Field(None, ge=0, le=1, description="it aborts above this")
-    max_first_token_s: float | None = Field(None, gt=0, description="90th percentile; it aborts above this")
-    promote_after_s: float | None = Field(None, gt=0, description="keeping the rules so long, it promotes")
-    min_requests: int = Field(20, ge=1, le=MAX_SAMPLES, description="fewer are never judged")
-    window_s: float = Field(300, gt=0, le=86400, description="what is older is not judged")
+    max_error_rate: float | None = Field(
+        None, ge=0, le=1, description="abort above this share of failed requests"
+    )
+    max_first_token_s: float | None = Field(
+        None, gt=0, description="abort above this 90th percentile, in seconds"
+    )
+    promote_after_s: float | None = Field(
+        None, gt=0, description="promote after keeping the rules for so many seconds"
+    )
+    min_requests: int = Field(
+        20, ge=1, le=MAX_SAMPLES, description="with fewer requests the canary is not judged"
+    )
+    window_s: float = Field(300, gt=0, le=86400, description="requests before so many seconds are not judged")
     end: Literal["promote", "abort"] | None = Field(None, description="end the canary that runs")
 
     @model_validator(mode="after")
@@ -79,7 +87,7 @@ class CanaryOrder(_Body):
         return self
 
     def rules(self) -> CanaryRules:
-        """Give what ends it by itself."""
+        """Return the rules that end it."""
         return CanaryRules(
             self.max_error_rate,
             self.max_first_token_s,
@@ -130,7 +138,7 @@ class PatchRecord(BaseModel):
     active: PatchTarget | None
     is_pinned: bool = Field(description="no file changes what is active")
     previous: list[PatchTarget] = Field(description="what a rollback goes back to, the first that is loaded")
-    rolled_back: list[PatchTarget] = Field(description="never active again without a call")
+    rolled_back: list[PatchTarget] = Field(description="these become active again only by a call")
     canary: PatchCanary | None
     history: list[PatchChange] = Field(description="latest first")
 

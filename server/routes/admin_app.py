@@ -46,7 +46,7 @@ class Admin:
         self.add_routes(app)
 
         def terms() -> Terms:
-            # No rule of the policy keeps anything from an operator.
+            # The rules of the policy don't bind an operator.
             everything = terms_of(Credentials(), OPEN_POLICY)
             return replace(decider.terms(Credentials()), rules=everything.rules)
 

@@ -42,14 +42,14 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
 
 
 async def caller(request: Request) -> str:
-    """Give the name of the key that the current call came with."""
+    """Return the name of the key that the current call came with."""
     # No plain function: FastAPI would look the name up in another thread.
     name: str = request.state.admin
     return name
 
 
 def require_small(request: Request) -> None:
-    """Refuse a JSON body that is too large, or whose length nobody says.
+    """Refuse a JSON body that is too large, or whose length is not given.
 
     Raises:
         AdminCallInvalid: It is.

@@ -61,13 +61,15 @@ class PatchFailure(BaseModel):
 
 
 class TrustReport(BaseModel):
-    """Whom the server believes."""
+    """Which signatures the server accepts."""
 
     is_signature_required: bool
     signers: list[str] = Field(description="whose signature counts")
     num_revoked: int = Field(description="digests that never load")
     minimum_versions: dict[str, str] = Field(description="what signatures asked for, by patch name")
-    problems: list[str] = Field(description="keys or list that can't be read; what was read before holds")
+    problems: list[str] = Field(
+        description="keys or list that can't be read; what was read before stays in force"
+    )
 
 
 class PatchList(BaseModel):

@@ -59,14 +59,14 @@ class MinimumVersions:
         return self._bounds
 
     def allows(self, name: str, version: str) -> bool:
-        """Tell whether a version of ``name`` may be used."""
+        """Return whether a version of ``name`` may be used."""
         bound = self._bounds.get(name)
         return (
             bound is None or version_key(version) >= version_key(bound.minimum) or version in bound.permitted
         )
 
     def raise_to(self, name: str, minimum: str) -> bool:
-        """Let nothing below ``minimum`` be used; tells whether that is news. It still has to be saved."""
+        """Forbid what is below ``minimum``, and return whether that is a change. It still has to be saved."""
         with self._changing:
             bound = self._bounds.get(name)
             if bound is not None and version_key(minimum) <= version_key(bound.minimum):

@@ -1,8 +1,8 @@
-"""Which patch files this server believes: who signed them, what was revoked, what would be a downgrade.
+"""Which patch files this server accepts: who signed them, what was revoked, what would be a downgrade.
 
 The catalog asks three things: ``check`` before a file is loaded, ``adopt`` once it is served, and
 ``refusal`` whenever keys, list or bounds may have changed under what is served. Without keys, list and bounds
-everything is believed. A bound binds files; an operator's order may go below it. Keys and list are read anew
+everything is accepted. A bound binds files; an operator's order may go below it. Keys and list are read anew
 while the server runs; what can't be read changes nothing, because a list that is suddenly empty is no order
 to load what it forbade.
 """
@@ -75,7 +75,7 @@ class TrustSources:
 
 
 class Trust:
-    """Believes or refuses patches. ``check``, ``refresh`` and ``save`` block on the disk."""
+    """Accepts or refuses patches. ``check``, ``refresh`` and ``save`` block on the disk."""
 
     def __init__(
         self, sources: TrustSources | None = None, *, now_s: Callable[[], float] = time.monotonic
@@ -83,7 +83,7 @@ class Trust:
         """Read keys, list and bounds.
 
         Raises:
-            TrustError: One of them can't be read. A server that can't tell whom to trust does not start.
+            TrustError: One of them can't be read. A server starts only where it knows which signers count.
         """
         self._sources = sources = sources or TrustSources()
         self._now_s = now_s
@@ -182,7 +182,7 @@ class Trust:
         return False
 
     def refusal(self, patch: ServedPatch) -> FileRefused | None:
-        """Tell why what is served may not be served any more, if so."""
+        """Return why what is served may not be served any more, if so."""
         try:
             self._refuse_revoked(patch.digest, patch.manifest)
             if self._keys is not None and self.signature_of(patch.digest) is None:
@@ -193,7 +193,7 @@ class Trust:
         return None
 
     def signature_of(self, digest: str) -> Signature | None:
-        """Tell who vouches for content that passed ``check``."""
+        """Return who vouches for content that passed ``check``."""
         keys = self._keys or {}
         vouched = self._signatures.get(digest, {})
         return next((signature for key_id, signature in vouched.items() if key_id in keys), None)
@@ -216,7 +216,7 @@ class Trust:
         self._minimums.forbid(name, version)
 
     def save(self) -> bool:
-        """Put signed bounds on disk; blocks. Tells whether they are there; where not, call it again."""
+        """Write signed bounds to disk; return whether they are there, and call it again if not. Blocks."""
         try:
             self._minimums.save()
         except OSError as error:
@@ -225,12 +225,12 @@ class Trust:
         return True
 
     def refresh(self) -> bool:
-        """Read keys and list again; blocks. Tells whether what is believed may have changed."""
+        """Read keys and list again, and return whether what is accepted may have changed. Blocks."""
         before = (self._keys, self._revoked)
         problems = [*self._refresh_keys(), *self._refresh_revoked()]
         for problem in problems:
             if problem not in self.problems:
-                logger.error("trust stays as it was: %s", problem)
+                logger.error("trust is unchanged: %s", problem)
         if self.problems and not problems:
             logger.warning("keys and revocations can be read again")
         self.problems = tuple(problems)
@@ -297,5 +297,5 @@ class Trust:
 
 
 def _without_folder(message: str, folder: Path) -> str:
-    # Where the files lie is nobody's business over HTTP.
+    # Where the files lie is not told over HTTP.
     return message.replace(f"{folder}/", "").replace(str(folder), folder.name)

@@ -117,11 +117,11 @@ class NameRecord:
 
     @property
     def needs_no_file(self) -> bool:
-        """Whether ``active`` goes on serving where no file holds it."""
+        """Whether ``active`` still serves where no file holds it."""
         return self.active is not None and (self.is_pinned or self.is_held)
 
     def targets(self) -> Iterator[Target]:
-        """Give every content that the record names."""
+        """Yield every content that the record names."""
         if self.active is not None:
             yield self.active
         if self.canary is not None:
@@ -131,14 +131,14 @@ class NameRecord:
         yield from (change.active for change in self.history if change.active is not None)
 
     def kept(self, num_previous: int) -> tuple[Target, ...]:
-        """Give what stays on the workers although no file may hold it."""
+        """Return what stays on the workers although no file may hold it."""
         if self.active is None:
             return ()
         active = (self.active,) if self.needs_no_file else ()
         return (*active, *self._tried(), *self.previous[:num_previous])
 
     def copied(self, num_previous: int) -> tuple[Target, ...]:
-        """Give what the state folder holds a copy of: what is kept now, or would be after one more change."""
+        """Return what the state folder copies: what is kept now, or would be after one more change."""
         if self.active is None:
             return ()
         return (self.active, *self._tried(), *self.previous[:num_previous])
@@ -169,7 +169,7 @@ class Cause:
 
 
 def follow_folder(record: NameRecord, files: Collection[Target]) -> Target | None:
-    """Tell what is active now that ``files`` are the contents that files of the name hold."""
+    """Return what is active now that ``files`` are the contents that files of the name hold."""
     if record.is_pinned:
         return record.active
     eligible = [target for target in files if target not in record.rolled_back]
@@ -194,7 +194,7 @@ def _highest(targets: Collection[Target]) -> Target | None:
 
 
 def with_files(record: NameRecord, files: Collection[Target], cause: Cause) -> NameRecord:
-    """Give the record after a look at ``files``; the same object where nothing changed."""
+    """Return the record after a look at ``files``; the same object where nothing changed."""
     active = follow_folder(record, files)
     if active == record.active:
         is_held = record.is_held and active not in files
@@ -204,7 +204,7 @@ def with_files(record: NameRecord, files: Collection[Target], cause: Cause) -> N
 
 
 def activated(record: NameRecord, target: Target, cause: Cause, *, has_file: bool) -> NameRecord:
-    """Give the record after an operator's order to make ``target`` active, and to keep it so."""
+    """Return the record after an operator's order to make ``target`` active, and to keep it so."""
     changed = replace(
         record,
         active=target,
@@ -218,14 +218,14 @@ def activated(record: NameRecord, target: Target, cause: Cause, *, has_file: boo
 
 
 def followed(record: NameRecord, files: Collection[Target], cause: Cause) -> NameRecord:
-    """Give the record after an operator's order to let the folder decide again."""
+    """Return the record after an operator's order to let the folder decide again."""
     unpinned = replace(record, is_pinned=False, is_held=False, canary=None)
     active = follow_folder(unpinned, files)
     return _noted(replace(unpinned, active=active, previous=_previous(record, active)), cause)
 
 
 def rolled_back(record: NameRecord, target: Target, cause: Cause, *, has_file: bool) -> NameRecord:
-    """Give the record after an operator's order to go back to ``target``, one of ``record.previous``."""
+    """Return the record after an operator's order to go back to ``target``, one of ``record.previous``."""
     record = _without_canary(record)
     position = record.previous.index(target)
     # What lay between is left behind too, though it could not be gone back to.
@@ -241,19 +241,19 @@ def rolled_back(record: NameRecord, target: Target, cause: Cause, *, has_file: b
 
 
 def held(record: NameRecord, target: Target, cause: Cause) -> NameRecord:
-    """Give the record after an operator's order to load ``target`` and never make it active by itself."""
+    """Return the record after an operator's order to load ``target`` and never make it active by itself."""
     if target == record.active or target in record.rolled_back:
         return record
     return _noted(replace(record, rolled_back=_barred(record, [target])), cause)
 
 
 def canaried(record: NameRecord, canary: Canary, cause: Cause) -> NameRecord:
-    """Give the record after an operator's order to try a content on a share of the requests."""
+    """Return the record after an operator's order to try a content on a share of the requests."""
     return _noted(replace(record, canary=canary, is_pinned=True), cause)
 
 
 def canary_ended(record: NameRecord, cause: Cause, *, is_promoted: bool, has_file: bool) -> NameRecord:
-    """Give the record after the end of a canary: active from now on, or never by itself."""
+    """Return the record after the end of a canary: active from now on, or never by itself."""
     assert record.canary is not None
     target = record.canary.target
     record = _without_canary(record)
@@ -272,7 +272,7 @@ def canary_ended(record: NameRecord, cause: Cause, *, is_promoted: bool, has_fil
 def removed(
     record: NameRecord, gone: Collection[Target], files: Collection[Target], cause: Cause
 ) -> NameRecord:
-    """Give the record after an operator's order to drop ``gone``; ``files`` are what is left."""
+    """Return the record after an operator's order to drop ``gone``; ``files`` are what is left."""
     was_active = record.active in gone
     if was_active or (record.canary is not None and record.canary.target in gone):
         record = _without_canary(record)
@@ -291,7 +291,7 @@ def removed(
 def removals(
     record: NameRecord, gone: Collection[Target], files: Collection[Target], cause: Cause
 ) -> tuple[NameRecord, NameRecord]:
-    """Give the records to write before and after the files of ``gone`` go.
+    """Return the records to write before and after the files of ``gone`` go.
 
     A process that is killed in between leaves files that were to go; by the first record, none of them ever
     serves by itself.

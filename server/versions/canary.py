@@ -36,28 +36,28 @@ class Window:
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
 
     def add(self, sample: Sample) -> None:
-        """Take one more."""
+        """Add one more."""
         self._samples.append(sample)
 
     def since(self, at_s: float) -> list[Sample]:
-        """Give those that are not older, and forget the others."""
+        """Return the samples that are not older, and forget the others."""
         while self._samples and self._samples[0].at_s < at_s:
             self._samples.popleft()
         return list(self._samples)
 
 
 def is_chosen(canary: Canary, name: str, value: str) -> bool:
-    """Tell whether a request with this sticky value gets the canary of ``name``."""
+    """Return whether a request with this sticky value gets the canary of ``name``."""
     text = f"{name}\0{canary.target.digest}\0{value}"
     number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8])
     return number < canary.share * 2**64
 
 
 def judge(canary: Canary, samples: Sequence[Sample], age_s: float) -> tuple[Verdict, str] | None:
-    """Decide by the canary's rules; gives the verdict with its reason, ``None`` while there is none.
+    """Decide by the canary's rules; return the verdict with its reason, ``None`` while there is none.
 
-    ``age_s`` is how long it has been watched, by a clock that nobody sets: a server whose time of day jumps
-    must not promote what nobody has tried.
+    ``age_s`` is how long it has been watched, by a monotonic clock: a server whose time of day jumps must not
+    promote a version that no request has tried.
     """
     rules = canary.rules
     num = len(samples)
@@ -75,5 +75,5 @@ def judge(canary: Canary, samples: Sequence[Sample], age_s: float) -> tuple[Verd
 
 
 def percentile_90(values: Sequence[float]) -> float | None:
-    """Give the value that nine in ten do not exceed; ``None`` for no values."""
+    """Return the value that nine in ten do not exceed; ``None`` for no values."""
     return sorted(values)[-(-len(values) * 9 // 10) - 1] if values else None

@@ -10,14 +10,14 @@ from server.versions.view import CatalogView, NamedPatch, component_digests
 
 
 class CanaryViews:
-    """Gives the view of a request's arm. Views are made once for each set of canaries that a request gets."""
+    """Knows the view of a request's arm. Views are made once for each set of canaries that a request gets."""
 
     def __init__(self) -> None:
         self._view = CatalogView()
         self._views: dict[frozenset[str], CatalogView] = {}
 
     def view_for(self, view: CatalogView, request: Shown) -> CatalogView:
-        """Give the view in which names mean what they mean for one request.
+        """Return the view in which names mean what they mean for one request.
 
         Args:
             view: What serves now.
@@ -40,7 +40,7 @@ class CanaryViews:
 
 
 def arm_of(view: CatalogView, patch: SelectedPatch) -> tuple[str, str] | None:
-    """Tell which arm of which name answers with ``patch``; ``None`` where none with a canary takes part."""
+    """Return which arm of which name answers with ``patch``; ``None`` where none with a canary takes part."""
     if not view.canaries:
         return None
     digests = {digest for part in patch.parts for digest in (part.digest, *component_digests(part.manifest))}

@@ -1,4 +1,4 @@
-"""Several patches side by side, joined as a request names them: a composition that nobody prepared.
+"""Several patches side by side, joined as a request names them: a composition that was not prepared.
 
 Each part keeps the K/V that it was made with, which never read the other parts; only its keys are moved to
 where it now lies. So it answers differently from the composition that `policypatch compose` makes of the same

@@ -65,7 +65,7 @@ class Selection:
     """The decision for one request. ``patch`` is ``None`` for the base model."""
 
     patch: SelectedPatch | None
-    #: Who asked: ``none`` where nobody did.
+    #: Where the choice came from: ``none`` where nothing was chosen.
     source: Source
 
 

@@ -49,7 +49,7 @@ class ServedPatch:
 class FileFailure:
     """Why a file (or the folder itself) is not served."""
 
-    #: File name without its folder, which is nobody's business over HTTP.
+    #: File name without its folder, which is not told over HTTP.
     file: str
     #: Label of ``policy_patch_load_failures_total``.
     reason: str
@@ -81,7 +81,7 @@ class NamedPatch:
 
 
 def component_digests(manifest: Manifest) -> tuple[str, ...]:
-    """Give the digests that a composed patch was made of, in order; empty for every other patch."""
+    """Return the digests that a composed patch was made of, in order; empty for every other patch."""
     return tuple(component.digest for component in manifest.components)
 
 
@@ -104,15 +104,15 @@ class CatalogView:
     canaries: Mapping[str, CanaryArm] = field(default_factory=lambda: MappingProxyType({}))
     #: ``(name, version)`` of what is being put on the workers right now.
     loading: frozenset[tuple[str, str]] = frozenset()
-    #: Whether patches may be joined that nobody composed; see ``server.versions.composition``.
+    #: Whether patches may be joined without a prepared composition; see ``server.versions.composition``.
     may_compose: bool = False
 
     def has(self, name: str, version: str) -> bool:
-        """Tell whether this version is served."""
+        """Return whether this version is served."""
         return name in self.names and version in self.names[name].by_version
 
     def with_changes(self, added: ServedPatch | None, removed: ServedPatch | None) -> "CatalogView":
-        """Give the view in which ``added`` is served and ``removed`` is not, in one step."""
+        """Return the view in which ``added`` is served and ``removed`` is not, in one step."""
         view = self
         for name in {p.name for p in (added, removed) if p is not None}:
             old = self.names[name].versions if name in self.names else ()
@@ -130,7 +130,7 @@ class CatalogView:
         active: ServedPatch | None,
         canary: CanaryArm | None = None,
     ) -> "CatalogView":
-        """Give the view in which ``name`` has the versions ``patches`` and means ``active`` or its canary."""
+        """Return the view in which ``name`` has these versions and means ``active`` or its canary."""
         canaries = {key: arm for key, arm in self.canaries.items() if key != name}
         if canary is not None:
             canaries[name] = canary
@@ -179,8 +179,8 @@ def with_residents(
         name: The patch.
         residents: All contents of it that the workers can hold and that may serve; with each, whether a file
             holds it.
-        wanted: What the bare name shall mean.
-        canary: The canary that shall run beside it.
+        wanted: What the bare name is to mean.
+        canary: The canary that is to run beside it.
     """
     tried = canary.target if canary is not None else None
     served = {

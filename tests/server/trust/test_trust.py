@@ -1,4 +1,4 @@
-"""Who is believed, file by file, and how that changes while the server runs."""
+"""Which files are accepted, file by file, and how that changes while the server runs."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""Whom the server believes, as callers and the audit log learn it; orders that go below a signed bound."""
+"""Which signers count, as callers and the audit log learn it; orders that go below a signed bound."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a catalog serves when it demands signatures: only what is believed, and only as long as it is."""
+"""What a catalog serves when it demands signatures: only what is trusted, and only as long as it is."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -14,6 +14,7 @@ and ``client`` hides the prefix again.
 ``address``           the socket that a server answers on
 ``start_errors``      what ends a start with one line
 ``logs``              our log lines in vLLM's format
+``ready``             the block that says that a server is ready
 ``client``            the engine client: the selected patch goes in front of each request
 ``context_length``    what a prefix leaves of the model's context
 ``model_registry``    aliases in vLLM's list of models

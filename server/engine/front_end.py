@@ -44,6 +44,7 @@ from server.engine.client import PatchedAsyncLLM
 from server.engine.context_length import hand_out_remaining_context
 from server.engine.model_registry import PatchModelRegistry
 from server.engine.options import ServeOptions
+from server.engine.ready import announce, announced
 from server.engine.rpc_workers import RPC_TIMEOUT_S, RpcWorkers
 from server.engine.start_errors import flags_judged
 from server.engine.stats import injection_logger_factory
@@ -152,8 +153,11 @@ class FrontEnd:
                 admin_here = admin if control.listener is None else None
                 install(app, catalog=catalog, decider=decider, metrics=metrics, admin=admin_here)
                 await _init_state(app, engine, self.args, gate, decider)
-                logger.info("serving on %s with %s", self.listen_address, _summary(catalog))
-                async with admin.listen(decider, control.listener), self._relayed(app, followers):
+                async with (
+                    admin.listen(decider, control.listener),
+                    self._relayed(app, followers),
+                    self._announced(catalog, decider),
+                ):
                     shutdown = await self._serve(app)
         finally:
             engine.shutdown(timeout=config.shutdown_timeout)
@@ -256,6 +260,12 @@ class FrontEnd:
         app.user_middleware.insert(0, page)
         return AdminListener(FromFollowers(app), bind_admin(f"unix:{self.seat.relay_address}"))
 
+    def _announced(self, catalog: Catalog, decider: Decider) -> AbstractAsyncContextManager[None]:
+        def tell() -> None:
+            announce(self.args, self.listen_address, catalog.view, decider.policy)
+
+        return announced(self.sock, tell)
+
     async def _serve(self, app: FastAPI) -> Any:
         # Who is at the other end is told by the connection, never by what a header says.
         is_strict = self.options.policy_file is not None
@@ -356,11 +366,6 @@ def _residency(
     device_bytes = memory.patch_device_memory * num_workers
     metrics.tiers.set_limits(device_bytes=device_bytes, host_bytes=memory.patch_host_memory)
     return TieredResidency(RpcWorkers(engine), memory, metrics.tiers)
-
-
-def _summary(catalog: Catalog) -> str:
-    names = sorted(catalog.view.names)
-    return f"{len(names)} patches: {', '.join(names[:10])}" + (" ..." if len(names) > 10 else "")
 
 
 async def _init_state(

@@ -66,10 +66,7 @@ def resolve_arguments(options: ServeOptions, engine_arguments: Sequence[str]) ->
     os.environ.update(environment)
     # As `vllm serve` does: the engine is spawned, since a fork of a process with threads can hang.
     cli_env_setup()
-    for name, value in environment.items():
-        logger.info("default: %s=%s", name, value)
-    for flag in added:
-        logger.info("default: %s", flag)
+    logger.info("defaults: %s", " ".join([*(f"{k}={v}" for k, v in environment.items()), *added]))
     return args
 
 

@@ -149,6 +149,16 @@ def test_both_processes_answer_as_transformers_does(
     assert server.metric("policy_patch_state_saved") == 1
 
 
+def test_the_server_says_once_that_it_is_ready(server: Any) -> None:
+    with lines(server) as to:
+        assert all(line.ask(None).status_code == 200 for line in to.values())
+    deadline = time.monotonic() + 60
+    while not (told := server.log.read_text(errors="replace").count("policypatch is ready")):
+        assert time.monotonic() < deadline, server.log_tail()
+        time.sleep(0.1)
+    assert told == 1
+
+
 def test_swaps_under_load_fail_no_request_and_mix_no_versions(
     server: Any, versions: list[Patch], expected: dict[str | None, list[int]]
 ) -> None:

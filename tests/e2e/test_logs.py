@@ -1,6 +1,8 @@
 """What a running server writes to its log, read from the shared server's own output."""
 
+import json
 import re
+import subprocess
 import time
 
 import pytest
@@ -18,6 +20,22 @@ def wait_for_line(server: RunningServer, level: str, message: str, timeout_s: fl
     while not re.search(pattern, server.log.read_text(errors="replace"), re.MULTILINE):
         assert time.monotonic() < deadline, f"no line {pattern} in\n{server.log_tail()}"
         time.sleep(0.1)
+
+
+def test_the_block_of_a_ready_server_holds_a_command_that_works(shared_server: RunningServer) -> None:
+    deadline = time.monotonic() + 60
+    while not (
+        shown := re.search(r"^  try +(curl .*?)^─+$", log_of(shared_server), re.MULTILINE | re.DOTALL)
+    ):
+        assert time.monotonic() < deadline, shared_server.log_tail()
+        time.sleep(0.1)
+    assert f"  address   {shared_server.url}/v1, model base\n" in log_of(shared_server)
+    done = subprocess.run(["sh", "-c", shown[1]], capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+
+
+def log_of(server: RunningServer) -> str:
+    return server.log.read_text(encoding="utf-8", errors="replace")
 
 
 def test_what_becomes_of_a_patch_is_in_the_log_in_the_servers_format(

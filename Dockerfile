@@ -2,9 +2,9 @@
 # policypatch on the published vLLM image (target gpu, the default) or on a slim Python with vLLM's CPU build (target cpu).
 #
 #   docker build --target gpu -t policypatch:gpu .
-#   docker build --target cpu -t policypatch:cpu --build-arg PIP_EXTRA_INDEX_URL=... .
+#   docker build --target cpu -t policypatch:cpu .
 #
-# docs/install.md says how to run them, and what PIP_EXTRA_INDEX_URL has to be.
+# docs/install.md says how to run them.
 
 ARG PYTHON_VERSION=3.12
 ARG VLLM_VERSION=0.32.0
@@ -22,16 +22,16 @@ RUN --mount=type=cache,id=policypatch-pip,target=/root/.cache/pip \
 
 FROM python:${PYTHON_VERSION}-slim AS cpu-environment
 ARG PIP_EXTRA_INDEX_URL=
+# Unset, PyTorch's CPU build comes from PyTorch's own index where pip does not find it.
+ARG TORCH_INDEX
 RUN python -m venv /opt/policypatch
 ENV PATH=/opt/policypatch/bin:${PATH}
-COPY constraints.txt /tmp/constraints.txt
+WORKDIR /install
+COPY constraints.txt ./
+COPY tools/install.py tools/steps.py tools/
 RUN --mount=type=cache,id=policypatch-pip,target=/root/.cache/pip \
     --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    wheel=$(echo /wheels/policypatch-*.whl) \
-    && python -m pip install --constraint /tmp/constraints.txt "${wheel}[cpu,demo]" \
-    && for package in torchvision torchaudio torchcodec; do \
-        python -c "import ${package}" 2>/dev/null || python -m pip uninstall --yes "${package}"; \
-    done
+    python tools/install.py --log /tmp/install.log --device cpu --extras demo --project /wheels/policypatch-*.whl
 
 
 FROM python:${PYTHON_VERSION}-slim AS cpu

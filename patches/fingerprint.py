@@ -85,7 +85,7 @@ def require_same_base_model(expected: BaseModel, actual: BaseModel) -> None:
 
 
 def canonical_rope(config: Any) -> dict[str, JsonValue]:
-    """Give the rotary parameters of a transformers configuration in canonical form."""
+    """Return the rotary parameters of a transformers configuration in canonical form."""
     text_config = config.get_text_config()
     parameters = getattr(text_config, "rope_parameters", None)
     if not parameters:

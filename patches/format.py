@@ -249,7 +249,7 @@ def write_patch(patch: Patch, directory: str | os.PathLike[str], *, overwrite: b
 
 
 def is_patch_filename(name: str) -> bool:
-    """Tell cheaply whether a file of this name may be a patch: ``*.safetensors`` and not hidden."""
+    """Return whether a file of this name may be a patch: ``*.safetensors`` and not hidden."""
     return name.endswith(SUFFIX) and not name.startswith(".") and "/" not in name
 
 

@@ -59,12 +59,12 @@ def validate_version(version: str) -> str:
 
 
 def is_digest(text: str) -> bool:
-    """Tell whether ``text`` is a full content digest, ``sha256:`` and 64 hexadecimal digits."""
+    """Return whether ``text`` is a full content digest, ``sha256:`` and 64 hexadecimal digits."""
     return DIGEST_PATTERN.fullmatch(text) is not None
 
 
 def version_key(version: str) -> VersionKey:
-    """Give the sort key of a valid version; a pre-release comes before its release.
+    """Return the sort key of a valid version; a pre-release comes before its release.
 
     Raises:
         InvalidName: ``version`` is not a semantic version.

@@ -135,7 +135,7 @@ def _check_weights(folder: Path, config: dict[str, Any], base_model: BaseModel) 
 
 
 def _flattened_prompt(network: Any, folder: Path) -> Any:
-    """Let PEFT load the adapter and give its prompt.
+    """Return the prompt of the adapter, which PEFT loads.
 
     Returns:
         ``[1, N, hidden_size]`` embeddings in the adapter's dtype, or a cache in the model's dtype.

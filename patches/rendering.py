@@ -99,7 +99,7 @@ def cut(rendered: RenderedText, multiple: int) -> RenderedText:
 
 
 def filler_token_id(tokenizer: Any) -> int:
-    """Give the id of the token that pads a text: a line break, or the last token of one.
+    """Return the id of the token that pads a text: a line break, or the last token of one.
 
     Raises:
         CompileError: The tokenizer has no token for a line break.

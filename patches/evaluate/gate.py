@@ -153,7 +153,7 @@ def _decrease(threshold: Threshold, result: Result, summary: Summary) -> float |
 
 
 def _kept(threshold: Threshold, result: Result, summary: Summary) -> float | None:
-    """Give this arm's effect as a share of another's: both against the base."""
+    """Return this arm's effect as a share of another's: both against the base."""
     own = summary.find(result.path, threshold.of or "")
     if result.change is None or own is None or own.change is None:
         return None

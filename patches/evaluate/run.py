@@ -44,7 +44,7 @@ def plan(tasks: Sequence[Task], arms: Sequence[str], files: PackageFiles, option
 
     Raises:
         EvaluationError: A task's items can't be read, or are none for its measure.
-        DataUnavailable: A package can't be had.
+        DataUnavailable: A package is unavailable.
     """
     return [
         Step(task, arm, chunk)

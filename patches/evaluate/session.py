@@ -191,7 +191,7 @@ def evaluate(
     Raises:
         EvaluationError: The call can't be carried out as asked.
         SubjectFailed: A model or server gave no usable answer; a second call goes on from there.
-        DataUnavailable: A data set or judge can't be had.
+        DataUnavailable: A data set or judge is unavailable.
     """
     judges = Judges(files)
     steps = plan(tasks, list(subjects), files, options)
@@ -226,7 +226,7 @@ def _description(arm: Arm) -> str:
 
 
 def _task_digest(task: Task, steps: Sequence[Step]) -> str:
-    """Digest what a task asks and of what, so that a log is not gone on with over other items."""
+    """Digest what a task asks and of what, so that a log is not continued over other items."""
     items = [(item.id, item.prompt, item.choices) for s in steps if s.task is task for item in s.items]
     document = [task.measure_name, list(task.wrappers), dict(task.options), list(dict.fromkeys(items))]
     return "sha256:" + hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]

@@ -49,7 +49,7 @@ class Task:
 
         Raises:
             EvaluationError: A file of prompts can't be read or is malformed.
-            DataUnavailable: A package can't be had.
+            DataUnavailable: A package is unavailable.
         """
         items = [item for source in self.data for item in self._source(source, files)]
         if not items:

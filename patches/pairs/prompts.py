@@ -74,13 +74,13 @@ def prompts_of(rows: Sequence[Any], path: Path) -> PromptFile:
 
 
 def prompt_id(messages: Messages) -> str:
-    """Give the id of a prompt."""
+    """Return the id of a prompt."""
     text = canonical_json([dict(message) for message in messages])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def split_number(key: str) -> float:
-    """Give the place of a prompt between 0 and 1, evenly spread, the same in every run."""
+    """Return the place of a prompt between 0 and 1, evenly spread, the same in every run."""
     return int.from_bytes(hashlib.sha256(f"split:{key}".encode()).digest()[:8], "big") / 2**64
 
 

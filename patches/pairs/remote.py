@@ -74,7 +74,7 @@ class RemoteSampler:
             return list(pool.map(self._ask, conversations, (f"{key}:{i}" for i in range(len(conversations)))))
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._client.close()
 
     def _ask(self, messages: Messages, key: str) -> list[Answer]:

@@ -107,7 +107,7 @@ def read_pairs(path: Path) -> list[PairRow]:
 
 
 def file_digest(path: Path) -> str:
-    """Give the digest of a file's bytes.
+    """Return the digest of a file's bytes.
 
     Raises:
         PairsError: It can't be read.

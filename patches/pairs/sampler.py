@@ -36,5 +36,5 @@ class Sampler(Protocol):
             key: Names the call, for its seed.
 
         Raises:
-            PairsError: No answers can be had.
+            PairsError: No answers are available.
         """

@@ -12,7 +12,7 @@ A recipe is YAML. Paths in it are looked up beside the file that names them::
       - {frames: twins.json, phrases: harmful}
     reference: {say: ["Sorry, I can't help with that."]}
     benign: [...]                     # sources like those of prompts: where it shall change nothing
-    documents: [...]                  # the same, as plain text to go on with
+    documents: [...]                  # the same, as plain text to continue
     pairs: {max-tokens: 3}            # how answers are drawn: flags of `policypatch pairs`
     contrast: {max-tokens: 3}         # optional: benign prompts become pairs as well
     train: {kind: prefix, tokens: 16} # flags of `policypatch train`

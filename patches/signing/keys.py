@@ -115,7 +115,7 @@ def load_private_key(path: Path, *, password: bytes | None = None) -> "CryptoSig
 
 
 def is_open_to_others(path: Path) -> bool:
-    """Tell whether anyone but the owner may read or write the file."""
+    """Return whether anyone but the owner may read or write the file."""
     return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
 
 
@@ -146,7 +146,7 @@ def load_trusted_keys(folder: Path) -> TrustedKeys:
 
     Raises:
         KeyUnusable: The folder can't be read, holds no public key, or one of its files is none. One bad file
-            spoils all, since a key that is silently missing looks like a patch that nobody signed.
+            spoils all, since a key that is silently missing looks like an unsigned patch.
     """
     try:
         paths = sorted(p for p in folder.iterdir() if p.suffix == PUBLIC_SUFFIX and p.name[0] != ".")
@@ -166,7 +166,7 @@ def load_trusted_keys(folder: Path) -> TrustedKeys:
 
 
 def key_id_of(key: _PublicKeyTypes) -> str:
-    """Give the id of a public key: SHA-256, in hexadecimal, of its DER form, as openssl computes it too."""
+    """Return the id of a public key: SHA-256, in hexadecimal, of its DER form, as openssl computes it too."""
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     state = hashes.Hash(hashes.SHA256())
     state.update(der)

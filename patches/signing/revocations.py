@@ -39,6 +39,6 @@ def read_revocations(path: Path) -> frozenset[str]:
 
 
 def revoked_part(revoked: Set[str], digest: str, manifest: Manifest) -> str | None:
-    """Give the digest that keeps a patch from being used: its own, or that of a part it was composed of."""
+    """Return the digest that keeps a patch from being used: its own, or that of a part it was composed of."""
     digests = (digest, *(component.digest for component in manifest.components))
     return next((entry for entry in digests if entry in revoked), None)

@@ -38,19 +38,19 @@ class Signature:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a signature file says. Nobody vouches for it."""
+    """What a signature file says, unchecked."""
 
     statement: Statement
     key_ids: Sequence[str]
 
 
 def signature_path(path: Path) -> Path:
-    """Tell where the signature of a patch file lies."""
+    """Return where the signature of a patch file lies."""
     return path.with_name(path.name + SUFFIX)
 
 
 def sign_statement(statement: Statement, signer: "CryptoSigner") -> bytes:
-    """Give the content of the signature file."""
+    """Return the content of the signature file."""
     from securesystemslib.dsse import Envelope
 
     envelope = Envelope(encode_statement(statement), PAYLOAD_TYPE, {})

@@ -98,7 +98,7 @@ def answer_benign(file: BenignFile, store: Path, sampler: Sampler, tell: Tell) -
 
 
 def own_answer(prompt: Prompt) -> Answer | None:
-    """Give the answer that a row brings."""
+    """Return the answer that a row brings."""
     value = prompt.row.get("completion")
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         value = value[0].get("content")

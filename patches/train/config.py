@@ -110,19 +110,19 @@ class TrainConfig:
         return self.rows_per_step if self.benign_rows is None else self.benign_rows
 
     def epochs_of(self, stage: str) -> int:
-        """Give the number of epochs of a stage."""
+        """Return the number of epochs of a stage."""
         return self.sft_epochs if stage == "sft" else self.dpo_epochs
 
     def pairs_of(self, stage: str) -> int | None:
-        """Give the number of pairs that a stage learns from; ``None`` for all."""
+        """Return the number of pairs that a stage learns from; ``None`` for all."""
         return self.sft_pairs if stage == "sft" else self.dpo_pairs
 
     def learning_rate_of(self, stage: str) -> float:
-        """Give the highest learning rate of a stage."""
+        """Return the highest learning rate of a stage."""
         return self.sft_learning_rate if stage == "sft" else self.dpo_learning_rate
 
     def as_json(self) -> dict[str, JsonValue]:
-        """Give the configuration for the manifest."""
+        """Return the configuration for the manifest."""
         document = {key: value for key, value in asdict(self).items() if value is not None}
         baseline = dict([document.pop("baseline")]) if self.baseline is not None else {}
         return {**document, **baseline, "stages": list(self.stages)}

@@ -146,7 +146,7 @@ def split_of(key: str, validation_share: float = _VALIDATION_SHARE) -> str:
 
 
 def longest(samples: Iterable[Sample]) -> int:
-    """Give the length of the longest sample, 0 where there is none."""
+    """Return the length of the longest sample, 0 where there is none."""
     return max((len(sample) for sample in samples), default=0)
 
 

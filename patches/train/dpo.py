@@ -15,7 +15,7 @@ def dpo_margins(
     reference_rejected: torch.Tensor,
     beta: float,
 ) -> torch.Tensor:
-    """Give ``r(chosen) - r(rejected)`` of each pair.
+    """Return ``r(chosen) - r(rejected)`` of each pair.
 
     Args:
         chosen: ``[B]``, log-probabilities of whole answers under the patch.

@@ -41,7 +41,7 @@ def make_trained_patch(
 
 
 def curves_for_manifest(records: Sequence[Mapping[str, Any]]) -> dict[str, JsonValue]:
-    """Give the curves of each stage, thinned out and rounded: ``{"sft": {"step": […], "loss": […]}, …}``.
+    """Return the curves of each stage, thinned out and rounded: ``{"sft": {"step": […], "loss": […]}, …}``.
 
     Validations stand apart, as ``sft_validation``. A value that a step lacks is ``null``.
     """
@@ -53,7 +53,7 @@ def curves_for_manifest(records: Sequence[Mapping[str, Any]]) -> dict[str, JsonV
 
 
 def best_validations(records: Sequence[Mapping[str, Any]]) -> dict[str, JsonValue]:
-    """Give the best validation of each stage, by loss and benign divergence together, as it was told."""
+    """Return the best validation of each stage, by loss and benign divergence together, as it was told."""
     best: dict[str, Mapping[str, Any]] = {}
     for record in records:
         if record.get("is_validation"):

@@ -141,7 +141,7 @@ def _trie_logits(network: Any, kv: PrefixKv | None, trie: Trie, device: torch.de
 def _attention_masks(
     network: Any, trie: Trie, num_prefix: int, device: torch.device
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Give the mask ``[1, 1, T, N + T]`` that is added to attention's scores.
+    """Return the mask ``[1, 1, T, N + T]`` that is added to attention's scores.
 
     A dict of two for models whose layers differ in it.
     """

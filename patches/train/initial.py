@@ -21,7 +21,7 @@ from patches.train.config import TrainConfig
 
 
 def initial_values(network: Any, tokenizer: Any, config: TrainConfig, text: str | None) -> torch.Tensor:
-    """Give the start values.
+    """Return the start values.
 
     Args:
         network: The frozen model.
@@ -41,7 +41,7 @@ def initial_values(network: Any, tokenizer: Any, config: TrainConfig, text: str 
 
 
 def values_of_patch(patch: Patch, model: LoadedModel, config: TrainConfig) -> torch.Tensor:
-    """Give the start values of a run that goes on from a patch, such as the version before.
+    """Return the start values of a run that continues from a patch, such as the version before.
 
     Raises:
         BaseModelMismatch: It belongs to another model.

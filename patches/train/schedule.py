@@ -10,12 +10,12 @@ import torch
 
 
 def num_steps(num_rows: int, rows_per_step: int, epochs: int) -> int:
-    """Give the steps of a stage; the last step of an epoch may be smaller."""
+    """Return the steps of a stage; the last step of an epoch may be smaller."""
     return math.ceil(num_rows / rows_per_step) * epochs
 
 
 def rows_of_step(num_rows: int, rows_per_step: int, step: int, key: str) -> list[int]:
-    """Give the rows of a step: each row once in an epoch, in an order of the epoch's own.
+    """Return the rows of a step: each row once in an epoch, in an order of the epoch's own.
 
     Args:
         num_rows: Rows there are.
@@ -35,7 +35,7 @@ def sample_rows(num_rows: int, limit: int | None, key: str) -> list[int]:
 
 
 def learning_rate(step: int, total: int, peak: float, schedule: str, warmup: float) -> float:
-    """Give the learning rate of a step: a linear rise to the peak, then what the schedule says.
+    """Return the learning rate of a step: a linear rise to the peak, then what the schedule says.
 
     Args:
         step: From 0 to ``total - 1``.

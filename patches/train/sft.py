@@ -7,7 +7,7 @@ import torch
 
 
 def token_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Give the log-probability of each label.
+    """Return the log-probability of each label.
 
     Args:
         logits: ``[…, V]``, any float dtype; computed in float32.

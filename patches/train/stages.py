@@ -31,7 +31,7 @@ class Objective(Protocol):
         """Count the rows."""
 
     def length_of(self, row: int) -> int:
-        """Give the tokens of a row, padding excluded."""
+        """Return the tokens of a row, padding excluded."""
 
     def total_of(self, rows: Sequence[int]) -> int:
         """Count what the loss is a mean over."""
@@ -51,7 +51,7 @@ class Sft:
         return len(self._samples)
 
     def length_of(self, row: int) -> int:
-        """Give the tokens of a row."""
+        """Return the tokens of a row."""
         return len(self._samples[row])
 
     def total_of(self, rows: Sequence[int]) -> int:
@@ -84,7 +84,7 @@ class Dpo:
         return len(self._samples)
 
     def length_of(self, row: int) -> int:
-        """Give the tokens of a row's longer half."""
+        """Return the tokens of a row's longer half."""
         return max(len(self._samples[row].chosen), len(self._samples[row].rejected))
 
     def total_of(self, rows: Sequence[int]) -> int:
@@ -113,7 +113,7 @@ class Benign:
         return len(self._samples)
 
     def length_of(self, row: int) -> int:
-        """Give the tokens of a row."""
+        """Return the tokens of a row."""
         return len(self._samples[row])
 
     def total_of(self, rows: Sequence[int]) -> int:
@@ -173,7 +173,7 @@ class Reference:
     def of_rows(
         self, rows: Sequence[int], pairs: Sequence[PairSample], context: Context
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the log-probabilities of chosen and rejected answers, ``[B]`` each."""
+        """Return the log-probabilities of chosen and rejected answers, ``[B]`` each."""
         if context == ALONE or self._kind in ("teacher", "none"):
             chosen, rejected = self._alone[:, list(rows)]
             return chosen, rejected
@@ -186,7 +186,7 @@ class Reference:
 def pair_logprobs(
     network: Any, kv: PrefixKv | None, pairs: Sequence[PairSample]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the log-probabilities of chosen and rejected answers behind a prefix, ``[B]`` each."""
+    """Return the log-probabilities of chosen and rejected answers behind a prefix, ``[B]`` each."""
     # Two answers to one prompt side by side: the prompt is read once.
     samples = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
     output = answer_logits(network, kv, samples)

@@ -212,14 +212,14 @@ class _Told:
             self._out.print(self.current, style="bold", markup=False)
 
     def end(self, number: int, step: "Step", summary: str) -> None:
-        """Say how long it took, and what came of it."""
+        """Print how long it took, and what came of it."""
         self._stop_bar()
         lead = "    " if self._out.is_terminal else f"{self.current}: "
         took = str(timedelta(seconds=round(time.monotonic() - self._began)))
         self._out.print(f"{lead}{took}{': ' if summary else ''}{summary}", markup=False)
 
     def skip(self, number: int, step: "Step") -> None:
-        """Say that a step is done already."""
+        """Print that a step is done already."""
         self._out.print(f"{number}/{self._num_steps} {step.title}: done already", markup=False)
 
     def progress(self, done: int, total: int) -> None:

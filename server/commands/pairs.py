@@ -238,7 +238,7 @@ def _sides(args: argparse.Namespace, prompts: PromptFile, sampling: Sampling) ->
 
 
 def _about(args: argparse.Namespace, prompts: PromptFile, sampling: Sampling) -> dict[str, object]:
-    """Say where the answers come from: what they depend on, and nothing else."""
+    """Return where the answers come from: what they depend on, and nothing else."""
     kinds = ("reference", "reference_url", "reference_column", "reference_text")
     kind = next(kind for kind in kinds if getattr(args, kind) is not None)
     reference: dict[str, object] = {"kind": kind.removeprefix("reference_"), "name": str(getattr(args, kind))}

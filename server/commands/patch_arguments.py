@@ -144,12 +144,12 @@ def save(patch: "Patch", args: argparse.Namespace) -> None:
 
 
 def note(text: str) -> None:
-    """Tell something worth knowing, apart from the output."""
+    """Print something worth knowing, apart from the output."""
     print(f"note: {text}", file=sys.stderr)
 
 
 def warn(text: str) -> None:
-    """Tell something that may surprise, apart from the output."""
+    """Print something that may surprise, apart from the output."""
     print(f"warning: {text}", file=sys.stderr)
 
 

@@ -54,7 +54,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def explain(args: argparse.Namespace) -> int:
-    """Say what one request would get."""
+    """Return what one request would get."""
     policy = read_policy(args.file, "FILE").policy
     caller, decision = _ask(args, policy)
     outcome = decision.outcome
@@ -150,7 +150,7 @@ def _print(args: argparse.Namespace, answer: dict[str, Any]) -> None:
 
 
 def _callers(policy: Policy) -> Iterator[Caller]:
-    """Give every kind of caller that the policy tells apart."""
+    """Return every kind of caller that the policy tells apart."""
     tenants: list[str | None] = [None]
     if policy.tenants is not None:
         tenants += list(policy.tenants.rules)
@@ -184,7 +184,7 @@ def _unanswerable(policy: Policy, view: CatalogView) -> Iterator[str]:
 
 
 def _remarks(policy: Policy, view: CatalogView) -> Iterator[str]:
-    """Name what may be chosen but can't be had."""
+    """Name what a rule allows but the server cannot give."""
     for rule in policy.rules():
         for entry in rule.allow.entries:
             try:
@@ -200,4 +200,4 @@ def _unprepared(policy: Policy, view: CatalogView, rule: Rule, entry: PatchRef) 
     alone = Policy(required=policy.required, others=rule)
     decision = decide(ANYONE, Asked(header=(entry,)), view, alone)
     if isinstance(decision.outcome, PolicyPatchError) and decision.outcome.status == 400:
-        yield f"{rule.label}.allow: '{entry}' can't be had: {decision.outcome.message}"
+        yield f"{rule.label}.allow: '{entry}' is unavailable: {decision.outcome.message}"

@@ -33,7 +33,7 @@ class SignatureReport:
     statement: Statement | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Give the report as a JSON object; what nobody vouches for is left out."""
+        """Return the report as a JSON object; what no trusted key vouches for is left out."""
         document: dict[str, Any] = {"state": self.state, "reason": self.reason, "signer": self.signer}
         if self.state == "trusted" and self.statement is not None:
             document |= {

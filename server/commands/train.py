@@ -242,7 +242,7 @@ def _inputs(args: argparse.Namespace, label: Label) -> "TrainInputs":
 def _check_folder(args: argparse.Namespace, folder: Path) -> None:
     has_checkpoint = (folder / "checkpoint.safetensors").exists()
     if has_checkpoint and not (args.resume or args.restart):
-        raise CommandError(f"{folder} holds a run: --resume goes on with it, --restart begins anew")
+        raise CommandError(f"{folder} holds a run: --resume continues it, --restart begins anew")
     if args.resume and not has_checkpoint:
         raise CommandError(f"{folder} holds no checkpoint to resume from")
     if args.restart and folder.exists() and os.environ.get("RANK", "0") == "0":
@@ -251,7 +251,7 @@ def _check_folder(args: argparse.Namespace, folder: Path) -> None:
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C end the run after the step at hand; a second one ends it at once."""
+    """Make the first Ctrl-C end the run after the step at hand, and a second one at once."""
     asked: list[int] = []
 
     def on_signal(number: int, frame: object) -> None:

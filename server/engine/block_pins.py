@@ -89,13 +89,13 @@ class BlockPins:
         self._pins[key] = _Pin(blocks, now_s)
 
     def expire(self) -> None:
-        """Let go of what was not used for long. Costs nothing where nothing is due."""
+        """Release what was not used for long. Costs nothing where nothing is due."""
         oldest = next(iter(self._pins.items()), None)
         if oldest is not None and self._clock() - oldest[1].used_s > IDLE_S:
             self._release(oldest[0])
 
     def release_all(self) -> None:
-        """Let go of everything, and pin nothing for ``PAUSE_S``: somebody wants the cache empty."""
+        """Release everything, and pin nothing for ``PAUSE_S``: somebody wants the cache empty."""
         self._paused_until_s = self._clock() + PAUSE_S
         for key in list(self._pins):
             self._release(key)

@@ -197,7 +197,7 @@ class PatchedAsyncLLM(AsyncLLM):
         await super().sleep(*args, **kwargs)
 
     async def release_kv_cache_memory(self) -> None:
-        """Give the cache's memory back, for which nothing in it may be held."""
+        """Release the cache's memory, for which nothing in it may be held."""
         await self._let_go_of_blocks()
         await super().release_kv_cache_memory()
 
@@ -220,7 +220,7 @@ class PatchedAsyncLLM(AsyncLLM):
 
 
 def end_calls(calls: Mapping[int, Future[Any]]) -> None:
-    """Let calls to a dead engine fail: call id -> the answer that is waited for."""
+    """Make calls to a dead engine fail: call id -> the answer that is waited for."""
     for answer in calls.values():
         if not answer.done():
             answer.set_exception(EngineDeadError())

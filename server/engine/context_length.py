@@ -36,7 +36,7 @@ class RemainingContext:
 
 
 def hand_out_remaining_context(app_state: Any, gate: "PatchGate") -> None:
-    """Give vLLM's serving objects the remaining length, and have their renderer fit prompts into it.
+    """Hand vLLM's serving objects the remaining length, and have their renderer fit prompts into it.
 
     To be called once, when ``init_app_state`` has made them.
     """

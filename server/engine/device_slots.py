@@ -40,7 +40,7 @@ class DeviceSlots:
         return self._max_bytes
 
     def pin(self, digest: str) -> None:
-        """Let ``digest`` keep its slot as long as one without a pin can go instead."""
+        """Make ``digest`` keep its slot as long as one without a pin can go instead."""
         self._pinned.add(digest)
 
     def drop(self, digest: str) -> None:
@@ -50,7 +50,7 @@ class DeviceSlots:
             self._remove(digest)
 
     def held(self) -> list[str]:
-        """Give the digests that have a slot, least recently used first."""
+        """Return the digests that have a slot, least recently used first."""
         return list(self._slots)
 
     def together(self, hosted: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:

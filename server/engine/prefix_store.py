@@ -109,7 +109,7 @@ class PrefixStore:
         return _Hosted(tensor.pin_memory() if self._device.type == "cuda" else tensor, tuple(kv.shape))
 
     def loaded(self, digest: str) -> dict[str, Any] | None:
-        """Tell what ``check`` tells of a prefix that is in host memory; ``None`` while it is on its way.
+        """Return what ``check`` says of a prefix that is in host memory; ``None`` while it is on its way.
 
         Raises:
             ValueError: It was never sent, or has another shape or dtype than this model's.

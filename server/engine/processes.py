@@ -160,7 +160,7 @@ def _ended_together(config: VllmConfig, manager: APIServerProcessManager, launch
 
 @contextlib.contextmanager
 def _refusals_passed_on(processes: list[BaseProcess]) -> Iterator[None]:
-    """Let the exit code say what a front end said by its own: that the start is refused."""
+    """Make the exit code say what a front end said by its own: that the start is refused."""
     try:
         yield
     except RuntimeError as error:

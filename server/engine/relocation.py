@@ -39,7 +39,7 @@ def rotary_of_model(
         network: the loaded model, or this rank's part of it.
 
     Raises:
-        KeysNotMovable: nobody vouches for it.
+        KeysNotMovable: it is not known to be right for this model.
     """
     if architecture not in MOVABLE_ARCHITECTURES:
         known = ", ".join(sorted(MOVABLE_ARCHITECTURES))

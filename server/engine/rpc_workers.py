@@ -25,7 +25,7 @@ class RpcWorkers:
         self._engine = engine
 
     async def check(self, digest: str, kv: torch.Tensor) -> int:
-        """Let every worker judge shape and dtype; see ``Workers.check``.
+        """Have every worker judge shape and dtype; see ``Workers.check``.
 
         Raises:
             ResidencyError: a worker could not hold it, failed, or confirmed something else.

@@ -62,7 +62,7 @@ def flags_judged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def engine_started() -> Iterator[None]:
-    """Say in one line that the engine failed: its own processes have shown their tracebacks.
+    """Raise one line where the engine failed: its own processes have shown their tracebacks.
 
     Raises:
         EngineFailed: It did.

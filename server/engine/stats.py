@@ -56,7 +56,7 @@ class InjectionStats(KVConnectorStats):
         self._add("slots", {key: number for key, number in changes.items() if number})
 
     def record_pins(self, **changes: int) -> None:
-        """Say how many blocks more are pinned, or may be, than before."""
+        """Record how many blocks more are pinned, or may be, than before."""
         self._add("pins", changes)
 
     def _add(self, what: str, changes: dict[str, int]) -> None:

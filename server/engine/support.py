@@ -48,8 +48,8 @@ def require_supported_environment(*, skips_model_names: bool) -> None:
     """Check vLLM's environment variables.
 
     Raises:
-        UnsupportedSetup: ``VLLM_SKIP_MODEL_NAME_VALIDATION`` is set, under which nobody reads model names, so
-            that an alias would be answered by the base model.
+        UnsupportedSetup: ``VLLM_SKIP_MODEL_NAME_VALIDATION`` is set, under which vLLM does not check
+            model names, so that an alias would be answered by the base model.
     """
     if skips_model_names:
         raise UnsupportedSetup(

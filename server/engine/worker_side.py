@@ -103,7 +103,7 @@ class WorkerSide:
         }
 
     def enable_composition(self, network: "nn.Module") -> str | None:
-        """Let prefixes lie behind others from now on.
+        """Allow prefixes to lie behind others from now on.
 
         Args:
             network: the loaded model.
@@ -155,7 +155,7 @@ class WorkerSide:
         self._writer.write(writes, self._rotary)
 
     def _writes_of(self, load: PrefixLoad, tensors: Mapping[str, torch.Tensor]) -> Iterator[PrefixWrite]:
-        """Give the writes of those parts that are in ``tensors``."""
+        """Return the writes of those parts that are in ``tensors``."""
         # A pipeline stage need not have layers of every group.
         for group in sorted({cached.group for cached in self._layers}):
             span, block_size = load.spans[group], self._groups[group].kv_cache_spec.block_size

@@ -18,8 +18,8 @@ BANNED = {
 #: A docstring says what comes back ("Return …") or what happens, not what the function gives or tells.
 _OPENING = re.compile(r"(?:Give|Tell|Say|Let)s?\b")
 
-#: Folders whose docstrings and messages were swept; a folder is added when it passes.
-SWEPT = ("bench", "prefix_kernels", "tools")
+#: Packages whose docstrings and messages are held to the rules below.
+SWEPT = ("bench", "patches", "prefix_kernels", "server", "tools")
 #: Text that a model is asked to read, and no reader of ours.
 PROMPTS = {Path("bench/load/workloads.py")}
 

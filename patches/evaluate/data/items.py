@@ -95,5 +95,5 @@ def _is_excluded(prompt: str, excluded_prompts: Collection[str]) -> bool:
 
 
 def normalised(prompt: str) -> str:
-    """Give the form in which two prompts count as the same: lower case, words alone."""
+    """Return the form in which two prompts count as the same: lower case, words alone."""
     return " ".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())

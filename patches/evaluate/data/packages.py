@@ -51,7 +51,7 @@ class PackageFile:
 
 
 def default_cache() -> Path:
-    """Give the user's cache folder for fetched files."""
+    """Return the user's cache folder for fetched files."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(root, "policypatch", "evaluate")
 

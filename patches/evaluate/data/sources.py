@@ -25,7 +25,7 @@ def source_items(name: str, files: PackageFiles) -> list[Item]:
 
     Raises:
         EvaluationError: There is none of this name.
-        DataUnavailable: Its package can't be had.
+        DataUnavailable: Its package is unavailable.
     """
     if name not in SOURCES:
         raise EvaluationError(f"data: unknown set {name!r}; known are {', '.join(sorted(SOURCES))}")
@@ -37,7 +37,7 @@ def jailbreak_templates(names: list[str], files: PackageFiles) -> dict[str, str]
 
     Raises:
         EvaluationError: There is none of such a name.
-        DataUnavailable: Their package can't be had.
+        DataUnavailable: Their package is unavailable.
     """
     import yaml
 

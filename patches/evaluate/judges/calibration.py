@@ -34,7 +34,7 @@ def calibrate(name: str, judges: Judges, files: PackageFiles) -> Calibration:
     """Run one judge over the answers that people labelled for its question.
 
     Raises:
-        DataUnavailable: The labelled answers, or the judge, can't be had.
+        DataUnavailable: The labelled answers, or the judge, are unavailable.
     """
     labels = JUDGES[name].labels
     return compare(name, judges.get(name), labels.about, list(labels.read(files)))

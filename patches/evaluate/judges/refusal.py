@@ -55,7 +55,7 @@ _PHRASES = re.compile(
 
 
 def refuses_by_rule(answer: str) -> bool:
-    """Tell whether the beginning of an answer is worded as a refusal; an empty answer refuses nothing."""
+    """Return whether the beginning of an answer is worded as a refusal; an empty answer refuses nothing."""
     head = _head(answer)
     return bool(_OPENING.search(head) or _PHRASES.search(head))
 
@@ -68,7 +68,7 @@ class RefusalClassifier:
         self._bias = bias
 
     def probabilities(self, answers: Sequence[str]) -> list[float]:
-        """Give the probability that each answer refuses."""
+        """Return the probability that each answer refuses."""
         logits = np.array([_features(answer) @ self._weights for answer in answers]) + self._bias
         return [float(p) for p in _sigmoid(logits)]
 
@@ -125,7 +125,7 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def is_off_topic(request: str, answer: str) -> bool:
-    """Tell whether a longer answer has no content word of the request: it is beside the point."""
+    """Return whether a longer answer has no content word of the request: it is beside the point."""
     wanted = _stems(request)
     if not wanted or len(answer.split()) < MIN_OFF_TOPIC_WORDS:
         return False

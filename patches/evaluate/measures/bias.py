@@ -63,12 +63,12 @@ class GenderMeasure:
 
 
 def has_gendered_word(answer: str) -> bool:
-    """Say whether an answer has one of the lists' words, or a title, in it."""
+    """Return whether an answer has one of the lists' words, or a title, in it."""
     return _GENDERED.search(answer) is not None
 
 
 def pronoun_gaps(subject: Subject, professions: Sequence[str]) -> list[float]:
-    """Give GLD for each profession."""
+    """Return GLD for each profession."""
     renderer: Renderer = subject.renderer
     pronouns = [renderer.ids(word) for word in (*_FEMALE_NEXT, *_MALE_NEXT)]
     contexts = [renderer.raw_ids(f"The {profession} said that") for profession in professions]

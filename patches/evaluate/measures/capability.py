@@ -71,7 +71,7 @@ def _pick(totals: Sequence[float]) -> int:
 
 
 def _choice_scores(subject: Subject, items: Sequence[Item], context: Context) -> list[list[float]]:
-    """Give the log-likelihood of each choice, per byte where the suite asks for ``normalise: true``."""
+    """Return the log-likelihood of each choice, per byte where the suite asks for ``normalise: true``."""
     renderer: Renderer = subject.renderer
     is_chat = context.options.get("style", "raw") == "chat"
     readings, lengths = [], []

@@ -95,7 +95,7 @@ def _interval(drawn: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def relative_change(value: float | None, base: float | None) -> float | None:
-    """Give (value - base) / base; ``None`` where there is no base to compare with."""
+    """Return (value - base) / base; ``None`` where there is no base to compare with."""
     if value is None or base is None or base == 0 or not math.isfinite(value / base):
         return None
     return value / base - 1

@@ -89,7 +89,7 @@ def setup_rows(setup: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def judge_note(metric: Metric, calibrations: Mapping[str, Calibration]) -> str | None:
-    """Say beside a figure how often its judge is wrong."""
+    """Return what stands beside a figure: how often its judge is wrong."""
     if metric.judge is None:
         return None
     found = calibrations.get(metric.judge)

@@ -70,7 +70,7 @@ class TransformersSubject:
         return answers
 
     def score(self, readings: Sequence[Reading]) -> list[list[float]]:
-        """Give log probabilities; see ``Subject``.
+        """Return log probabilities; see ``Subject``.
 
         A reading's last token is not fed, so the choices ``A`` to ``D`` behind one question are one row. Rows
         of like length go together, so that little is padded.

@@ -95,7 +95,7 @@ class HttpSubject:
         return self._together(ask, prompts)
 
     def score(self, readings: Sequence[Reading]) -> list[list[float]]:
-        """Give log probabilities; see ``Subject``."""
+        """Return log probabilities; see ``Subject``."""
         steps = [
             ((*reading.context, *reading.tokens[:place]), token)
             for reading in readings
@@ -153,7 +153,7 @@ class HttpSubject:
             return _decoded(response.read())
 
     def _check(self, headers: Message) -> None:
-        """Let no figure mix a patch with the base model, two versions of one, or two ways to compose."""
+        """Refuse to mix, in one figure, a patch and the base model, two versions, or two ways to compose."""
         digest, form = headers.get(DIGEST_HEADER), headers.get(COMPOSITION_HEADER)
         if self.arm.selection is None and digest is not None:
             raise SubjectFailed(f"{self.arm.name}: expected the base model, got answers under {digest}")

@@ -42,7 +42,7 @@ class Subject(Protocol):
         ...
 
     def score(self, readings: Sequence[Reading]) -> list[list[float]]:
-        """Give the log probability of each token of each reading; the context is never empty."""
+        """Return the log probability of each token of each reading; the context is never empty."""
         ...
 
     def time(self, prompts: Sequence[str], num_tokens: int) -> list[Timing]:

@@ -33,7 +33,7 @@ def test_the_example_is_a_policy_and_its_patches_are_there(ask: Ask) -> None:
     assert ask("check", EXAMPLE) == (0, {"is_valid": True, "problems": [], "notes": []})
     code, report = ask("check", EXAMPLE, "--patches", EXAMPLE_PATCHES)
     assert (code, report["problems"]) == (0, [])
-    assert any("'json-only' can't be had" in note for note in report["notes"])
+    assert any("'json-only' is unavailable" in note for note in report["notes"])
 
 
 def test_check_tells_every_mistake_by_line(tmp_path: Path, capsys: Capture) -> None:

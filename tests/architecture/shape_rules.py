@@ -6,9 +6,6 @@ from pathlib import Path
 
 from tests.architecture.source import PACKAGES, python_files, rule
 
-#: Rooms whose docstrings are held to plain English.
-PLAIN_PACKAGES = ("bench", "prefix_kernels", "tools")
-ODD_WORDS = re.compile(r"\A(?:Give|Tell|Say|Let)\b|\bnobody\b|\bcan't be had\b|\bgone on with\b")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 BANNED_NAMES = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "manager.py", "misc.py"}
@@ -105,18 +102,6 @@ def our_headers_are_named_in_one_file(root: Path) -> list[str]:
             and path.parts != ("patches", "headers.py")
         ]
     return violations
-
-
-@rule({"bench/app.py": 'def f():\n    """Give the number that nobody asked for."""\n'})
-def docstrings_are_plain(root: Path) -> list[str]:
-    """In the rooms whose English was gone over: "Return …", and a subject in every clause."""
-    return [
-        f"{path}:{node.lineno}: {node.name}: {found[0]!r}"
-        for path, tree in python_files(root, *PLAIN_PACKAGES)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        if (found := ODD_WORDS.search(ast.get_docstring(node) or ""))
-    ]
 
 
 @rule({"bench/app.py": "TABLE = (\n    1, 2, 3, 4, 5, 6,\n)  # fmt: skip\nf(\n    1, 2,\n)  # fmt: skip\n"})

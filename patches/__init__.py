@@ -1,4 +1,38 @@
 """The patch artifact and its life: format, manifest, fingerprint, compile, compose, PEFT.
 
 Nothing here knows vLLM or the server. Importing the package imports neither torch nor transformers.
+
+====================  =========================================================
+``format``            the patch file, its bytes; the specification
+``container``         the safetensors container, read with bounds on everything
+``manifest``          what a patch says about itself
+``label``             the part of it that its maker writes
+``fields``            typed reading of a JSON object; collects every mistake
+``names``             the grammar of names, versions and digests
+``digest``            the digest of a patch: what it is
+``canonical``         one value, one text of JSON
+``fingerprint``       what a base model must have for a prefix to mean the same
+``weights_digest``    the part of it that is the weights
+``tokenizer_digest``  the part of it that is the tokenizer
+``model``             a base model, loaded with transformers
+``model_files``       where its files are, and whether they can be read
+``rendering``         from policy text to token ids
+``compile``           from text, token ids or embeddings to a patch
+``compose``           several patches as one, their K/V computed anew
+``join``              prefixes side by side, their keys moved
+``peft_import``       from a PEFT adapter to a patch
+``peft_export``       from a patch to a PEFT adapter
+``sampling``          how answers are drawn from a model
+``lines``             files of lines, whole or appended to
+``durable``           small files that survive a crash
+``reading``           reading a file that someone else put there
+``headers``           the names of our HTTP headers
+``terminal``          text on its way to people
+``errors``            what can go wrong, as a tree
+``pairs``             preference pairs
+``train``             the trainer
+``recipes``           from a file of YAML to finished patches
+``evaluate``          what a patch does, measured
+``signing``           keys, signatures, revoked patches
+====================  =========================================================
 """

@@ -12,27 +12,7 @@ from patches.format import Patch, make_patch
 from patches.label import Label
 from patches.manifest import BaseModel
 from patches.model import LoadedModel, load_model
-
-# Like the demo model's: a default system message where the conversation has none.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message.role != 'system' %}<|start|>system\nYou are tiny.<|end|>\n{% endif %}"
-    "<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
-
-BASE_MODEL = BaseModel(
-    architecture="LlamaForCausalLM",
-    num_layers=2,
-    num_kv_heads=2,
-    head_size=4,
-    hidden_size=8,
-    rope={"rope_theta": 10000, "rope_type": "default"},
-    dtype="bfloat16",
-    tokenizer_digest="sha256:" + "0" * 64,
-    weights_digest="sha256:" + "1" * 64,
-)
+from tests.tiny_model import BASE_MODEL, save_tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,49 +78,3 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_model_folder: Path) -> LoadedModel:
     return load_model(tiny_model_folder)
-
-
-def save_tiny_model(folder: Path, *, seed: int = 0, chat_template: str | None = CHAT_TEMPLATE) -> None:
-    """Two layers, four query heads on two KV heads, head size 8, in float32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = tiny_tokenizer(chat_template)
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        bos_token_id=0,
-        eos_token_id=1,
-        # The default of 0.02 makes all logits nearly equal.
-        initializer_range=0.5,
-        dtype="float32",
-    )
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|start|>", "<|end|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(
-        ["system user assistant", "answer politely, never answer rudely"] * 4, trainer
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|start|>", eos_token="<|end|>", chat_template=chat_template
-    )

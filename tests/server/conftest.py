@@ -32,20 +32,9 @@ from tests.server.fake_engine import (
     add_generating_routes,
     add_other_routes,
 )
+from tests.tiny_model import SMALLEST_MODEL
 
-BASE_MODEL = BaseModel(
-    architecture="LlamaForCausalLM",
-    num_layers=1,
-    num_kv_heads=1,
-    head_size=2,
-    hidden_size=4,
-    rope={"rope_theta": 10000, "rope_type": "default"},
-    dtype="float32",
-    tokenizer_digest="sha256:" + "a" * 64,
-    weights_digest="sha256:" + "b" * 64,
-)
-
-MODEL = ServedModel(BASE_MODEL, max_num_tokens=64)
+MODEL = ServedModel(SMALLEST_MODEL, max_num_tokens=64)
 
 
 def patch_bytes(
@@ -55,7 +44,7 @@ def patch_bytes(
     fill: float = 0.0,
     num_tokens: int = 2,
     origin: dict[str, Any] | None = None,
-    base_model: BaseModel = BASE_MODEL,
+    base_model: BaseModel = SMALLEST_MODEL,
     has_kv: bool = True,
     **notes: str,
 ) -> bytes:
@@ -119,7 +108,7 @@ class Stand:
         return put(self.folder, name, version, **parts)
 
     def other_model(self, **changes: Any) -> BaseModel:
-        return replace(BASE_MODEL, **changes)
+        return replace(SMALLEST_MODEL, **changes)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         await until(condition)

@@ -20,7 +20,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from patches.format import encode_patch
-from patches.manifest import BaseModel, Manifest
+from patches.manifest import Manifest
 from server.admin.operator import Operator
 from server.catalog.catalog import Catalog
 from server.catalog.control import CatalogControl
@@ -30,22 +30,11 @@ from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
 from server.memory.residency import NullResidency
 from server.metrics.patches import PatchMetrics
-
-BASE_MODEL = BaseModel(
-    "LlamaForCausalLM",
-    1,
-    1,
-    2,
-    4,
-    {"rope_type": "default"},
-    "float32",
-    "sha256:" + "a" * 64,
-    "sha256:" + "b" * 64,
-)
+from tests.tiny_model import SMALLEST_MODEL
 
 
 def put(folder: Path, version: str, fill: float) -> None:
-    manifest = Manifest(1, "prefix", "pirate", version, BASE_MODEL, 2, {"method": "text"})
+    manifest = Manifest(1, "prefix", "pirate", version, SMALLEST_MODEL, 2, {"method": "text"})
     data = encode_patch(manifest, torch.full((2, 4), fill), torch.full((1, 2, 2, 1, 2), fill))
     (folder / f"pirate-{version}.safetensors").write_bytes(data)
 
@@ -112,7 +101,7 @@ def die_at(step: int, state: Path, patches: Path) -> None:
 
 async def serve(folder: Path, orders: list[Callable[[Operator], Awaitable[Any]]], out: int) -> None:
     records = Records(CatalogState(folder / "state"), keep_previous=1)
-    model, metrics = ServedModel(BASE_MODEL, 64), PatchMetrics(CollectorRegistry())
+    model, metrics = ServedModel(SMALLEST_MODEL, 64), PatchMetrics(CollectorRegistry())
     catalog = Catalog(NullResidency(), model, metrics, CatalogControl(records))
     async with PatchFolder(folder / "patches", catalog):
         os.write(out, json.dumps(shown(catalog)).encode() + b"\n")

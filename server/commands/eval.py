@@ -13,6 +13,7 @@ from patches.manifest import DTYPES
 from patches.train.baselines import BASELINES
 from server import __version__
 from server.commands.errors import CommandError
+from server.commands.output import complain, say
 from server.commands.patch_arguments import note, patch_errors, progress, read, unwritable, warn
 from server.commands.server_access import add_api_key_argument, key_of_variable, server_url
 
@@ -152,9 +153,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             return _evaluate(args)
         except SubjectFailed as error:
-            print(f"policypatch eval: {error}; the same call again goes on from here", file=sys.stderr)
+            complain(f"policypatch eval: {error}; the same call again goes on from here")
         except OSError as error:
-            print(f"policypatch eval: {unwritable(args.output, error)}", file=sys.stderr)
+            complain(f"policypatch eval: {unwritable(args.output, error)}")
     return 1
 
 
@@ -202,10 +203,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     checks = apply_gate(thresholds, summary)
     paths = write_reports(args.output, summary, checks)
     _print(summary, checks)
-    print("\n".join(str(path) for path in paths))
+    say("\n".join(str(path) for path in paths))
     if args.gate is not None:
         num_failed = sum(not check.passed for check in checks)
-        print(f"gate: {'passed' if not num_failed else f'FAILED, {num_failed} of {len(checks)} checks'}")
+        say(f"gate: {'passed' if not num_failed else f'FAILED, {num_failed} of {len(checks)} checks'}")
     return 0 if all(check.passed for check in checks) else 1
 
 

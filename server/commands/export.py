@@ -6,6 +6,7 @@ from pathlib import Path
 from patches.errors import PatchExists
 from patches.peft_export import KINDS, export_adapter
 from server.commands.errors import CommandError
+from server.commands.output import say
 from server.commands.patch_arguments import add_output_arguments, patch_errors, read, unwritable
 
 DESCRIPTION = """\
@@ -41,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
             raise CommandError(f"{error} (--force)") from error
         except OSError as error:
             raise unwritable(args.output, error) from error
-    print(f"{args.output}: {kind}, {patch.manifest.num_virtual_tokens} virtual tokens")
+    say(f"{args.output}: {kind}, {patch.manifest.num_virtual_tokens} virtual tokens")
     return 0

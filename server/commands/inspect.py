@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from patches.manifest import encode_manifest
 from patches.terminal import printable
 from server.commands.figures import ASCII_BLOCKS, BLOCKS
+from server.commands.output import say
 from server.commands.patch_arguments import read
 from server.commands.patch_card import Row, dtype_of, mebibytes, patch_rows
 from server.commands.signature_report import (
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     signature = report_signature(args.patch, patch, keys)
     if args.json:
         document = describe(patch, args.patch.stat().st_size, signature)
-        print(json.dumps(document, indent=2, sort_keys=True))
+        say(json.dumps(document, indent=2, sort_keys=True))
     else:
         _print_card(patch, args.patch, signature)
     return 0

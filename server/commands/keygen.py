@@ -5,6 +5,7 @@ from pathlib import Path
 
 from patches.signing.keys import generate_keys, load_public_key
 from server.commands.errors import CommandError
+from server.commands.output import say
 from server.commands.patch_arguments import patch_errors, read_password, unwritable
 
 DESCRIPTION = """\
@@ -48,6 +49,6 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{error.filename}: {error.strerror}; choose another --name") from error
     except OSError as error:
         raise unwritable(args.folder, error) from error
-    print(f"{private_path}: private key; whoever has it can sign")
-    print(f"{public_path}: public key {key_id}")
+    say(f"{private_path}: private key; whoever has it can sign")
+    say(f"{public_path}: public key {key_id}")
     return 0

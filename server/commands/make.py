@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import io
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -16,6 +15,7 @@ from patches.manifest import DTYPES
 from server.commands import pairs, train
 from server.commands.command_parser import CommandParser
 from server.commands.errors import CommandError
+from server.commands.output import complain, say
 from server.commands.patch_arguments import note, patch_errors, quiet_transformers
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _take(steps: "Sequence[Step]", workshop: "Workshop", told: "_Told") -> int:
     try:
         return take(steps, workshop)
     except DataUnavailable as error:
-        print(f"policypatch make: {error}", file=sys.stderr)
+        complain(f"policypatch make: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -166,11 +166,11 @@ def _variant(args: argparse.Namespace) -> "Variant | None":
 
 
 def _print_step(number: int, total: int, step: "Step", is_done: bool) -> None:
-    print(f"{number}/{total} {step.title}{': done already' if is_done else ''}")
+    say(f"{number}/{total} {step.title}{': done already' if is_done else ''}")
     if step.words is not None:
-        print(f"    policypatch {shlex.join(step.words())}")
+        say(f"    policypatch {shlex.join(step.words())}")
     else:
-        print("    writes " + ", ".join(map(str, step.outputs)))
+        say("    writes " + ", ".join(map(str, step.outputs)))
 
 
 def _call(words: Sequence[str]) -> tuple[int, str]:

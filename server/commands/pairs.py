@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from patches.pairs.scorers import SCORERS, Scorer, words_risk
 from patches.pairs.selection import Selected, Selection
 from patches.sampling import Sampling
 from server.commands.errors import CommandError
+from server.commands.output import complain, say
 from server.commands.patch_arguments import add_model_arguments, load, patch_errors
 from server.commands.server_access import clean_key, server_url
 from server.commands.text_file import read_text_file
@@ -269,9 +269,7 @@ def _print_counts(output: Path, prompts: PromptFile, selected: Selected) -> None
     left_out = {"empty prompts": prompts.num_empty, "repeated prompts": prompts.num_duplicates}
     left_out |= {k.replace("_", " "): v for k, v in selected.counts.items() if k != "kept"}
     counted = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
-    print(
-        f"{output}: {len(selected.rows)} pairs of {prompts.num_rows} prompts; left out: {counted or 'none'}"
-    )
+    say(f"{output}: {len(selected.rows)} pairs of {prompts.num_rows} prompts; left out: {counted or 'none'}")
 
 
 @contextmanager
@@ -298,5 +296,5 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
         try:
             yield lambda num_done: progress.update(task, completed=num_done)
         except KeyboardInterrupt:
-            print("stopped; answers so far are kept, the same command goes on from them", file=sys.stderr)
+            complain("stopped; answers so far are kept, the same command goes on from them")
             raise

@@ -1,7 +1,6 @@
 """What the commands that make patches share: the model, the label, the folder, and how they report."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +10,7 @@ from patches.errors import PatchError, PatchExists
 from patches.label import Label
 from patches.manifest import DTYPES
 from server.commands.errors import CommandError
+from server.commands.output import complain, say
 
 if TYPE_CHECKING:
     from patches.format import Patch
@@ -138,19 +138,19 @@ def save(patch: "Patch", args: argparse.Namespace) -> None:
     except OSError as error:
         raise unwritable(args.output, error) from error
     n = patch.manifest.num_virtual_tokens
-    print(f"{path}: {n} tokens, {patch.nbytes / 2**20:.1f} MiB, {patch.digest}")
+    say(f"{path}: {n} tokens, {patch.nbytes / 2**20:.1f} MiB, {patch.digest}")
     if n % BLOCK_SIZE:
         note(f"{n} tokens do not fill the last block of {BLOCK_SIZE}; each request copies that part anew")
 
 
 def note(text: str) -> None:
     """Print something worth knowing, apart from the output."""
-    print(f"note: {text}", file=sys.stderr)
+    complain(f"note: {text}")
 
 
 def warn(text: str) -> None:
     """Print something that may surprise, apart from the output."""
-    print(f"warning: {text}", file=sys.stderr)
+    complain(f"warning: {text}")
 
 
 @contextmanager

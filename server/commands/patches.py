@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from patches.format import read_patch_bytes
 from patches.headers import SIGNATURE_HEADER
 from patches.signing.signature import read_signature, signature_path
 from server.commands.errors import CommandError
+from server.commands.output import complain, say
 from server.commands.patch_arguments import of_file
 from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, to_json
 from server.commands.patches_report import describe_list, describe_record, describe_removal
@@ -129,9 +129,9 @@ def run(args: argparse.Namespace) -> int:
         with AdminClient(args.url, key, key_of_variable(args.api_key_env)) as client:
             document, text = _ACTIONS[args.action](client, args)
     except Refused as refusal:
-        print(f"policypatch patches {args.action}: {refusal}", file=sys.stderr)
+        complain(f"policypatch patches {args.action}: {refusal}")
         return 1
-    print(to_json(document) if args.json else text)
+    say(to_json(document) if args.json else text)
     return 0
 
 

@@ -1,7 +1,8 @@
 """What ``policypatch patches`` prints for people. Pure: from the server's JSON to text."""
 
-from collections.abc import Sequence
 from typing import Any
+
+from server.commands.figures import columns
 
 
 def describe_list(document: dict[str, Any]) -> str:
@@ -11,7 +12,7 @@ def describe_list(document: dict[str, Any]) -> str:
         for card in document["data"]
         for v in card["versions"]
     ]
-    lines = _table(rows) if rows else ["no patch is loaded"]
+    lines = columns(rows) if rows else ["no patch is loaded"]
     lines += [f"refused: {f['file']} ({f['reason']}): {f['message']}" for f in document["failures"]]
     return "\n".join(lines)
 
@@ -23,21 +24,24 @@ def describe_record(document: dict[str, Any]) -> str:
     lines += [f"  a rollback goes back to {_version(target)}" for target in document["previous"][:1]]
     if (canary := document["canary"]) is not None:
         lines.append(f"  canary: {_version(canary)} for {canary['share']:.1%} by {canary['key']}")
-    rows = [(f"  {h['at']}", h["action"], h["by"], _version(h["active"])) for h in document["history"]]
-    return "\n".join([*lines, *_table(rows)])
+    rows = [
+        (f"  {_second(h['at'])}", h["action"], h["by"], _version(h["active"])) for h in document["history"]
+    ]
+    return "\n".join([*lines, *columns([("  when", "what", "by", "active then"), *rows])])
 
 
 def describe_removal(document: dict[str, Any]) -> str:
     """Describe what a removal left."""
     number, is_forced = document["num_in_flight"], document["is_forced"]
-    ending = f"{number} requests were ended" if is_forced else f"{number} requests run to their end"
+    requests = f"{number} request{'s' * (number != 1)}"
+    ending = f"ended {requests}" if is_forced else f"{requests} may still finish"
     return f"{document['name']}: removed; {ending}; {_version(document['active'])} is active"
+
+
+def _second(at: str) -> str:
+    """Return a time of the history without the fraction of its second."""
+    return f"{at.partition('.')[0].removesuffix('Z')}Z"
 
 
 def _version(target: dict[str, Any] | None) -> str:
     return target["version"] if target is not None else "no version"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from patches.headers import PATCH_HEADER
+from server.commands.output import say
 from server.commands.server_access import clean_key
 
 DESCRIPTION = """\
@@ -77,5 +78,5 @@ def run(args: argparse.Namespace) -> int:
 
 def _hash_key() -> int:
     key = clean_key(sys.stdin.buffer.readline().decode("utf-8", "replace"), "standard input")
-    print(hashlib.sha256(key.encode("ascii")).hexdigest())
+    say(hashlib.sha256(key.encode("ascii")).hexdigest())
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from server.commands.errors import CommandError
+from server.commands.output import complain, say
 from server.commands.policy_file import read_policy
 from server.commands.server_access import clean_key
 from server.errors import PolicyPatchError
@@ -41,15 +42,15 @@ def check(args: argparse.Namespace) -> int:
             problems = [{"message": text} for text in _unanswerable(policy, folder.view)]
             notes = [*folder.refused, *_remarks(policy, folder.view)]
     if args.json:
-        print(json.dumps({"is_valid": not problems, "problems": problems, "notes": notes}, indent=2))
+        say(json.dumps({"is_valid": not problems, "problems": problems, "notes": notes}, indent=2))
         return int(bool(problems))
     for problem in problems:
         place = f":{problem['line']}:{problem['column']}" if "line" in problem else ""
-        print(f"{args.file}{place}: {problem['message']}")
+        say(f"{args.file}{place}: {problem['message']}")
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        complain(f"note: {note}")
     if not problems:
-        print(f"{args.file}: good")
+        say(f"{args.file}: good")
     return int(bool(problems))
 
 
@@ -70,7 +71,7 @@ def explain(args: argparse.Namespace) -> int:
     else:
         answer |= {"status": 200, "source": outcome.source, **_describe(outcome.patch, args.patches is None)}
     if args.json:
-        print(json.dumps(answer, indent=2))
+        say(json.dumps(answer, indent=2))
     else:
         _print(args, answer)
     return int(answer["decision"] == "denied")
@@ -140,13 +141,13 @@ def _print(args: argparse.Namespace, answer: dict[str, Any]) -> None:
     else:
         outcome = f"answered by {answer['patch'] or 'the base model'}"
         outcome += f" ({answer['digest']})" if answer["digest"] else ""
-    print(f"caller    {', '.join(known) or 'neither listed key nor tenant'}")
-    print(f"asks for  {', '.join(asked) or 'nothing'}")
-    print(f"outcome   {outcome}")
-    print(f"rule      {answer['rule']}")
-    print(f"why       {answer['reason']}")
+    say(f"caller    {', '.join(known) or 'neither listed key nor tenant'}")
+    say(f"asks for  {', '.join(asked) or 'nothing'}")
+    say(f"outcome   {outcome}")
+    say(f"rule      {answer['rule']}")
+    say(f"why       {answer['reason']}")
     if answer["are_patches_assumed"]:
-        print("(every patch is taken to be loaded and every composition prepared; --patches DIR looks)")
+        say("(every patch is taken to be loaded and every composition prepared; --patches DIR looks)")
 
 
 def _callers(policy: Policy) -> Iterator[Caller]:

@@ -1,11 +1,11 @@
 """``policypatch serve``: our flags first, every other one goes to vLLM."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from patches.model_files import require_model
 from server.commands.errors import CommandError
+from server.commands.output import complain
 from server.commands.patch_arguments import patch_errors
 from server.options import PolicyOptions, ServeFlags
 
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if flags.admin.admin_listen is not None and flags.admin.admin_key_file is None:
         raise CommandError("--admin-listen: no call would be allowed there; name keys with --admin-key-file")
+    policy_file = _read_policy(flags.policy)
     with patch_errors():
         require_model(flags.patches.model)
     try:
@@ -89,7 +90,6 @@ def run(args: argparse.Namespace) -> int:
     from server.engine.start_errors import START_ERRORS, EngineFailed
     from server.policy.rules import Policy
 
-    policy_file = _read_policy(flags.policy)
     try:
         policy = (
             Policy.from_flags(
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     except FrontEndRefused as error:
         raise CommandError(str(error)) from error
     except EngineFailed as error:
-        print(f"policypatch serve: {error}", file=sys.stderr)
+        complain(f"policypatch serve: {error}")
         return 1
     return 0
 

@@ -11,6 +11,7 @@ from patches.signing.keys import is_open_to_others, load_private_key
 from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import Statement, make_statement
 from server.commands.errors import CommandError
+from server.commands.output import say
 from server.commands.patch_arguments import patch_errors, read, read_password, unwritable, warn
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise unwritable(file, error) from error
         bound = f", nothing below {args.minimum_version}" if args.minimum_version else ""
-        print(f"{file}: {statement.name}@{statement.version} {statement.digest}{bound}")
+        say(f"{file}: {statement.name}@{statement.version} {statement.digest}{bound}")
     return 0
 
 

@@ -14,6 +14,7 @@ from patches.label import Label
 from patches.train.baselines import BASELINES
 from patches.train.config import INITS, KINDS, REFERENCES, SCHEDULES, STAGES, TrainConfig
 from server.commands.errors import CommandError
+from server.commands.output import say
 from server.commands.patch_arguments import (
     add_label_arguments,
     add_model_arguments,
@@ -198,7 +199,7 @@ def _finish(args: argparse.Namespace, inputs: "TrainInputs", result: "TrainResul
     from patches.train.log import write_report
 
     if result.baseline is not None:
-        print(result.baseline.save(result.state.values, args.output / f"{args.name}-{args.version}"))
+        say(result.baseline.save(result.state.values, args.output / f"{args.name}-{args.version}"))
         return
     assert result.patch is not None
     save(result.patch, args)
@@ -206,7 +207,7 @@ def _finish(args: argparse.Namespace, inputs: "TrainInputs", result: "TrainResul
     left_out = result.counts["left_out"]
     if left_out:
         note("left out of the pairs: " + ", ".join(f"{n} {reason}" for reason, n in left_out.items()))
-    print(f"{report}: what it learned from, and how far it came")
+    say(f"{report}: what it learned from, and how far it came")
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:

@@ -3,7 +3,6 @@
 Where standard error is no terminal, one line a validation takes its place.
 """
 
-import sys
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
@@ -11,6 +10,8 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from server.commands.output import complain
 
 _EVENTS = {
     "benign": "the unpatched model answers benign prompts: {done} of {total}",
@@ -71,7 +72,7 @@ class TrainProgress:
         if self._console.is_terminal:
             self._progress.console.print(text)
         else:
-            print(text, file=sys.stderr)
+            complain(text)
 
 
 def figures(record: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """``policypatch verify``: is this a valid patch file, and does it fit the model?"""
 
 import argparse
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from patches.manifest import DTYPES, BaseModel
 from patches.signing.keys import TrustedKeys
 from patches.signing.revocations import read_revocations, revoked_part
 from server.commands.errors import CommandError
+from server.commands.output import complain, say
 from server.commands.patch_arguments import patch_errors
 from server.commands.signature_report import (
     SignatureReport,
@@ -104,16 +104,14 @@ def _verify(path: Path, demands: _Demands) -> bool:
 
 def _tell_good(path: Path, patch: "Patch", demands: _Demands, signature: SignatureReport) -> None:
     manifest = patch.manifest
-    print(f"{path}: good: {manifest.name}@{manifest.version} {patch.digest}")
+    say(f"{path}: good: {manifest.name}@{manifest.version} {patch.digest}")
     if signature.state != "unsigned":
-        print(f"  signature: {signature.text}")
+        say(f"  signature: {signature.text}")
     if patch.kv is None:
-        print(
-            "  note: has no K/V, so a server can't serve it; `policypatch compile` or `compose` gives it one"
-        )
+        say("  note: has no K/V, so a server can't serve it; `policypatch compile` or `compose` gives it one")
     if demands.base_model is not None and not demands.is_dtype_given:
         dtype = manifest.base_model.dtype
-        print(f"  note: made for {dtype}; the server must run with --dtype {dtype}")
+        say(f"  note: made for {dtype}; the server must run with --dtype {dtype}")
 
 
 def _differences(patch: "Patch", base_model: BaseModel, is_dtype_given: bool) -> list[str]:
@@ -127,7 +125,7 @@ def _differences(patch: "Patch", base_model: BaseModel, is_dtype_given: bool) ->
 
 
 def _report(path: Path, problems: list[str]) -> bool:
-    print(f"{path}: not good:", file=sys.stderr)
+    complain(f"{path}: not good:")
     for problem in problems:
-        print(f"  {problem}", file=sys.stderr)
+        complain(f"  {problem}")
     return False

@@ -60,6 +60,18 @@ def exceptions_are_never_swallowed(root: Path) -> list[str]:
     ]
 
 
+@rule({"server/commands/verify.py": "def f(path):\n    print(path)\n"})
+def commands_print_through_one_module(root: Path) -> list[str]:
+    """Which escapes what could move a terminal's cursor: see ``server/commands/output.py``."""
+    return [
+        f"{path}:{node.lineno}: prints by itself; say() and complain() of server/commands/output.py escape"
+        for path, tree in python_files(root, "server")
+        if path.parts[1] == "commands" and path.name != "output.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+
 def is_ellipsis(statement: ast.stmt) -> bool:
     return (
         isinstance(statement, ast.Expr)

@@ -112,6 +112,17 @@ def test_a_file_in_place_of_a_folder_is_told_so(
         assert f"{patch}: expected a folder, but a file is there; choose another name" in error
 
 
+def test_results_move_no_cursor_either(
+    make: Callable[..., Patch], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_patch(make(), tmp_path).rename(tmp_path / "a\x1b[2J\u202e.safetensors")
+    for command in ("verify", "inspect"):
+        assert main([command, str(path)]) == 0
+        shown = capsys.readouterr().out
+        assert r"a\x1b[2J\u202e.safetensors" in shown
+        assert "\x1b" not in shown
+
+
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(foreign: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)

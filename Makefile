@@ -64,7 +64,7 @@ $(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
 
 .PHONY: demo-model
 demo-model: $(INSTALLED) ## unpack the demo model into $DEMO_MODEL
-	@$(STEP) "preparing the demo model $(DEMO_MODEL)" $(BIN)/policypatch demo-model "$(DEMO_MODEL)"
+	@$(STEP) "preparing the demo model" $(BIN)/policypatch demo-model "$(DEMO_MODEL)"
 
 .PHONY: demo
 demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000

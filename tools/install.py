@@ -126,11 +126,13 @@ class Installer:
         installed = [name for name in FRAIL if self._distribution(name) is not None]
         if not installed:
             return
-        with self._steps.step(f"checking that {', '.join(installed)} import") as results:
-            for name in installed:
-                if self._steps.ask([self._python, "-c", f"import {name}"]) is None:
-                    self._steps.call([*self._pip, "uninstall", "--yes", name])
-                    results.append(f"removed {name}")
+        with self._steps.step(f"checking {', '.join(installed)}") as results:
+            broken = [
+                name for name in installed if self._steps.ask([self._python, "-c", f"import {name}"]) is None
+            ]
+            if broken:
+                self._steps.call([*self._pip, "uninstall", "--yes", *broken])
+                results.append(f"removed {len(broken)} that did not import")
 
     def _name_vllm(self) -> None:
         """Write the metadata of ``vllm``, which its console script asks for and the CPU build lacks."""

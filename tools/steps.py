@@ -39,6 +39,10 @@ class Steps:
         """Show ``label``, and at the end the seconds, and what was appended to the list that is yielded."""
         results: list[str] = []
         start, ended = time.monotonic(), threading.Event()
+        # Seconds pass where someone looks on, on one line; elsewhere the line is written once.
+        is_watched = self._out.isatty()
+        if is_watched and len(label) > (width := shutil.get_terminal_size().columns - len(" ... 9999 s")):
+            label = f"{label[: width - 2]}.."
 
         def line() -> str:
             return f"{label} ... {time.monotonic() - start:.0f} s"
@@ -48,8 +52,6 @@ class Steps:
                 self._show(f"\r{line()}")
 
         self._show(f"{label} ... ")
-        # Seconds pass where someone looks on; elsewhere the line is written once.
-        is_watched = self._out.isatty()
         ticker = threading.Thread(target=tick, daemon=True)
         if is_watched:
             ticker.start()

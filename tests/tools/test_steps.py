@@ -43,6 +43,14 @@ def test_on_a_terminal_the_line_is_written_over(tmp_path: Path) -> None:
     assert re.fullmatch(shown, terminal.getvalue())
 
 
+def test_on_a_terminal_a_long_line_is_cut_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal = Terminal()
+    with Steps(tmp_path / "log", terminal).step("x" * 60):
+        pass
+    assert all(len(line.rstrip("\n")) < 40 for line in terminal.getvalue().split("\r"))
+
+
 def test_an_answer_is_returned_without_what_stands_beside_it(tmp_path: Path) -> None:
     steps = Steps(tmp_path / "log", io.StringIO())
     assert steps.ask(["sh", "-c", "echo answer; echo warning >&2"]) == "answer\n"

@@ -29,7 +29,7 @@ Name = Annotated[str, Path(description="policy name", pattern=f"^{NAME_PATTERN.p
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class ActivateOrder(_Body):

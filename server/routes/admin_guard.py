@@ -1,15 +1,20 @@
 """What all admin routes do before anything else: ask for a key, and bound what is read."""
 
+import logging
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Message
 
 from server.admin.access import AdminAccess
 from server.errors import AdminCallInvalid
+
+logger = logging.getLogger(__name__)
 
 #: A JSON body of an admin call, at most. Uploads are read piece by piece, with a bound of their own.
 MAX_BODY_BYTES = 1 << 16
@@ -29,12 +34,16 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
 
             async def guarded(request: Request) -> Response:
                 request.state.admin = await access.admit(request)
-                if request.headers.get("content-type", "").startswith("application/json"):
-                    require_small(request)
                 try:
+                    if request.headers.get("content-type", "").startswith("application/json"):
+                        request = await with_small_body(request)
                     return await handle(request)
                 except RequestValidationError as error:
                     raise _invalid(error) from None
+                except ClientDisconnect:
+                    logger.info("%s %s: the caller broke it off", request.method, request.url.path)
+                    # It reaches no one; a status has to stand in the server's own log.
+                    return Response(status_code=HTTPStatus.BAD_REQUEST)
 
             return guarded
 
@@ -48,15 +57,23 @@ async def caller(request: Request) -> str:
     return name
 
 
-def require_small(request: Request) -> None:
-    """Refuse a JSON body that is too large, or whose length is not given.
+async def with_small_body(request: Request) -> Request:
+    """Return a request whose body is read already: whole, chunked or not there at all.
 
     Raises:
-        AdminCallInvalid: It is.
+        AdminCallInvalid: It is larger than a body of an admin call may be; the rest stays unread.
+        ClientDisconnect: The caller went away before it was whole.
     """
-    length = request.headers.get("content-length", "")
-    if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-        raise AdminCallInvalid(f"body: expected a Content-Length of at most {MAX_BODY_BYTES}")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise AdminCallInvalid(f"body: expected at most {MAX_BODY_BYTES} bytes, got more")
+
+    async def again() -> Message:
+        return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    return Request(request.scope, again)
 
 
 def _invalid(error: RequestValidationError) -> AdminCallInvalid:

@@ -1,0 +1,103 @@
+"""Bodies of admin calls are judged by what they hold, within a bound; headers about them decide nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from server.routes.admin_guard import MAX_BODY_BYTES
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def test_a_json_type_without_a_body_is_no_body(stand: Any, admin: Any) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        await stand.load("pirate", version)
+    history = await admin.client.get("/v1/patches/pirate/history", headers=JSON)
+    assert history.status_code == 200, history.text
+    rolled_back = await admin.client.post("/v1/patches/pirate/rollback", headers=JSON)
+    assert rolled_back.status_code == 200, rolled_back.text
+    removed = await admin.client.delete("/v1/patches/pirate/1.1.0", headers=JSON)
+    assert removed.status_code == 200, removed.text
+
+
+async def test_a_small_body_may_come_in_chunks(stand: Any, admin: Any) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        await stand.load("pirate", version)
+    answer = await admin.client.post(
+        "/v1/patches/pirate/activate", headers=JSON, content=chunks(b'{"vers', b'ion": "1.0.0"}')
+    )
+    assert answer.status_code == 200, answer.text
+    assert await admin.answers() == "pirate@1.0.0"
+
+
+async def test_a_body_over_the_bound_is_refused_however_its_length_is_told(stand: Any, admin: Any) -> None:
+    await stand.load("pirate")
+    large = b'"' + b"x" * MAX_BODY_BYTES + b'"'
+    for content in (large, chunks(large[:100], large[100:])):
+        answer = await admin.client.post("/v1/patches/pirate/activate", headers=JSON, content=content)
+        assert stand.code(answer) == (400, "invalid_admin_call")
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+async def test_numbers_without_a_finite_value_are_refused(stand: Any, admin: Any, number: str) -> None:
+    await stand.load("pirate", "1.0.0")
+    assert (await admin.put(stand.bytes(version="1.1.0"), "pirate/1.1.0", hold=True)).status_code == 201
+    body = f'{{"version": "1.1.0", "share": 0.5, "promote_after_s": {number}}}'
+    answer = await admin.client.post("/v1/patches/pirate/canary", headers=JSON, content=body)
+    assert stand.code(answer) == (400, "invalid_admin_call")
+    assert stand.catalog.record("pirate").canary is None
+
+
+async def test_half_a_character_is_refused_in_plain_words(stand: Any, admin: Any) -> None:
+    await stand.load("pirate")
+    answer = await admin.client.post(
+        "/v1/patches/pirate/rollback", headers=JSON, content=b'{"from": "\\ud83d"}'
+    )
+    assert stand.code(answer) == (409, "order_refused")
+    assert "codec" not in answer.text
+
+
+async def test_a_caller_that_goes_away_leaves_one_line_and_no_traceback(
+    stand: Any, admin: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = admin.parts.app(stand.gate)
+    sent: list[dict[str, Any]] = []
+    incoming = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+    for method, path, kind in (
+        ("PUT", "/v1/patches/pirate/2.0.0", b"application/octet-stream"),
+        ("POST", "/v1/patches/pirate/activate", b"application/json"),
+    ):
+        messages = iter(incoming)
+
+        async def receive(messages: Any = messages) -> Any:
+            return next(messages)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [
+                (b"content-type", kind),
+                (b"authorization", admin.client.headers["authorization"].encode()),
+            ],
+            "client": ("test", 1),
+            "server": ("test", 80),
+            "scheme": "http",
+        }
+        with caplog.at_level("INFO"):
+            await asyncio.wait_for(app(scope, receive, send), 30)
+        assert caplog.messages[-1] == f"{method} {path}: the caller broke it off"
+    assert not [record for record in caplog.records if record.exc_info]

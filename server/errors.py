@@ -39,6 +39,7 @@ those into answers of their own and would drop ``code`` and ``param``.
 from collections.abc import Mapping
 
 from patches.headers import PATCH_HEADER
+from patches.terminal import printable
 
 #: ``param`` of an error that the ``<served name>:<patch>`` alias caused.
 ALIAS_PARAM = "model"
@@ -54,6 +55,8 @@ class PolicyPatchError(Exception):
     retry_after_s: int | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
+        # A message may quote a name or a text of somebody else, and has to survive every encoder.
+        message = printable(message)
         super().__init__(message)
         self.message = message
         if param is not None:

@@ -10,6 +10,7 @@ from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import require_same_base_model
 from patches.format import Patch
 from patches.manifest import BaseModel, Manifest
+from patches.terminal import one_line, printable
 from server.errors import BaseModelConflict, FileRefused, InvalidPatchFile, PatchConflict, PatchTooLarge
 from server.memory.residency import ResidencyError
 from server.metrics.patches import PatchMetrics
@@ -74,11 +75,11 @@ class Refusals:
         """Refuse ``path``; ``manifest`` is what it holds, where that could be read."""
         before = self._failures.get(path)
         # Where the files lie is not told over HTTP.
-        message = refusal.message.replace(f"{path.parent}{os.sep}", "")
+        message = printable(refusal.message.replace(f"{path.parent}{os.sep}", ""))
         reason = refusal.reason
         is_news = before is None or before.reason != reason
         failure = FileFailure(
-            path.name,
+            one_line(path.name),
             reason,
             refusal.code,
             message,

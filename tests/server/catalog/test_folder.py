@@ -38,6 +38,27 @@ async def test_what_lies_there_at_start_is_served_when_start_returns(stand: Any)
         assert list(reasons(stand)) == ["bad-1.0.0.safetensors"]
 
 
+async def test_names_that_are_no_text_are_listed_escaped(stand: Any, caplog: Any) -> None:
+    """One such file once made every listing an error, and ended the watcher."""
+    folder = os.fsencode(stand.folder)
+    names = [b"bad\xff\xfe.safetensors", b"a\nb.safetensors", "\u202egnp.safetensors".encode()]
+    paths = [Path(os.fsdecode(folder + b"/" + name)) for name in names]
+    paths[0].write_bytes(b"no")
+    with caplog.at_level(logging.INFO):
+        async with PatchFolder(stand.folder, stand.catalog, rescan_s=0.2):
+            for path in paths[1:]:
+                path.write_bytes(b"no")
+            await stand.until(lambda: len(reasons(stand)) == len(paths))
+    listing = await stand.client.get("/v1/patches")
+    assert listing.status_code == 200
+    assert {failure["file"] for failure in listing.json()["failures"]} == {
+        "bad\\udcff\\udcfe.safetensors",
+        "a\\nb.safetensors",
+        "\\u202egnp.safetensors",
+    }
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_missing_folder_is_an_error_at_start(stand: Any, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="No such file"):
         await PatchFolder(tmp_path / "gone", stand.catalog).__aenter__()

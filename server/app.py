@@ -10,6 +10,7 @@ from server.errors import PolicyPatchError
 from server.metrics.patches import PatchMetrics
 from server.request.decider import Decider
 from server.request.middleware import PolicyPatchMiddleware
+from server.request.refusal import refusal_body
 from server.request.scope import current_credentials, reject
 from server.routes.admin_app import Admin
 from server.routes.patches import patches_router
@@ -41,6 +42,8 @@ def install(
         assert isinstance(error, PolicyPatchError)
         # Recorded, so that the middleware counts it as a refusal and not as any client error.
         reject(error)
-        return JSONResponse(error.body(), status_code=error.status, headers=dict(error.headers()))
+        return JSONResponse(
+            refusal_body(error, request.url.path), status_code=error.status, headers=dict(error.headers())
+        )
 
     app.add_exception_handler(PolicyPatchError, answer_refusal)

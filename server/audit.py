@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 #: ``allowed``: the caller got what it named. ``defaulted``: it named nothing, and the policy chose.
 #: ``denied``: refused. ``done`` and ``failed``: how a change of the server itself ended.
-AuditDecision = Literal["allowed", "defaulted", "denied", "done", "failed"]
+AuditDecision = Literal["allowed", "not_run", "defaulted", "denied", "done", "failed"]
 
 #: Why an event is not in the log: the label values of ``policy_patch_audit_dropped_total``.
 DROP_REASONS = ("queue_full", "write_failed")

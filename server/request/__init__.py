@@ -6,6 +6,7 @@ client, which asks ``gate`` for the same decision and takes a lease for each gen
 =================  ============================================================================
 ``middleware``     the place in the HTTP stack: around vLLM's routes, inside its authentication
 ``prompt_routes``  which routes can honour a patch
+``refusal``        sends a refusal, in the shape that clients of the route know
 ``scope``          what is known about the current request
 ``user``           the ``user`` of the body, read ahead for canaries
 ``decider``        what each request gets, by the policy and what serves

@@ -2,12 +2,14 @@
 
 import uuid
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from starlette.types import Scope
 
 from patches.headers import PATCH_HEADER, asgi_name
 from server.audit import AuditDecision, AuditEvent
 from server.errors import PolicyPatchError
+from server.request.prompt_routes import RouteKind
 from server.request.scope import RequestScope
 
 _REQUEST_ID_HEADER = b"x-request-id"
@@ -31,6 +33,11 @@ def request_event(
     decision: AuditDecision = "allowed"
     if rejection is not None:
         decision, status = "denied", rejection.status
+    elif not request.reached_engine and not _may_run_later(request, status):
+        if status < HTTPStatus.BAD_REQUEST:
+            return None
+        # A mistake in the body, or a client that went away: nothing was answered under the patch.
+        decision, patch = "not_run", None
     elif selection is not None and selection.source in ("default", "none"):
         decision = "defaulted"
     return AuditEvent(
@@ -48,6 +55,10 @@ def request_event(
         status=int(status),
         code=rejection.code if rejection is not None else None,
     )
+
+
+def _may_run_later(request: RequestScope, status: int) -> bool:
+    return request.kind is RouteKind.GENERATES_LATER and HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
 
 
 def _request_id(scope: Scope) -> str:

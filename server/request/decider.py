@@ -91,6 +91,9 @@ class Decider:
             return scope.selection
         if scope.error is not None:
             raise scope.error
+        if scope.kind is RouteKind.NEUTRAL:
+            # Its header was not even read.
+            raise PolicyPatchError("this route was taken to touch no model, so no patch was decided for it")
         # One policy for the whole decision, and the one that holds now: a key that was taken out of the file
         # while the request's body was on its way is taken out.
         try:
@@ -106,7 +109,9 @@ class Decider:
                 decision = decide(caller, asked, now, policy)
             scope.rule = decision.rule
             selection = decision.selection
-            if scope.kind is RouteKind.ENCODES and selection.patch is not None:
+            # An unlisted route that reaches the engine gets what the policy demands, and never what is named.
+            is_closed = scope.kind is RouteKind.ENCODES or isinstance(scope.alias, tuple)
+            if not scope.kind.is_generating and is_closed and selection.patch is not None:
                 raise unsupported("this route")
             scope.selection = selection
             scope.arm = arm_of(now, selection.patch) if selection.patch is not None else None

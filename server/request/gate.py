@@ -9,6 +9,7 @@ Every call is made on the event loop's thread, costs a few dictionary look-ups, 
 from server.errors import PolicyPatchError
 from server.request.decider import Decider, unsupported
 from server.request.lease import Lease, Leases
+from server.request.prompt_routes import RouteKind
 from server.request.scope import AnyPolicyPatchError, RequestScope, current_scope, reject
 from server.versions.composition import SelectedPatch
 from server.versions.selection import Selection
@@ -24,10 +25,16 @@ class PatchGate:
     def selection(self) -> Selection:
         """Return the decision for the current request, the same one however often it is asked.
 
+        To be asked by what runs the request next: under a lease, where the decision is a patch.
+
         Raises:
             PolicyPatchError: There is no current request, or what it asks for is unavailable to it.
         """
-        return self._decider.decide(_require_scope())
+        scope = _require_scope()
+        selection = self._decider.decide(scope)
+        if selection.patch is None:
+            scope.reached_engine = True
+        return selection
 
     def num_prefix_tokens(self) -> int:
         """Return the length of the prefix in front of the current request's prompt; 0 where there is none.
@@ -65,6 +72,9 @@ class PatchGate:
             return False
         if scope is None:
             scope = _require_scope()
+        if scope.kind is RouteKind.NEUTRAL:
+            # As the header there: what touches no model needs no patch, and claims none.
+            return True
         if scope.selection is None:
             scope.alias = wish
         elif scope.header is None and scope.alias != wish:
@@ -104,6 +114,7 @@ class PatchGate:
                 self._decider.decide_base(scope, feature)
             elif scope.selection.patch is not None:
                 raise unsupported(feature)
+            scope.reached_engine = True
         except PolicyPatchError as error:
             raise reject(error) from None
 

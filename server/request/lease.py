@@ -61,7 +61,7 @@ class Lease:
             resident.uses.add(self)
         self._is_withdrawn = any(resident.is_withdrawn for resident in self._residents)
         self._scope.num_leases += 1
-        self._scope.was_leased = True
+        self._scope.reached_engine = True
         self._started_s = time.monotonic()
         return self
 
@@ -77,6 +77,9 @@ class Lease:
             if isinstance(error, PolicyPatchError) and scope.error is None:
                 scope.error = error
         scope.num_leases -= 1
+        if scope.judge_later is not None and scope.num_leases == 0:
+            judge, scope.judge_later = scope.judge_later, None
+            judge("ok" if kind is None else "server_error" if scope.has_failed else "cancelled")
         self._leases.release(scope)
 
     async def ready(self) -> None:

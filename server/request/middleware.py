@@ -7,13 +7,13 @@ status, on streams too.
 """
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterable
+from functools import partial
 from http import HTTPStatus
-from typing import Any
 
 from starlette.requests import Request
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from patches.headers import ARM_HEADER, COMPOSITION_HEADER, DIGEST_HEADER, PATCH_HEADER, asgi_name
@@ -23,8 +23,10 @@ from server.policy.caller import Credentials
 from server.request.audit_event import request_event
 from server.request.decider import Decider
 from server.request.prompt_routes import RouteKind, route_kind
+from server.request.refusal import refuse_websocket, send_refusal
 from server.request.scope import RequestScope, current_credentials, current_scope
 from server.request.user import read_user
+from server.versions.composition import SelectedPatch
 from server.versions.selection import Selection
 
 logger = logging.getLogger(__name__)
@@ -36,9 +38,6 @@ _ARM_NAME = asgi_name(ARM_HEADER)
 
 #: Methods that never carry a prompt. SDKs that send a default header send it with these too.
 _PROMPTLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-#: WebSocket close code for a policy violation (RFC 6455).
-_CLOSE_POLICY_VIOLATION = 1008
 
 _BASE_HEADERS = ((_PATCH_NAME, b"none"),)
 
@@ -67,10 +66,14 @@ class PolicyPatchMiddleware:
                 current_credentials.reset(token)
             return
         kind = route_kind(scope["path"], scope.get("root_path", ""))
-        if kind is RouteKind.NEUTRAL:
+        if kind is RouteKind.OTHER and not _is_routed(scope):
+            # The router's 404 is what helps the caller.
             await self._app(scope, receive, send)
             return
         request = RequestScope(kind, Credentials.of(scope))
+        if kind is RouteKind.NEUTRAL:
+            await self._pass(request, scope, receive, send)
+            return
         # Where this process does not know what serves now, opening refuses the request.
         if kind.is_generating and self._decider.wants_user:
             request.user, receive = await read_user(receive)
@@ -78,9 +81,10 @@ class PolicyPatchMiddleware:
             self._decider.open(request, _header_values(scope))
         except PolicyPatchError as error:
             self._refuse(error, request, scope)
-            await _send_error(error, (), send)
+            await send_refusal(error, scope["path"], (), send)
             return
-        await _Exchange(self._decider, self._metrics, request, receive, send).run(self._app, scope)
+        exchange = _Exchange(self._decider, self._metrics, request, scope["path"], receive, send)
+        await exchange.run(self._app, scope)
 
     def _refuse(self, error: PolicyPatchError, request: RequestScope, scope: Scope) -> None:
         """Count and write down a refusal that no handler was asked about."""
@@ -95,11 +99,15 @@ class PolicyPatchMiddleware:
             self._decider.open_websocket(request, _header_values(scope))
         except PolicyPatchError as error:
             self._refuse(error, request, scope)
-            await _refuse_websocket(error, scope, send)
+            await refuse_websocket(error, scope, send)
             return
         event = request_event(request, scope, None, HTTPStatus.SWITCHING_PROTOCOLS)
         if event is not None:
             self._decider.audit.record(event)
+        await self._pass(request, scope, receive, send)
+
+    async def _pass(self, request: RequestScope, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the app answer what nothing is claimed of."""
         token = current_scope.set(request)
         try:
             await self._app(scope, receive, send)
@@ -117,6 +125,7 @@ class _Exchange:
         "_is_cut",
         "_is_started",
         "_metrics",
+        "_path",
         "_receive",
         "_rejection",
         "_request",
@@ -125,11 +134,18 @@ class _Exchange:
     )
 
     def __init__(
-        self, decider: Decider, metrics: PatchMetrics, request: RequestScope, receive: Receive, send: Send
+        self,
+        decider: Decider,
+        metrics: PatchMetrics,
+        request: RequestScope,
+        path: str,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._decider = decider
         self._metrics = metrics
         self._request = request
+        self._path = path
         self._receive = receive
         self._send = send
         self._status = 0
@@ -202,7 +218,7 @@ class _Exchange:
             return False
         self._rejection = error
         self._is_started = self._is_complete = True
-        await _send_error(error, self._response_headers(), self._send)
+        await send_refusal(error, self._path, self._response_headers(), self._send)
         return True
 
     def _refusal(self) -> PolicyPatchError | None:
@@ -216,7 +232,7 @@ class _Exchange:
     def _bypass(self) -> PolicyPatchError | None:
         """Return the error that replaces a successful answer in which the engine client had no part."""
         request = self._request
-        if not self._is_patched_success() or request.was_leased or request.kind is not RouteKind.GENERATES:
+        if not self._is_patched_success() or request.reached_engine or self._may_run_later():
             return None
         if self._is_cut:
             # A handler that notices it gives up and returns nothing.
@@ -228,11 +244,16 @@ class _Exchange:
         selection = self._request.selection
         return 200 <= self._status < 300 and selection is not None and selection.patch is not None
 
+    def _may_run_later(self) -> bool:
+        return self._request.kind is RouteKind.GENERATES_LATER and 200 <= self._status < 300
+
     def _response_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        """Name what answers; what never reached the engine claims nothing."""
         selection = self._request.selection
-        if selection is not None:
+        if selection is not None and (self._request.reached_engine or self._may_run_later()):
             return _selection_headers(selection, self._request.arm)
-        return _BASE_HEADERS if self._request.kind is RouteKind.ENCODES else ()
+        # Only the base model can have answered there.
+        return _BASE_HEADERS if self._request.kind is RouteKind.ENCODES and 200 <= self._status < 300 else ()
 
     async def _answer_exception(self, error: Exception, scope: Scope) -> None:
         """Answer what no handler of a route took.
@@ -243,13 +264,14 @@ class _Exchange:
         refusal = error if isinstance(error, PolicyPatchError) else self._request.error
         if refusal is not None:
             self._rejection = refusal
-            await _send_error(refusal, self._response_headers(), self._send)
+            await send_refusal(refusal, self._path, self._response_headers(), self._send)
             return
         handler = scope["app"].exception_handlers.get(Exception)
         self._held_start = None
         if handler is None:
             self._status = HTTPStatus.INTERNAL_SERVER_ERROR
-            await _send_error(PolicyPatchError("internal error"), self._response_headers(), self._send)
+            internal = PolicyPatchError("internal error")
+            await send_refusal(internal, self._path, self._response_headers(), self._send)
             return
         response = await handler(Request(scope), error)
         await response(scope, self.receive, self.send)
@@ -262,12 +284,22 @@ class _Exchange:
         patch = request.selection.patch if request.selection is not None else None
         if self._rejection is not None:
             self._metrics.request_rejected(self._rejection.code, patch)
-            self._decider.finished(request, "server_error" if self._rejection.status >= 500 else "rejected")
-        elif request.kind is not RouteKind.OTHER or request.selection is not None:
+            self._judge("server_error" if self._rejection.status >= 500 else "rejected")
+        elif request.reached_engine:
             self._metrics.request_finished(patch, self._outcome())
-            self._decider.finished(request, self._outcome())
+            self._judge(self._outcome())
+        elif patch is not None and self._may_run_later():
+            request.judge_later = partial(_judge_later, self._decider, self._metrics, request, patch)
+        elif request.kind is not RouteKind.OTHER and (outcome := self._outcome()) != "ok":
+            # No patch had a part in it, whatever was decided.
+            self._metrics.request_finished(None, outcome)
         # Last: with the patch's last request its series go.
         self._decider.close(request)
+
+    def _judge(self, outcome: str) -> None:
+        """Tell the canaries how it went, where the engine was asked."""
+        if self._request.reached_engine:
+            self._decider.finished(self._request, outcome)
 
     def _outcome(self) -> str:
         if self._is_cut:
@@ -277,6 +309,18 @@ class _Exchange:
         if self._request.has_failed or self._status >= 500:
             return "server_error"
         return "ok" if self._is_complete else "cancelled"
+
+
+def _judge_later(
+    decider: Decider, metrics: PatchMetrics, request: RequestScope, patch: SelectedPatch, outcome: str
+) -> None:
+    metrics.request_finished(patch, outcome)
+    decider.finished(request, outcome)
+
+
+def _is_routed(scope: Scope) -> bool:
+    """Return whether the app has a route for the path, by whatever method."""
+    return any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes)
 
 
 def _header_values(scope: Scope) -> list[bytes]:
@@ -300,32 +344,3 @@ def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return any(
         name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
     )
-
-
-def _error_messages(error: PolicyPatchError, extra: Iterable[tuple[bytes, bytes]]) -> tuple[Message, bytes]:
-    body = json.dumps(error.body()).encode()
-    headers: list[tuple[bytes, bytes]] = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode("ascii")),
-        *((name.lower().encode("ascii"), value.encode("ascii")) for name, value in error.headers().items()),
-        *extra,
-    ]
-    return {"type": "http.response.start", "status": error.status, "headers": headers}, body
-
-
-async def _send_error(error: PolicyPatchError, extra: Iterable[tuple[bytes, bytes]], send: Send) -> None:
-    start, body = _error_messages(error, extra)
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _refuse_websocket(error: PolicyPatchError, scope: Scope, send: Send) -> None:
-    extensions: dict[str, Any] = scope.get("extensions") or {}
-    if "websocket.http.response" not in extensions:
-        await send(
-            {"type": "websocket.close", "code": _CLOSE_POLICY_VIOLATION, "reason": error.message[:120]}
-        )
-        return
-    start, body = _error_messages(error, ())
-    await send({**start, "type": "websocket.http.response.start"})
-    await send({"type": "websocket.http.response.body", "body": body})

@@ -19,7 +19,7 @@ class RouteKind(Enum):
     GENERATES_LATER = "generates_later"
     #: Runs the model without generating; a prefix can't be mapped in front.
     ENCODES = "encodes"
-    #: Touches no model; a patch header that a client sends with every request does no harm.
+    #: Touches no model; a patch that a client names with every request, in whatever way, does no harm.
     NEUTRAL = "neutral"
     #: Everything else.
     OTHER = "other"
@@ -54,6 +54,9 @@ _KINDS: Mapping[str, RouteKind] = MappingProxyType(
         "/v1/audio/transcriptions": RouteKind.ENCODES,
         "/v1/audio/translations": RouteKind.ENCODES,
         "/v1/realtime": RouteKind.ENCODES,
+        "/tokenize": RouteKind.NEUTRAL,
+        "/detokenize": RouteKind.NEUTRAL,
+        "/v1/messages/count_tokens": RouteKind.NEUTRAL,
     }
 )
 

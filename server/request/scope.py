@@ -5,6 +5,7 @@ so a background response that outlives its HTTP exchange still finds its own.
 """
 
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -34,12 +35,13 @@ class RequestScope:
         "holds_patch",
         "is_closed",
         "is_counted_as_base",
+        "judge_later",
         "kind",
         "num_leases",
+        "reached_engine",
         "rule",
         "selection",
         "user",
-        "was_leased",
     )
 
     def __init__(self, kind: RouteKind, credentials: Credentials = NO_CREDENTIALS) -> None:
@@ -74,7 +76,10 @@ class RequestScope:
         #: From admission to the first token of the first generation.
         self.first_token_s: float | None = None
         self.num_leases = 0
-        self.was_leased = False
+        #: The engine was asked, under a lease or for the base model. What was not is nobody's answer.
+        self.reached_engine = False
+        #: Counts a generation that outlives its HTTP exchange, by its outcome; set when the exchange ends.
+        self.judge_later: Callable[[str], None] | None = None
         #: The HTTP exchange is over; generations in the background may still run.
         self.is_closed = False
 

@@ -31,7 +31,8 @@ async def read_user(receive: Receive) -> tuple[str | None, Receive]:
 def _user(body: bytes) -> str | None:
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
+        # The route reads the body by its own rules, and says what is wrong with it.
         return None
     user = document.get("user") if isinstance(document, dict) else None
     return user if isinstance(user, str) and user else None

@@ -49,7 +49,7 @@ class Window:
 def is_chosen(canary: Canary, name: str, value: str) -> bool:
     """Return whether a request with this sticky value gets the canary of ``name``."""
     text = f"{name}\0{canary.target.digest}\0{value}"
-    number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8])
+    number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])
     return number < canary.share * 2**64
 
 

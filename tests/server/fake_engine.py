@@ -147,6 +147,15 @@ def add_other_routes(app: FastAPI, engine: FakeEngine) -> None:
             engine.gate.note_alias(body["model"])
         return {"embedding": [0.0]}
 
+    @app.post("/tokenize")
+    @app.post("/detokenize")
+    @app.post("/v1/messages/count_tokens")
+    async def tokenize(request: Request) -> Any:
+        model = (await request.json()).get("model", SERVED_NAME)
+        if model != SERVED_NAME and not engine.gate.note_alias(model):
+            return JSONResponse({"error": {"message": "no such model"}}, 404)
+        return {"count": 1}
+
     @app.post("/invocations")
     async def invocations() -> Any:
         engine.gate.refuse_if_patched("pooling")

@@ -1,5 +1,6 @@
 """A canary over HTTP: who gets it, how it is told apart, how it ends by call, by rule, by restart."""
 
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -128,6 +129,54 @@ async def test_a_canary_that_keeps_the_rules_is_promoted(stand: Any, admin: Any,
         await stand.chat("pirate")
     await trial.settled()
     assert (await admin.get("pirate/history"))["history"][0]["action"] == "promote"
+
+
+async def test_what_never_reached_the_engine_promotes_nothing(
+    stand: Any, admin: Any, trial: CanaryWatch
+) -> None:
+    """Thirty tokenized texts or redirects once counted as thirty good answers."""
+    await start(admin, share=1.0, promote_after_s=1e-6, min_requests=3, max_error_rate=0.1)
+    for _ in range(4):
+        await stand.post("/tokenize", model="demo:pirate")
+        response = await stand.post("/v1/chat/completions/", "pirate")
+        assert (response.status_code, "x-policy-patch" in response.headers) == (307, False)
+        assert (await stand.chat("pirate", model="no-such")).status_code == 404
+        assert (await stand.chat("pirate", breaks=True)).status_code == 500
+    await trial.settled()
+    assert stand.catalog.record("pirate").canary is not None
+    assert "policy_patch_arm_requests_total{" not in stand.exposition()
+    assert not re.search(r'policy_patch_requests_total\{.*patch="pirate"', stand.exposition())
+
+
+async def test_a_generation_that_outlives_its_exchange_is_judged_when_it_ends(
+    stand: Any, admin: Any, trial: CanaryWatch
+) -> None:
+    await start(admin, share=1.0, promote_after_s=1e-6, min_requests=2, max_error_rate=0.1)
+    stand.engine.may_start.clear()
+    for _ in range(2):
+        response = await stand.post("/v1/responses", "pirate")
+        assert (response.status_code, response.headers["x-policy-patch"]) == (200, "pirate@1.1.0")
+        assert 'outcome="ok",patch="pirate"' not in stand.exposition()
+    stand.engine.may_start.set()
+    await stand.app.state.background
+    await stand.until(lambda: stand.value('policy_patch_requests_total{outcome="ok",patch="pirate"}') == 2)
+    await trial.settled()
+    assert (await admin.get("pirate/history"))["history"][0]["action"] == "promote"
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"user": "\\ud83d"}', b"[" * 60_000 + b"]" * 60_000], ids=["half", "deep"]
+)
+async def test_a_canary_reads_the_body_by_no_rules_of_its_own(
+    stand: Any, admin: Any, trial: CanaryWatch, body: bytes
+) -> None:
+    async def post() -> Any:
+        headers = {"X-Policy-Patch": "pirate"}
+        return await stand.client.post("/v1/responses", headers=headers, content=body)
+
+    assert (await post()).status_code == 200
+    await start(admin, key="user", share=0.5)
+    assert (await post()).status_code == 200
 
 
 async def test_a_clock_that_jumps_promotes_nothing(

@@ -61,9 +61,9 @@ def test_every_label_value_is_documented(value: str) -> None:
         ("unknown", {}, '{outcome="rejected",patch="unknown"}'),
         ("pirate@2.0.0", {}, '{outcome="rejected",patch="unknown"}'),
         ("Odd Case", {}, '{outcome="rejected",patch="unknown"}'),
-        ("pirate", {"model": "no-such"}, '{outcome="client_error",patch="pirate"}'),
+        ("pirate", {"model": "no-such"}, '{outcome="client_error",patch="none"}'),
         (None, {"model": "no-such"}, '{outcome="client_error",patch="none"}'),
-        ("pirate", {"breaks": True}, '{outcome="server_error",patch="pirate"}'),
+        ("pirate", {"breaks": True}, '{outcome="server_error",patch="none"}'),
         ("pirate", {"ignores_patch": True}, '{outcome="rejected",patch="pirate"}'),
     ],
 )

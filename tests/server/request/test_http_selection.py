@@ -186,17 +186,35 @@ async def test_a_missing_default_patch_is_503_and_never_the_base(stand: Any, is_
     assert "base" not in response.text
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/completions/render", "/v1/unheard/of", "/tokenize"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/completions/render"])
 async def test_a_named_patch_is_refused_on_routes_that_do_not_generate(stand: Any, path: str) -> None:
     await stand.load()
     assert stand.code(await stand.post(path, "pirate")) == (400, "unsupported_with_patch")
     assert stand.code(await stand.post(path, "Pirate")) == (400, "malformed_patch_name")
 
 
-async def test_an_alias_is_refused_on_routes_that_do_not_generate(stand: Any) -> None:
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/completions/render"])
+async def test_an_alias_is_refused_on_routes_that_do_not_generate(stand: Any, path: str) -> None:
     await stand.load()
-    response = await stand.post("/v1/embeddings", model="demo:pirate")
+    response = await stand.post(path, model="demo:pirate")
     assert stand.code(response) == (400, "unsupported_with_patch")
+
+
+@pytest.mark.parametrize("named", [{"header": "pirate"}, {"model": "demo:pirate"}], ids=["header", "alias"])
+async def test_a_route_that_touches_no_model_lets_both_ways_to_name_a_patch_through(
+    stand: Any, named: dict[str, str]
+) -> None:
+    await stand.load()
+    for path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens"):
+        response = await stand.post(path, **named)
+        assert response.status_code == 200
+        assert HEADER not in response.headers
+    assert stand.value('policy_patch_requests_total{outcome="ok",patch="pirate"}') is None
+
+
+async def test_a_path_without_a_route_is_the_routers_404_whatever_it_names(stand: Any) -> None:
+    for header in ("pirate", "Odd Case", None):
+        assert (await stand.post("/v1/chat/complétions", header)).status_code == 404
 
 
 async def test_a_default_patch_leaves_routes_alone_that_do_not_generate(stand: Any) -> None:

@@ -89,7 +89,7 @@ async def test_a_handler_that_gives_up_on_a_client_that_left_counts_as_cancelled
     await stand.until(lambda: stand.in_flight() == 1)
     await stream.hang_up()
     assert stand.in_flight() == 0
-    assert stand.value('policy_patch_requests_total{outcome="cancelled",patch="pirate"}') == 1
+    assert stand.value('policy_patch_requests_total{outcome="cancelled",patch="none"}') == 1
     assert caplog.text == ""
 
 

@@ -24,7 +24,7 @@ from server.request.prompt_routes import RouteKind, route_kind
         ("/v1/embeddings", "", RouteKind.ENCODES),
         ("/V1/chat/completions", "", RouteKind.OTHER),
         ("/v1/chat/completions/render", "", RouteKind.OTHER),
-        ("/tokenize", "", RouteKind.OTHER),
+        ("/tokenize", "", RouteKind.NEUTRAL),
         ("", "", RouteKind.OTHER),
         ("/", "", RouteKind.OTHER),
     ],

@@ -1,0 +1,70 @@
+"""Routes that touch no model let a client through that names a patch with every request, in either way."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from patches.headers import PATCH_HEADER
+
+pytestmark = [pytest.mark.e2e]
+
+PATCH = "untouched"
+MESSAGES = [{"role": "user", "content": "Hello there."}]
+
+#: Route -> its body, less the model.
+BODIES: dict[str, dict[str, Any]] = {
+    "/tokenize": {"prompt": "Hello there."},
+    "/detokenize": {"tokens": [100, 200]},
+    "/v1/messages/count_tokens": {"messages": MESSAGES},
+}
+
+
+@pytest.fixture(scope="module")
+def server(shared_server: Any, demo_patches: Any) -> Any:
+    """The shared server with a patch."""
+    shared_server.install(demo_patches.of_random_embeddings(PATCH, 16))
+    return shared_server
+
+
+def post(server: Any, route: str, *, header: str | None = None, model: str = "base") -> httpx.Response:
+    headers = {} if header is None else {PATCH_HEADER: header}
+    answer: httpx.Response = server.client.post(
+        route, json={"model": model, **BODIES[route]}, headers=headers
+    )
+    return answer
+
+
+@pytest.mark.parametrize("route", BODIES)
+def test_header_and_alias_get_what_the_base_gets_and_no_patch_is_claimed(server: Any, route: str) -> None:
+    base = post(server, route)
+    assert base.status_code == 200, base.text
+    before = server.metric("policy_patch_requests_total", patch=PATCH)
+    for named in (post(server, route, header=PATCH), post(server, route, model=f"base:{PATCH}")):
+        assert (named.status_code, named.json()) == (200, base.json())
+        assert PATCH_HEADER not in named.headers
+    assert server.metric("policy_patch_requests_total", patch=PATCH) == before
+
+
+def test_a_redirect_and_a_faulty_body_claim_no_patch_and_count_for_none(server: Any) -> None:
+    headers = {PATCH_HEADER: PATCH}
+    before = server.metric("policy_patch_requests_total", patch=PATCH)
+    redirect = server.client.post("/v1/chat/completions/", json={}, headers=headers)
+    faulty = server.client.post("/v1/chat/completions", content=b"[" * 60_000, headers=headers)
+    assert (redirect.status_code, faulty.status_code) == (307, 400)
+    for response in (redirect, faulty):
+        assert PATCH_HEADER not in response.headers
+    assert server.metric("policy_patch_requests_total", patch=PATCH) == before
+
+
+def test_an_unknown_path_is_not_found_whatever_patch_is_named(server: Any) -> None:
+    response = server.client.post("/v1/chat/completion", json={}, headers={PATCH_HEADER: PATCH})
+    assert response.status_code == 404
+
+
+def test_a_refusal_of_messages_has_the_shape_of_that_api(server: Any) -> None:
+    body = {"model": "base", "max_tokens": 4, "messages": MESSAGES}
+    response = server.client.post("/v1/messages", json=body, headers={PATCH_HEADER: "nowhere"})
+    assert response.status_code == 404
+    assert response.json()["type"] == "error"
+    assert response.json()["error"]["type"] == "not_found_error"

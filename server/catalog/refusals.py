@@ -91,7 +91,7 @@ class Refusals:
         self._metrics.load_failed(reason)
         self._count()
         if is_news:
-            logger.error("%s is refused (%s): %s", path.name, reason, message)
+            logger.error("%s is refused (%s): %s", failure.file, reason, message)
         return failure
 
     def _count(self) -> None:
@@ -134,7 +134,7 @@ def refusal_of(path: Path, error: Exception) -> FileRefused:
             return BaseModelConflict(str(error))
         case ResidencyError():
             return FileRefused(f"the workers did not take it: {error}", reason="residency_failed")
-    logger.error("patch file %s: loading it failed unexpectedly", path.name, exc_info=error)
+    logger.error("patch file %s: loading it failed unexpectedly", one_line(path.name), exc_info=error)
     return FileRefused(f"internal error: {type(error).__name__}")
 
 

@@ -107,7 +107,7 @@ class PolicyPatchMiddleware:
         await self._pass(request, scope, receive, send)
 
     async def _pass(self, request: RequestScope, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the app answer what nothing is claimed of."""
+        """Have the app answer, and claim nothing."""
         token = current_scope.set(request)
         try:
             await self._app(scope, receive, send)
@@ -297,7 +297,7 @@ class _Exchange:
         self._decider.close(request)
 
     def _judge(self, outcome: str) -> None:
-        """Tell the canaries how it went, where the engine was asked."""
+        """Report to the canaries how it went, where the engine was asked."""
         if self._request.reached_engine:
             self._decider.finished(self._request, outcome)
 

@@ -93,19 +93,19 @@ def kv_of(patch: Patch) -> torch.Tensor:
     return patch.kv
 
 
-def compare_distributions(exact: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
+def compare_distributions(prepared: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
     """Compare ``[B, T, V]`` logits with those of the prepared form.
 
     Semantics: ``kl = sum(p * (log p - log q))`` with ``p`` the prepared form's distribution, per token.
     """
-    p, q = torch.log_softmax(exact, dim=-1), torch.log_softmax(other, dim=-1)
+    p, q = torch.log_softmax(prepared, dim=-1), torch.log_softmax(other, dim=-1)
     kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
     values = kl.flatten().tolist()
     return {
         "kl_mean": float(kl.mean()),
         "kl_first_token": float(kl[:, 0].mean()),
         **{f"kl_p{round(100 * share)}": quantile(values, share) for share in (0.5, 0.9)},
-        "same_likeliest": float((exact.argmax(-1) == other.argmax(-1)).float().mean()),
+        "same_likeliest": float((prepared.argmax(-1) == other.argmax(-1)).float().mean()),
         "num_steps": len(values),
     }
 
@@ -124,8 +124,8 @@ def compare_order(
     answers = reader.greedy(kvs["prepared"], batch, num_tokens)
     # The last token of an answer is not read: nothing is predicted behind it.
     whole = batch.followed_by(answers[:, :-1])
-    exact = reader.logits(kvs["prepared"], whole, num_tokens)
-    return {way: compare_distributions(exact, reader.logits(kvs[way], whole, num_tokens)) for way in WAYS}
+    prepared = reader.logits(kvs["prepared"], whole, num_tokens)
+    return {way: compare_distributions(prepared, reader.logits(kvs[way], whole, num_tokens)) for way in WAYS}
 
 
 def run_compose(options: ComposeOptions, command: str, folder: Path) -> None:
@@ -147,7 +147,7 @@ def run_compose(options: ComposeOptions, command: str, folder: Path) -> None:
         "num_prompts": options.num_prompts,
         "num_output_tokens": options.num_output_tokens,
     }
-    exact = {
+    prepared = {
         (a.digest, b.digest): compose_patches(model, [a, b], Label("pair", "1.0.0")).kv
         for a, b in itertools.permutations(patches, 2)
         if options.first is None or options.first in (a.manifest.name, b.manifest.name)
@@ -158,9 +158,9 @@ def run_compose(options: ComposeOptions, command: str, folder: Path) -> None:
             continue
         print(f"bench compose: {', '.join(names)}", file=sys.stderr, flush=True)
         kvs = {
-            "prepared": exact[a.digest, b.digest],
+            "prepared": prepared[a.digest, b.digest],
             "joined": join_kv([kv_of(a), kv_of(b)], rotary),
-            "reversed": exact[b.digest, a.digest],
+            "reversed": prepared[b.digest, a.digest],
             "first": a.kv,
             "second": b.kv,
             "base": None,

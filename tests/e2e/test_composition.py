@@ -126,11 +126,11 @@ def test_the_exact_form_takes_over_once_it_is_prepared(
     prompt = [5, 6, 7, 8]
     before = server.complete(prompt, patch="block, short")
     assert before.headers["X-Policy-Patch-Composition"] == "joined"
-    exact = compose_patches(
+    prepared = compose_patches(
         tiny_patches.model, [parts["block"], parts["short"]], Label("block.short", "1.0.0")
     )
-    server.install(exact)
+    server.install(prepared)
     after = server.complete(prompt, patch="block, short")
     assert after.headers["X-Policy-Patch-Composition"] == "prepared"
-    assert after.headers["X-Policy-Patch-Digest"] == exact.digest
+    assert after.headers["X-Policy-Patch-Digest"] == prepared.digest
     assert server.metric("policy_patch_compositions_total", form="prepared") >= 1

@@ -101,13 +101,13 @@ def test_a_patch_named_without_digest_may_not_change_during_a_run(
 
 
 def test_answers_of_another_form_of_composition_are_refused(tiny_model: LoadedModel, server: Any) -> None:
-    exact = Arm("p", "composition", selection="polite", form="prepared")
+    prepared = Arm("p", "composition", selection="polite", form="prepared")
     for said, message in ((None, "got none"), ("joined", "got joined")):
         server.forms["polite"] = said
         with pytest.raises(SubjectFailed, match=f"expected the composition prepared, {message}"):
-            HttpSubject(connect(server.url), tiny_model.tokenizer, exact).chat(["a"], GREEDY)
+            HttpSubject(connect(server.url), tiny_model.tokenizer, prepared).chat(["a"], GREEDY)
     server.forms["polite"] = "prepared"
-    assert HttpSubject(connect(server.url), tiny_model.tokenizer, exact).chat(["a"], GREEDY)
+    assert HttpSubject(connect(server.url), tiny_model.tokenizer, prepared).chat(["a"], GREEDY)
 
 
 def test_answers_of_the_base_are_no_patchs(tiny_model: LoadedModel, server: Any) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from server.commands.patch_arguments import of_file
 from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, to_json
 from server.commands.patches_report import describe_list, describe_record, describe_removal
 from server.commands.server_access import add_api_key_argument, key_of_file, key_of_variable
+from server.errors import MalformedPatchName
+from server.options import patch_name
 from server.versions import sticky
+from server.versions.selection import PatchRef, parse_wish
 
 DESCRIPTION = """\
 Ask a running server about its patches, and order it: load a file, activate a version, roll back, remove.
@@ -59,30 +63,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add("list", "list what is loaded, what drains, and what was refused")
     show = add("show", "show what is active, and who did what")
-    show.add_argument("name", metavar="NAME", help="the patch")
+    show.add_argument("name", metavar="NAME", type=patch_name, help="the patch")
     load = add("load", "upload a patch file, with its signature")
     load.add_argument("file", metavar="FILE", type=Path, help="the patch file; FILE.sig is sent with it")
     load.add_argument("--hold", action="store_true", help="load it, but never make it active by itself")
     activate = add("activate", "choose the active version, and pin it")
-    activate.add_argument("name", metavar="NAME", help="the patch")
-    activate.add_argument("version", metavar="VERSION", nargs="?", help="a version, or sha256:...")
+    activate.add_argument("name", metavar="NAME", type=patch_name, help="the patch")
+    activate.add_argument(
+        "version", metavar="VERSION", nargs="?", type=version, help="a version, or sha256:..."
+    )
     activate.add_argument("--follow", action="store_true", help="take the pin away: the files decide again")
     _add_canary_arguments(add("canary", "try a version on a share of the requests"))
     rollback = add("rollback", "go back to what was active before")
-    rollback.add_argument("name", metavar="NAME", help="the patch")
-    rollback.add_argument("--expect", metavar="VERSION", help="refuse where another version is active")
+    rollback.add_argument("name", metavar="NAME", type=patch_name, help="the patch")
+    rollback.add_argument(
+        "--expect", metavar="VERSION", type=version, help="refuse where another version is active"
+    )
     remove = add("rm", "remove a version, or all of a patch, with their files")
-    remove.add_argument("patch", metavar="NAME[@VERSION]", help="what to remove")
+    remove.add_argument("patch", metavar="NAME[@VERSION]", type=reference, help="what to remove")
     remove.add_argument("--force", action="store_true", help="end the requests that use it with an error")
 
 
 def _add_canary_arguments(canary: argparse.ArgumentParser) -> None:
-    canary.add_argument("name", metavar="NAME", help="the patch")
-    canary.add_argument("version", metavar="VERSION", nargs="?", help="a loaded version, or sha256:...")
+    canary.add_argument("name", metavar="NAME", type=patch_name, help="the patch")
+    canary.add_argument(
+        "version", metavar="VERSION", nargs="?", type=version, help="a loaded version, or sha256:..."
+    )
     rules = canary.add_argument_group("rules")
     rules.add_argument(
         "--share",
-        type=float,
+        type=finite,
         metavar="R",
         default=0.05,
         help="share of requests, up to 1 (default: 0.05)",
@@ -93,22 +103,22 @@ def _add_canary_arguments(canary: argparse.ArgumentParser) -> None:
         default=sticky.DEFAULT,
         help=f"what keeps a caller on one version: {sticky.MEANING} (default: {sticky.DEFAULT})",
     )
-    rules.add_argument("--max-error-rate", type=float, metavar="R", help="abort above this, 0 to 1")
+    rules.add_argument("--max-error-rate", type=finite, metavar="R", help="abort above this, 0 to 1")
     rules.add_argument(
         "--max-first-token",
-        type=float,
+        type=finite,
         metavar="S",
         help="abort where the 90th percentile of the time to the first token is above S seconds",
     )
     rules.add_argument(
-        "--promote-after", type=float, metavar="S", help="promote after keeping the rules for S seconds"
+        "--promote-after", type=finite, metavar="S", help="promote after keeping the rules for S seconds"
     )
     rules.add_argument(
         "--min-requests", type=int, metavar="N", default=20, help="judge no fewer requests (default: 20)"
     )
     rules.add_argument(
         "--window",
-        type=float,
+        type=finite,
         default=300.0,
         metavar="S",
         help="judge the requests of the last S seconds (default: 300)",
@@ -116,6 +126,51 @@ def _add_canary_arguments(canary: argparse.ArgumentParser) -> None:
     end = canary.add_argument_group("end").add_mutually_exclusive_group()
     end.add_argument("--promote", action="store_const", dest="end", const="promote", help="make it active")
     end.add_argument("--abort", action="store_const", dest="end", const="abort", help="end it for good")
+
+
+def finite(text: str) -> float:
+    """Read a number that JSON can hold.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return number
+
+
+def reference(text: str) -> PatchRef:
+    """Read ``NAME`` or ``NAME@VERSION``, where a digest may stand for the version: parts of URLs as they are.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    try:
+        wish = parse_wish(text, "NAME[@VERSION]")
+    except MalformedPatchName as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+    if not isinstance(wish, tuple) or len(wish) != 1:
+        raise argparse.ArgumentTypeError(f"expected one patch, got {text!r}")
+    return wish[0]
+
+
+def version(text: str) -> str:
+    """Read a version, or a digest that stands for one.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    try:
+        reference(f"any@{text}")
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a version such as 1.2.0, or sha256: and 12 to 64 of 0-9, a-f, got {text!r}"
+        ) from None
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -201,10 +256,9 @@ def _rollback(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _remove(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
-    name, at, version = args.patch.partition("@")
-    document = client.call(
-        "DELETE", f"/{name}/{version}" if at else f"/{name}", query={"force": "true"} if args.force else None
-    )
+    pin = args.patch.version or args.patch.digest
+    path = f"/{args.patch.name}" + (f"/{pin}" if pin is not None else "")
+    document = client.call("DELETE", path, query={"force": "true"} if args.force else None)
     return document, describe_removal(document)
 
 

@@ -70,6 +70,8 @@ class AdminClient:
             response = self._client.request(
                 method, f"/v1/patches{path}", json=body, content=content, headers=headers, params=query
             )
+        except UnicodeEncodeError:
+            raise CommandError("expected arguments in UTF-8; one holds bytes that are no text") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise CommandError(f"--url: {self._url} can't be reached: {error}") from error
         try:

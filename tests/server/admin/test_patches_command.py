@@ -109,3 +109,34 @@ async def test_a_canary_is_started_shown_and_promoted(
     assert await command("canary", "pirate", "--promote") == 0
     assert await admin.answers() == "pirate@1.1.0"
     assert await command("canary", "pirate", "--abort") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["canary", "x", "1.0.0", "--promote-after", "1e999"],
+            "--promote-after: expected a number, got '1e999'",
+        ),
+        (["canary", "x", "1.0.0", "--share", "nan"], "--share: expected a number, got 'nan'"),
+        (["show", "../../health"], "NAME: name: expected 1 to 64 characters"),
+        (["show", "\udcff"], "NAME: name: expected 1 to 64 characters"),
+        (["activate", "x", "1/2"], "VERSION: expected a version such as 1.2.0, or sha256:"),
+        (["rm", "x@../y"], "NAME[@VERSION]: version: expected a semantic version"),
+        (["rm", "a,b"], "expected one patch, got 'a,b'"),
+        (["rollback", "x", "--expect", "\udcff"], "--expect: expected a version such as 1.2.0, or sha256:"),
+    ],
+)
+def test_what_no_url_and_no_json_holds_is_a_mistake_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["patches", *words, "--url", "http://127.0.0.1:9"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_an_argument_that_is_no_text_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["patches", "canary", "x", "1.0.0", "--key", "header:\udcff", "--url", "http://127.0.0.1:9"]
+    assert main(call) == 2
+    assert "one holds bytes that are no text" in capsys.readouterr().err

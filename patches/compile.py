@@ -214,7 +214,7 @@ def _require_prefix_can_be_computed(config: Any) -> None:
         raise CompileError("model: feeds token ids into every layer, which embeddings alone can't replace")
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers):
         raise CompileError(
-            "model: has state-space or linear-attention layers, whose state is no prefix of K/V"
+            "model: has state-space or linear-attention layers, whose state is not a prefix of K/V"
         )
 
 

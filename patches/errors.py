@@ -109,11 +109,11 @@ class SignatureRefused(PatchError, ValueError):
 
 
 class KeyUnusable(PatchError, ValueError):
-    """A file is no key of a kind that signs patches, or a folder holds none."""
+    """A file is not a key of a kind that signs patches, or a folder holds none."""
 
 
 class RevocationsInvalid(PatchError, ValueError):
-    """The list of revoked digests can't be read, or a line of it is no digest."""
+    """The list of revoked digests can't be read, or a line of it is not a digest."""
 
 
 class EvaluationError(PatchError, ValueError):

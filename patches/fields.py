@@ -1,6 +1,6 @@
 """Typed reading of one JSON object that collects every mistake instead of stopping at the first.
 
-A wrong field yields a harmless stand-in of the right type, so that reading can go on; whoever reads must
+A wrong field yields a harmless stand-in of the right type, so that reading can continue; the caller must
 look at ``problems`` before using any value.
 """
 

@@ -196,7 +196,7 @@ def read_patch(path: str | os.PathLike[str]) -> Patch:
     """Read a patch file.
 
     Raises:
-        PatchFormatError: The file can't be read, is no regular file, is too large, or breaks the
+        PatchFormatError: The file can't be read, is not a regular file, is too large, or breaks the
         specification.
     """
     return decode_patch(read_patch_bytes(path))
@@ -257,7 +257,7 @@ def _manifest_text(container: Container) -> str:
     if set(container.metadata) != {MANIFEST_KEY, DIGEST_KEY}:
         keys = ", ".join(sorted(ascii(key)[:40] for key in container.metadata)[:8]) or "none"
         message = f"header.__metadata__: expected the keys {MANIFEST_KEY} and {DIGEST_KEY}, got {keys}"
-        raise PatchFormatError("bad_header", f"{message}; this is no patch file")
+        raise PatchFormatError("bad_header", f"{message}; this is not a patch file")
     if not is_digest(container.metadata[DIGEST_KEY]):
         message = f"header.__metadata__[{DIGEST_KEY!r}]: expected sha256: and 64 hexadecimal digits"
         raise PatchFormatError("bad_header", message)

@@ -104,9 +104,7 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
 
 def _reason(model: str | os.PathLike[str], error: BaseException) -> str:
     if not os.path.isdir(model) and isinstance(error, OSError):
-        return (
-            "it is no folder and no hub model in the local cache, and the hub gives none; download it first"
-        )
+        return "it is neither a folder nor a hub model in the local cache, nor on the hub; download it first"
     return _first_line(error)
 
 

@@ -13,7 +13,7 @@ def read_regular_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
     Raises:
         FileTooLarge: It holds more than ``max_bytes``.
-        OSError: It can't be read, or is no regular file.
+        OSError: It can't be read, or is not a regular file.
         ValueError: The path has a null byte in it.
     """
     with open(path, "rb", opener=_open_at_once) as file:

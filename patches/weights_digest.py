@@ -84,10 +84,10 @@ def _safetensors_files(folder: Path) -> list[Path]:
                 {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
             )
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelUnusable(f"model: {index} is no safetensors index: {error!r}") from None
+            raise ModelUnusable(f"model: {index} is not a safetensors index: {error!r}") from None
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
-                raise ModelUnusable(f"model: {index} names {name!r}, which is no file beside it")
+                raise ModelUnusable(f"model: {index} names {name!r}, which is not a file beside it")
         return [folder / name for name in names]
     single = folder / "model.safetensors"
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))

@@ -7,8 +7,8 @@ both ways give the same figures.
 ``suites``     what is asked, by which measure: YAML files
 ``suite``      reads and checks a suite
 ``data``       items: packages with pinned content, files, what training has seen
-``subjects``   whom the items are put to: a model in this process, a server over HTTP
-``measures``   what is done with the items, and which figures come of it
+``subjects``   what the items are put to: a model in this process, a server over HTTP
+``measures``   what is done with the items, and which figures result
 ``judges``     what a measure asks about an answer, and how often the judge is wrong
 ``arms``       the ways of answering that one run compares
 ``run``        tasks over arms, chunk by chunk

@@ -12,7 +12,7 @@ A gate is YAML::
 
 ``figure`` and ``arm`` may hold ``*``; without ``arm`` every patch and composition is held to it. With
 ``bound: interval`` the worse end of the confidence interval has to pass, not the figure itself. A threshold
-that finds no figure fails: a gate that checks nothing is no gate.
+that finds no figure fails: a gate that checks nothing is useless.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """The log of a run: one JSON line for each item under each arm, appended as it is measured.
 
-``run.json`` beside it says what was asked for. A run that was cut off goes on where it stopped, if it is
+``run.json`` beside it says what was asked for. A run that was cut off continues where it stopped, if it is
 asked for the same thing; a last line that was torn is dropped. Round trip: ``rows`` gives back what
 ``append`` wrote.
 """
@@ -37,7 +37,7 @@ class ItemLog:
         Args:
             folder: Made where it does not exist.
             setup: What decides the figures.
-            overwrite: Begin anew where the folder holds a run of another kind.
+            overwrite: Start over where the folder holds a run of another kind.
 
         Raises:
             EvaluationError: The folder holds a run that was asked for something else.
@@ -89,7 +89,7 @@ def _decode(line: str, where: str) -> Row:
         return Row(fields["task"], fields["arm"], Scored(fields["id"], fields["category"], values, *texts))
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
-            f"{where}: expected a row of a run: {error}; use --force to begin anew"
+            f"{where}: expected a row of a run: {error}; use --force to start over"
         ) from None
 
 

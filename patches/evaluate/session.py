@@ -184,13 +184,13 @@ def evaluate(
         options: How much.
         folder: Where the log goes.
         setup: What else decides the figures; it is kept with them.
-        overwrite: Begin anew where the folder holds another run.
+        overwrite: Start over where the folder holds another run.
         start: Told every step before the first.
         advance: Told each step when it is done.
 
     Raises:
         EvaluationError: The call can't be carried out as asked.
-        SubjectFailed: A model or server gave no usable answer; a second call goes on from there.
+        SubjectFailed: A model or server gave no usable answer; a second call continues from there.
         DataUnavailable: A data set or judge is unavailable.
     """
     judges = Judges(files)

@@ -79,7 +79,7 @@ def load_suite(name: str) -> Suite:
     """Load a built-in suite by name, or any by the path of its YAML file.
 
     Raises:
-        EvaluationError: There is none, or it is malformed; the message names the key.
+        EvaluationError: No such suite exists, or it is malformed; the message names the key.
     """
     if name in BUILT_IN:
         text = resources.files("patches.evaluate").joinpath("suites", f"{name}.yaml").read_text("utf-8")

@@ -2,7 +2,7 @@
 
 Three forms: JSON lines, a JSON array, or plain text with one prompt a line. A JSON row has ``prompt`` (text
 or a list of messages), ``messages`` or ``text``; a string is a prompt too. A trailing assistant message of
-``messages`` is an answer, and no part of the prompt.
+``messages`` is an answer, and not part of the prompt.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def read_prompts(path: Path) -> PromptFile:
     """Read the prompts of a file.
 
     Raises:
-        PairsError: The file can't be read, a row is no prompt, or none is left.
+        PairsError: The file can't be read, a row is not a prompt, or none is left.
     """
     return prompts_of(read_rows(path), path)
 
@@ -56,7 +56,7 @@ def prompts_of(rows: Sequence[Any], path: Path) -> PromptFile:
     """Check the rows of a file.
 
     Raises:
-        PairsError: A row is no prompt, or none is left.
+        PairsError: A row is not a prompt, or none is left.
     """
     prompts: dict[str, Prompt] = {}
     num_empty = num_duplicates = 0
@@ -131,7 +131,7 @@ def checked_messages(value: Any, where: str) -> tuple[Mapping[str, str], ...]:
     """Return a list of messages as it should be, without a trailing answer.
 
     Raises:
-        PairsError: It is no list of messages with a known role and text.
+        PairsError: It is not a list of messages with a known role and text.
     """
     if not isinstance(value, list):
         raise PairsError(f"{where}: expected text or a list of messages, got {type(value).__name__}")

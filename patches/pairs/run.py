@@ -1,7 +1,7 @@
 """Making a pairs file: both sides answer every prompt, then pairs are chosen.
 
-Answers are kept beside the result as they come (``NAME.answers.jsonl``), so that an interrupted run goes on
-where it stopped, and other thresholds cost no new answers. Batches are the same in every run, so an
+Answers are kept beside the result as they come (``NAME.answers.jsonl``), so that an interrupted run
+continues where it stopped, and other thresholds cost no new answers. Batches are the same in every run, so an
 interrupted run gives what an uninterrupted one would.
 """
 
@@ -19,7 +19,7 @@ from patches.pairs.sampler import Answer, Sampler
 from patches.pairs.scorers import Scorer
 from patches.pairs.selection import Candidates, Selected, Selection, select_pairs
 
-#: A reference that gives the base's answer to so many of the prompts or more is no other model.
+#: A reference that gives the base's answer to so many of the prompts or more is not another model.
 MAX_SAME_SHARE = 0.98
 
 

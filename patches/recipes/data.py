@@ -56,7 +56,7 @@ def reference_answer(recipe: Recipe, prompt: str) -> str:
 def write_neutral_pairs(recipe: Recipe, folder: Path, model: str, device: str, tell: Tell) -> str:
     """Have the model answer, and pair each answer that has gendered words with itself without them.
 
-    What it answers without such words becomes a benign row: there the patch shall change nothing.
+    What it answers without such words becomes a benign row: there the patch must change nothing.
     """
     prompts = [str(row["prompt"]) for row in read_rows(folder / PROMPTS)]
     pairs, silent = [], []
@@ -118,7 +118,7 @@ def _own_answers(
     chats: list[Any] = [({"role": "user", "content": text},) for text in sorted(prompts, key=len)]
     loaded = load_model(model, dtype=options.dtype, device=device)
     sampler = LocalSampler(loaded, Sampling(max_tokens=options.max_tokens))
-    # Kept until a changed model or option asks for others, so that a run that was cut off goes on.
+    # Kept until a changed model or option asks for others, so that a run that was cut off continues.
     made_with = f"{loaded.base_model.weights_digest}:{options.dtype}:{options.max_tokens}"
     digest = hashlib.sha256(made_with.encode()).hexdigest()
     store = output.with_name(f"{output.stem}.answers-{digest[:12]}.jsonl")

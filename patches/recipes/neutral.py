@@ -49,7 +49,7 @@ _NO_VERBS = {
 }
 _ADVERBS = r"(?:(?:\w+ly|also|always|often|never|now|still|soon|sometimes|usually|then)\s+)?"
 _SUBJECT = re.compile(rf"\b(he|she)\b('s|\s+{_ADVERBS}[a-z']+)?", re.IGNORECASE)
-#: What follows "her" where it is no possessive.
+#: What follows "her" where it is not a possessive.
 _NO_OBJECT = (
     r"(?=\s*(?:$|[.,;:!?)]"
     r"|\b(?:and|or|to|that|in|on|at|with|for|from|as|when|while|who|was|is|by|into|about)\b))"

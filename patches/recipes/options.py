@@ -11,7 +11,7 @@ from patches.train.config import TrainConfig
 
 #: The value of one.
 Option = str | int | float
-#: The patch that training goes on from, in place of the policy text.
+#: The patch that training continues from, in place of the policy text.
 INIT_PATCH = "init-patch"
 _SPELT = {"num_virtual_tokens": "tokens"}
 _HINTS = get_type_hints(TrainConfig)

@@ -11,7 +11,7 @@ A recipe is YAML. Paths in it are looked up beside the file that names them::
       - {file: mine.txt}              # one prompt a line; or .jsonl
       - {frames: twins.json, phrases: harmful}
     reference: {say: ["Sorry, I can't help with that."]}
-    benign: [...]                     # sources like those of prompts: where it shall change nothing
+    benign: [...]                     # sources like those of prompts: where it must change nothing
     documents: [...]                  # the same, as plain text to continue
     pairs: {max-tokens: 3}            # how answers are drawn: flags of `policypatch pairs`
     contrast: {max-tokens: 3}         # optional: benign prompts become pairs as well

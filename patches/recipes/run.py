@@ -19,7 +19,7 @@ from patches.recipes.plan import Step
 
 @dataclass(frozen=True)
 class Workshop:
-    """What carries steps out, and who is told."""
+    """What carries steps out, and what is told of progress."""
 
     #: Runs `policypatch` with these arguments; returns its exit code and what it printed.
     call: Callable[[Sequence[str]], tuple[int, str]]

@@ -2,7 +2,7 @@
 
 A private key is a PKCS #8 PEM file ``WHO.key``; its public half is a SubjectPublicKeyInfo PEM file
 ``WHO.pub``. Both are what ``openssl`` reads and writes, so keys may also come from there. Ed25519, and ECDSA
-on NIST's curves. *Who* a key belongs to is told by the name of the public key's file in the reader's own
+on NIST's curves. *Who* a key belongs to is said by the name of the public key's file in the reader's own
 folder, never by anything that a signature says.
 """
 
@@ -96,7 +96,7 @@ def load_private_key(path: Path, *, password: bytes | None = None) -> "CryptoSig
     """Read a private key, ready to sign.
 
     Raises:
-        KeyUnusable: The file can't be read, is no private key, of another kind, or needs another password.
+        KeyUnusable: The file can't be read, is not a private key of a known kind, or needs another password.
     """
     from securesystemslib.signer import CryptoSigner
 
@@ -123,7 +123,7 @@ def load_public_key(path: Path) -> TrustedKey:
     """Read one public key; the name of the file says whose it is.
 
     Raises:
-        KeyUnusable: The file can't be read, is no public key, or of another kind.
+        KeyUnusable: The file can't be read, is not a public key, or is of another kind.
     """
     data = _read(path)
     if b"PRIVATE KEY" in data:
@@ -145,8 +145,8 @@ def load_trusted_keys(folder: Path) -> TrustedKeys:
     """Read every ``*.pub`` of a folder; hidden files are skipped.
 
     Raises:
-        KeyUnusable: The folder can't be read, holds no public key, or one of its files is none. One bad file
-            spoils all, since a key that is silently missing looks like an unsigned patch.
+        KeyUnusable: The folder can't be read, holds no public key, or one of its files is not one. One bad
+            file spoils all, since a key that is silently missing looks like an unsigned patch.
     """
     try:
         paths = sorted(p for p in folder.iterdir() if p.suffix == PUBLIC_SUFFIX and p.name[0] != ".")

@@ -1,7 +1,7 @@
 """The list of revoked patches: one digest a line.
 
-Blank lines are skipped, and what follows a ``#``. A line that is no digest spoils the whole list: a mistyped
-digest would otherwise revoke nothing, silently.
+Blank lines are skipped, and what follows a ``#``. A line that is not a digest spoils the whole list: a
+mistyped digest would otherwise revoke nothing, silently.
 """
 
 from collections.abc import Set

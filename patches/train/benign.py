@@ -1,8 +1,8 @@
 """The price of speaking up where a patch has no business: KL divergence to the model without it.
 
-On benign prompts the patched model shall say what the unpatched one says, token by token (MOSAIC's
+On benign prompts the patched model must say what the unpatched one says, token by token (MOSAIC's
 "counterfactual" distillation, arXiv 2603.16210). The direction is forward, from the unpatched model's
-distribution, so that nothing it would say may become unlikely.
+distribution, so that nothing that it would say becomes unlikely.
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""Benign prompts: where a patch shall stay silent, with the answers that the unpatched model gives.
+"""Benign prompts: where a patch must stay silent, with the answers that the unpatched model gives.
 
 A row may bring its answer (``completion``, text or one assistant message). Where it does not, the model
 answers greedily by itself; those answers are kept in the run's folder, so that a resumed run does not ask
-again. A row may also be a ``document``: plain text that the model shall read, without a chat around it, as it
+again. A row may also be a ``document``: plain text, with no chat around it, that the model must read as it
 would without the patch.
 """
 

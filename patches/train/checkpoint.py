@@ -1,7 +1,7 @@
 """A run on disk: everything that the next step depends on, in one safetensors file.
 
 The file appears whole or not at all, so a crash, a full disk or a second Ctrl-C leaves the one before. Random
-state is no part of it: rows, contexts and learning rates are functions of seed and step.
+state is not part of it: rows, contexts and learning rates are functions of seed and step.
 
 Law: ``read_checkpoint(write_checkpoint(state)) == state``, and a run from there equals one that never
 stopped.
@@ -82,14 +82,14 @@ def read_checkpoint(path: Path) -> RunState:
     """Read a checkpoint.
 
     Raises:
-        TrainingError: It is none, or damaged.
+        TrainingError: It is not a checkpoint, or is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             rest = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise TrainingError(f"{path}: is no checkpoint of a training run: {error}") from None
+        raise TrainingError(f"{path}: is not a checkpoint of a training run: {error}") from None
     moments = None
     if "first_moment" in tensors:
         moments = (tensors.pop("first_moment"), tensors.pop("second_moment"))

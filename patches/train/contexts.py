@@ -1,6 +1,6 @@
 """Which other patches a step is taken among, and in which order (MOSAIC's compositional sampling).
 
-Patches that were trained alone lose much of their effect beside others. A patch that shall be composed is
+Patches that were trained alone lose much of their effect beside others. A patch that is to be composed is
 therefore trained behind, before and between random subsets of them: first how many, evenly, so that every
 size gets its share, then which, then the order.
 """

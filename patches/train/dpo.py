@@ -22,7 +22,7 @@ def dpo_margins(
         rejected: ``[B]``, the same of the other answers.
         reference_chosen: ``[B]``, under the reference.
         reference_rejected: ``[B]``, under the reference.
-        beta: How dear it is to leave the reference.
+        beta: How strongly the reference holds.
 
     Returns:
         ``[B]``. For -10, -12 under the patch and -11, -11.5 under the reference, beta 0.1:

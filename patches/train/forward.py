@@ -1,6 +1,6 @@
 """Running the frozen model behind a prefix, over prompts and their answers.
 
-The prefix is given as K/V, computed once for all rows, as a server does it: its positions are no part of
+The prefix is given as K/V, computed once for all rows, as a server does it: its positions are not part of
 what is read, have no logits, and so can't reach a loss. Rows are read as a trie: what several begin with,
 such as the chat template's head or the prompt of two answers, is read once, and there is no padding. A mask
 lets each token see its own row alone, and its position is the one that it has in a request.

@@ -41,7 +41,7 @@ class TrainInputs:
     folder: Path
     benign: Path | None = None
     init_text: str | None = None
-    #: The patch whose values the run begins with, such as the version before; instead of a text.
+    #: The patch whose values the run begins with, such as the previous version; instead of a text.
     init_patch: Path | None = None
     #: The teacher: the model under this text, or another model of the same tokenizer.
     teacher_text: str | None = None

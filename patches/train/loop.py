@@ -56,7 +56,7 @@ class Loop:
         """Take the steps of a stage that are not yet done.
 
         Returns:
-            The state at its end, with the best values in place; or, where the run shall stop, the state so
+            The state at its end, with the best values in place; or, where the run is to stop, the state so
             far.
 
         Raises:
@@ -252,7 +252,7 @@ def _require_finite(record: Mapping[str, Any]) -> None:
     if bad:
         raise TrainingStopped(
             f"{record['stage']}, step {record['step']}: {', '.join(bad)} is not finite; the step was not "
-            f"taken, the last checkpoint is kept: begin anew with a lower --{record['stage']}-learning-rate"
+            f"taken, the last checkpoint is kept: start over with a lower --{record['stage']}-learning-rate"
         )
 
 

@@ -36,7 +36,7 @@ class OneRank:
         return tensor
 
     def wait(self) -> None:
-        """Go on."""
+        """Return at once."""
 
 
 class AccelerateRanks:

@@ -1,4 +1,4 @@
-"""A training run, stage after stage, with a folder of its own that lets it go on where it stopped.
+"""A training run, stage after stage, with a folder of its own that lets it continue where it stopped.
 
 The folder holds ``checkpoint.safetensors``, ``log.jsonl`` (every step as it came, with times),
 ``benign.jsonl`` (what the unpatched model answers to benign prompts) and, at the end, ``report.json`` and
@@ -35,7 +35,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told of what happens, and who may stop it."""
+    """What is told of a run's progress, and what may stop it."""
 
     #: Gets each record of a step or a validation, and others that name an ``event``.
     tell: Callable[[Mapping[str, Any]], None] = lambda record: None
@@ -66,8 +66,8 @@ def train_patch(
     Args:
         inputs: Model, data and label.
         config: How to train.
-        is_resumed: Go on from the folder's checkpoint.
-        watch: Who is told, and who may stop the run.
+        is_resumed: Continue from the folder's checkpoint.
+        watch: What is told of progress, and what may stop the run.
         ranks: The processes that train together.
 
     Raises:
@@ -109,7 +109,7 @@ class _Run:
         if state.identity != identity:
             raise TrainingError(
                 f"{path}: belongs to another configuration, model or data; resume with what it began with, "
-                "or begin anew"
+                "or start over"
             )
         self._watch.tell({"event": "resumed", "stage_idx": state.stage_idx, "step": state.step})
         return state

@@ -1,6 +1,6 @@
 """Which rows a step takes and how large it is: pure functions of seed and step.
 
-Nothing here has a state, so a run that is resumed at step k goes on exactly as one that never stopped.
+Nothing here has a state, so a run that is resumed at step k continues exactly as one that never stopped.
 """
 
 import hashlib

@@ -20,7 +20,7 @@ from patches.train.sft import answer_logprobs, sft_loss
 
 #: Memory of the host for what the unpatched model says to benign prompts; what finds no room is read anew.
 _MAX_KEPT_BYTES = 1 << 30
-#: A share of the loss, and what else is worth telling, as shares too.
+#: A share of the loss, and other figures of the step, as shares too.
 Shares = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 
 

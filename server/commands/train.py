@@ -39,9 +39,9 @@ Train a patch on preference pairs: N virtual tokens in front of the frozen model
 fine-tuning on the chosen answers, then by direct preference optimisation.
 
 The run has a folder of its own, DIR/NAME-VERSION.training unless --run says otherwise, with its checkpoint,
-a log of every step and a report. Ctrl-C stops after the step at hand; --resume goes on from there, to the
-same patch that an uninterrupted run would have given. Equal data, configuration and seed give an equal
-digest on one machine."""
+a log of every step and a report. Ctrl-C stops after the current step; --resume continues from there and
+gives the same patch as an uninterrupted run. On one machine, equal data, configuration and seed give an
+equal digest."""
 
 EPILOG = """\
 Several GPUs, or machines: accelerate launch -m server train ...; each process takes its share of every step.
@@ -67,14 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--benign",
         metavar="FILE",
         type=Path,
-        help="where the patch shall change nothing: prompts (`completion` for the answer), `document` rows",
+        help="where the patch must change nothing: prompts (`completion` for the answer), `document` rows",
     )
     start = data.add_mutually_exclusive_group()
     start.add_argument(
         "--init-text", metavar="FILE", type=Path, help="policy text that the prefix starts from"
     )
     start.add_argument(
-        "--init-patch", metavar="FILE", type=Path, help="patch to go on from, such as the version before"
+        "--init-patch", metavar="FILE", type=Path, help="patch to continue from, such as the previous version"
     )
     data.add_argument(
         "--compose-with",
@@ -91,8 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--run", metavar="DIR", type=Path, dest="run_folder", help="the run's folder")
     begin = run.add_mutually_exclusive_group()
-    begin.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
-    begin.add_argument("--restart", action="store_true", help="discard the run's checkpoint and begin anew")
+    begin.add_argument("--resume", action="store_true", help="continue from the run's checkpoint")
+    begin.add_argument("--restart", action="store_true", help="discard the run's checkpoint and start over")
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +116,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.num_virtual_tokens,
         help="virtual tokens",
     )
-    add("init", "what the prefix starts as, from --init-text", choices=INITS)
+    add("init", "how the prefix starts, from --init-text", choices=INITS)
     group.add_argument("--stages", metavar="LIST", default=",".join(STAGES), help="sft,dpo or one of them")
     for stage in STAGES:
         add(f"{stage}_epochs", f"passes over the pairs in {stage}", type=int, metavar="E")
@@ -127,8 +127,8 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
             type=int,
             metavar="P",
         )
-    add("beta", "how dear it is to leave the reference in dpo", type=float, metavar="B")
-    add("dpo_reference", "what dpo must not leave", choices=REFERENCES)
+    add("beta", "how strongly dpo is held to the reference", type=float, metavar="B")
+    add("dpo_reference", "what dpo is held to", choices=REFERENCES)
     add("benign_weight", "weight of the KL divergence on --benign", type=float, metavar="W")
     add("benign_tokens", "tokens of an answer that count there", type=int, metavar="T")
     add("benign_rows", "benign rows of a step (default: as many as pairs)", type=int, metavar="R")
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
             note(str(error))
             return 1
         if not result.state.is_finished:
-            note(f"stopped at step {result.state.step}; the same command with --resume goes on from there")
+            note(f"stopped at step {result.state.step}; the same command with --resume continues from there")
             return 130
         if ranks.index == 0:
             _finish(args, inputs, result)
@@ -243,7 +243,7 @@ def _inputs(args: argparse.Namespace, label: Label) -> "TrainInputs":
 def _check_folder(args: argparse.Namespace, folder: Path) -> None:
     has_checkpoint = (folder / "checkpoint.safetensors").exists()
     if has_checkpoint and not (args.resume or args.restart):
-        raise CommandError(f"{folder} holds a run: --resume continues it, --restart begins anew")
+        raise CommandError(f"{folder} holds a run: --resume continues it, --restart starts over")
     if args.resume and not has_checkpoint:
         raise CommandError(f"{folder} holds no checkpoint to resume from")
     if args.restart and folder.exists() and os.environ.get("RANK", "0") == "0":

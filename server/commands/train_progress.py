@@ -16,7 +16,7 @@ from server.commands.output import complain
 _EVENTS = {
     "benign": "the unpatched model answers benign prompts: {done} of {total}",
     "reference": "log-probabilities of the pairs under the reference: {done} of {total}",
-    "resumed": "going on at step {step} of stage {stage_idx}",
+    "resumed": "continuing at step {step} of stage {stage_idx}",
 }
 #: Steps over which tokens per second are averaged.
 _WINDOW = 20

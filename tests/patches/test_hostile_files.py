@@ -89,8 +89,8 @@ def test_other_kinds_of_file_are_recognised(content: bytes, reason: str) -> None
         (b"{} {}", "header: not readable"),
         (b'{"__metadata__":[]}', "expected an object of texts"),
         (b'{"__metadata__":{"a":1}}', "expected an object of texts"),
-        (b"{}", "this is no patch file"),
-        (b'{"__metadata__":{"format":"pt"}}', "this is no patch file"),
+        (b"{}", "this is not a patch file"),
+        (b'{"__metadata__":{"format":"pt"}}', "this is not a patch file"),
     ],
 )
 def test_a_bad_header_is_refused(header: bytes, message: str) -> None:

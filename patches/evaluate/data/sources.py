@@ -24,7 +24,7 @@ def source_items(name: str, files: PackageFiles) -> list[Item]:
     """Read a named data set.
 
     Raises:
-        EvaluationError: There is none of this name.
+        EvaluationError: No data set has this name.
         DataUnavailable: Its package is unavailable.
     """
     if name not in SOURCES:
@@ -36,7 +36,7 @@ def jailbreak_templates(names: list[str], files: PackageFiles) -> dict[str, str]
     """Read jailbreak wrappers, each a text with ``{{ prompt }}`` in it.
 
     Raises:
-        EvaluationError: There is none of such a name.
+        EvaluationError: No template has such a name.
         DataUnavailable: Their package is unavailable.
     """
     import yaml

@@ -57,7 +57,7 @@ class Judges:
 
         Raises:
             DataUnavailable: What it is made from is unavailable.
-            KeyError: There is none of this name.
+            KeyError: No judge has this name.
         """
         if name not in self._made:
             self._made[name] = JUDGES[name].make(self)

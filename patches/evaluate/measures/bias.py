@@ -91,7 +91,7 @@ class StereotypeMeasure:
     )
 
     def check(self, item: Item) -> None:
-        """Refuse what is no pair."""
+        """Refuse what is not a pair."""
         if len(item.choices) != 2:
             raise EvaluationError(f"{item.id}: expected a pair as choices, got {len(item.choices)}")
 

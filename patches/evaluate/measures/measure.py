@@ -68,7 +68,7 @@ class Context:
         """Read a whole-number option.
 
         Raises:
-            EvaluationError: It is no positive whole number.
+            EvaluationError: It is not a positive whole number.
         """
         value = self.options.get(name, default)
         if type(value) is not int or value < 1:
@@ -79,7 +79,7 @@ class Context:
         """Read a number option.
 
         Raises:
-            EvaluationError: It is no number.
+            EvaluationError: It is not a number.
         """
         value = self.options.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -90,7 +90,7 @@ class Context:
         """Read a text option.
 
         Raises:
-            EvaluationError: It is no text.
+            EvaluationError: It is not a text.
         """
         value = self.options.get(name, default)
         if not isinstance(value, str):
@@ -132,7 +132,7 @@ def load_measure(name: str) -> Measure:
     """Make a measure by name.
 
     Raises:
-        EvaluationError: There is none.
+        EvaluationError: No measure has this name.
     """
     if name in MEASURES:
         module, _, attribute = MEASURES[name].partition(":")

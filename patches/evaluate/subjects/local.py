@@ -1,7 +1,7 @@
 """Subjects that run in this process, with transformers: a patch is a cache that is already filled.
 
 One network serves all arms. Prompts are batched with padding on the left, behind the prefix, which the
-attention mask hides; positions go on after the prefix's as if nothing were padded.
+attention mask hides; positions continue after the prefix's as if nothing were padded.
 """
 
 import time

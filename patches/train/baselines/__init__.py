@@ -1,6 +1,6 @@
 """What patches are compared with: something else that the same trainer learns from the same pairs.
 
-A baseline is no patch and is not served: ``policypatch train`` learns and saves it, ``policypatch eval``
+A baseline is not a patch and is not served: ``policypatch train`` learns and saves it, ``policypatch eval``
 loads and measures it. Each is one module and one row of ``BASELINES``, and no other code knows its name.
 
 ============  ===================================================

@@ -10,7 +10,7 @@ from patches.train.learned import Form
 
 
 class BaselineForm(Form, Protocol):
-    """A form of values whose result is saved by itself, as it is no patch."""
+    """A form of values whose result is saved by itself, as it is not a patch."""
 
     def save(self, values: torch.Tensor, path: Path) -> str:
         """Write a finished run's values.

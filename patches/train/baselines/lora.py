@@ -155,7 +155,7 @@ def merged(model: LoadedModel, folder: Path) -> tuple[LoadedModel, str]:
         The model, and the digest of the adapter's weights.
 
     Raises:
-        EvaluationError: The folder is no LoRA adapter, or PEFT is not installed.
+        EvaluationError: The folder is not a LoRA adapter, or PEFT is not installed.
     """
     require_saved(folder)
     try:

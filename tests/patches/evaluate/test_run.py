@@ -1,4 +1,4 @@
-"""A run: which items it takes, what it writes, how it goes on where it was cut off."""
+"""A run: which items it takes, what it writes, how it continues where it was cut off."""
 
 import json
 from collections.abc import Callable

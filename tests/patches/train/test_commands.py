@@ -133,10 +133,10 @@ def test_ctrl_c_stops_after_the_step_and_resume_gives_the_same_patch(
 
     monkeypatch.setattr(loop.Loop, "_step", interrupted)
     assert main(train_args) == 130
-    assert "stopped at step 3; the same command with --resume goes on" in capsys.readouterr().err
+    assert "stopped at step 3; the same command with --resume continues" in capsys.readouterr().err
     assert not file.exists()
     assert main(train_args) == 2
-    assert "--resume goes on with it, --restart begins anew" in capsys.readouterr().err
+    assert "--resume continues it, --restart starts over" in capsys.readouterr().err
     assert main([*train_args, "--resume"]) == 0
     assert file.read_bytes() == whole
 

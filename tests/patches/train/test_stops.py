@@ -110,5 +110,5 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / CHECKPOINT
     path.write_bytes(b"garbage")
-    with pytest.raises(TrainingError, match="is no checkpoint"):
+    with pytest.raises(TrainingError, match="is not a checkpoint"):
         read_checkpoint(path)

@@ -4,9 +4,8 @@ Its rooms, from the top floor down: a module imports from its own room and from 
 ``tests/architecture`` holds it to.
 
 =============  ===============================================================================
-``commands``   one module for each subcommand
 ``cli``        the command line: finds the subcommand
-``options``    what a server is started with, once: flags, their defaults, what they mean
+``commands``   one module for each subcommand
 ``engine``     everything that imports vLLM; ``front_end`` puts the parts of a server together
 ``app``        adds us to vLLM's app
 ``routes``     ``/v1/patches`` and the admin routes
@@ -21,6 +20,7 @@ Its rooms, from the top floor down: a module imports from its own room and from 
 ``versions``   what a name means; pure
 ``demo``       the demo model
 ``watcher``    looks at a file or folder again and again
+``options``    what a server is started with, once: flags, their defaults, what they mean
 ``audit``      the audit log
 ``errors``     every error that a client sees, with its status and code
 =============  ===============================================================================

@@ -91,7 +91,7 @@ class NullAudit:
 class FileAudit:
     """Appends to one file; a context manager whose end writes what is waiting.
 
-    The file is opened anew where ``reopen`` was called (SIGHUP) or where the path has come to mean another
+    The file is reopened where ``reopen`` was called (SIGHUP) or where the path has come to mean another
     file, so both ways of log rotation work without a lost line.
     """
 
@@ -147,7 +147,7 @@ class FileAudit:
             self._lose(1, "queue_full")
 
     def reopen(self) -> None:
-        """Open the path anew before the next write; for SIGHUP."""
+        """Reopen the path before the next write; for SIGHUP."""
         # No lock: a signal handler calls this.
         self._is_stale = True
 

@@ -5,7 +5,7 @@
 ``loading``       from a path to what serves, or to the reason why it does not
 ``publication``   what serves: follows from records, files and workers, and is shown in one step
 ``served``        what requests ask about what serves, as a protocol
-``residents``     what the workers hold, which requests use it, and how it goes
+``residents``     what the workers hold, which requests use it, and when it is dropped
 ``intake``        what a file must pass before it is loaded
 ``refusals``      why files are refused, and which of them are refused now
 ``records``       the record of each name, in memory

@@ -1,8 +1,8 @@
 """The patch folder: keeps the catalog equal to the patch files that lie in it.
 
-What changed is told by comparing each file's inode, times and size with the last look; when to look, by
-``server.watcher``. So renames, copies in place, swapped symbolic links (as Kubernetes does them) and lost
-events all end well.
+What changed is found by comparing each file's inode, times and size with the last look; when to look is a
+matter of ``server.watcher``. So renames, copies in place, swapped symbolic links (as Kubernetes does them)
+and lost events all end well.
 """
 
 import asyncio

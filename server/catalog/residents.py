@@ -241,7 +241,7 @@ class Residents:
         """Drop what nothing keeps, once no request uses it."""
         for resident in self.of(*names):
             was_retired, resident.is_retired = resident.is_retired, not self._is_kept(resident)
-            # What came back while it drained serves as if it had never gone.
+            # What came back while it drained serves again as before.
             resident.is_withdrawn = resident.is_withdrawn and resident.is_retired
             if resident.is_retired and not resident.num_in_flight:
                 await self._unload(resident)

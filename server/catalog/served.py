@@ -15,7 +15,7 @@ class Served(Protocol):
 
     @property
     def residents(self) -> Residents:
-        """Who uses what."""
+        """What the workers hold, and which requests use it."""
 
     def require_in_step(self) -> None:
         """Return where ``view`` is what every process of the server serves now.

@@ -133,7 +133,7 @@ class Channel:
 
     def _send(self, frame: Body) -> None:
         if self._writer.is_closing():
-            # A question gets its error from ``close``, or never had a chance.
+            # A question gets its error from ``close``, or here where it comes too late.
             if "id" in frame and not (answer := self._waiting[frame["id"]]).done():
                 answer.set_exception(ChannelError("the other process hung up"))
             return

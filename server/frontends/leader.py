@@ -250,7 +250,7 @@ class FollowerPool:
         """Note which process this is; a connection that it had before does not count any more."""
         for other in self._followers:
             if other.index == index:
-                self._cut_off(other, "it connected anew")
+                self._cut_off(other, "it connected again")
                 other.index = None
         follower.index = index
 

@@ -56,7 +56,7 @@ class Mirror:
         Args:
             index: Which process of the server this is.
             steps: The shared numbers.
-            residents: Who uses what in this process.
+            residents: What requests of this process use.
             policy: What is in force where no policy file says otherwise.
             may_compose: See ``CatalogView``.
             clock: Seconds; tests have their own.

@@ -51,7 +51,7 @@ class PatchSource:
         return status.st_mtime_ns, status.st_size if stat.S_ISREG(status.st_mode) else -1
 
     def is_intact(self) -> bool:
-        """Return whether the file still holds what it held when it was opened, as far as its times tell."""
+        """Return whether the file still holds what it held when it was opened, as far as its times show."""
         return self._look() == self._content
 
     def read(self) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The ``policy_patch_*`` metrics that tell a canary from the version that it is to replace."""
+"""The ``policy_patch_*`` metrics that distinguish a canary from the version that it is to replace."""
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 

@@ -14,7 +14,7 @@ class TierMetrics:
     """Counts what each tier holds, takes in and gives up, added up over all workers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        # Each process adds what it was told; the sum is the server's.
+        # Each process adds what it was given; the sum is the server's.
         gauge = partial(Gauge, registry=registry, labelnames=("tier",), multiprocess_mode="sum")
         counter = partial(Counter, registry=registry, labelnames=("tier",))
         self._bytes = gauge("policy_patch_tier_bytes", "Bytes of prefixes in a tier, over all workers.")

@@ -140,7 +140,7 @@ class Reader:
             self.note(place, f"{label}: expected an address, a network such as 10.0.0.0/8, or unix: {error}")
             return []
         if network.prefixlen == 0:
-            self.note(place, f"{label}: {text} lets everybody name a tenant; name the gateway's addresses")
+            self.note(place, f"{label}: {text} lets any caller name a tenant; name the gateway's addresses")
             return []
         return [network]
 

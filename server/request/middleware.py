@@ -235,7 +235,7 @@ class _Exchange:
         if not self._is_patched_success() or request.reached_engine or self._may_run_later():
             return None
         if self._is_cut:
-            # A handler that notices it gives up and returns nothing.
+            # A handler that notices the disconnect returns nothing.
             return None
         logger.error("an answer was made without the selected patch, so it is withheld")
         return PatchNotApplied("the answer was not made with the selected patch, so it is withheld")

@@ -48,7 +48,7 @@ class RequestScope:
         self.kind = kind
         #: Judged by the policy that holds when the request is decided.
         self.credentials = credentials
-        #: Who that policy says is calling; ``None`` where it was not asked, or could not tell.
+        #: The caller, as that policy identifies it; ``None`` where it was not asked, or could not.
         self.caller: Caller | None = None
         self.header: Wish | None = None
         self.alias: Wish | None = None
@@ -99,7 +99,7 @@ class RequestScope:
 #: ``None`` outside an HTTP request that could run the model.
 current_scope: ContextVar[RequestScope | None] = ContextVar("request_scope", default=None)
 
-#: Who asks for a list of models or patches.
+#: Of the request for a list of models or patches that the current task answers.
 current_credentials: ContextVar[Credentials] = ContextVar("request_credentials", default=NO_CREDENTIALS)
 
 

@@ -4,8 +4,8 @@ A name has one record. Files in the folder and calls of operators both change it
 
 1. A file with a higher version than the active one becomes active, unless the name is pinned, or the version
    is not above every version that was ever rolled back from.
-2. The file of the active version goes: the highest version that was never rolled back from takes its place.
-   Where an operator made active what no file holds, or pinned the name, nothing takes its place.
+2. The file of the active version is removed: the highest version that was never rolled back from takes its
+   place. Where an operator made active what no file holds, or pinned the name, nothing takes its place.
 3. ``activate`` pins; ``follow`` takes the pin away; ``rollback`` goes back to the version that was active
    before, and what it leaves never becomes active again by rules 1 and 2.
 """
@@ -228,7 +228,7 @@ def rolled_back(record: NameRecord, target: Target, cause: Cause, *, has_file: b
     """Return the record after an operator's order to go back to ``target``, one of ``record.previous``."""
     record = _without_canary(record)
     position = record.previous.index(target)
-    # What lay between is left behind too, though it could not be gone back to.
+    # What lay between is left behind too, although no rollback could reach it.
     left = [*([record.active] if record.active is not None else []), *record.previous[:position]]
     changed = replace(
         record,
@@ -272,7 +272,7 @@ def canary_ended(record: NameRecord, cause: Cause, *, is_promoted: bool, has_fil
 def removed(
     record: NameRecord, gone: Collection[Target], files: Collection[Target], cause: Cause
 ) -> NameRecord:
-    """Return the record after an operator's order to drop ``gone``; ``files`` are what is left."""
+    """Return the record after an operator's order to drop ``gone``; ``files`` are those that remain."""
     was_active = record.active in gone
     if was_active or (record.canary is not None and record.canary.target in gone):
         record = _without_canary(record)
@@ -291,7 +291,7 @@ def removed(
 def removals(
     record: NameRecord, gone: Collection[Target], files: Collection[Target], cause: Cause
 ) -> tuple[NameRecord, NameRecord]:
-    """Return the records to write before and after the files of ``gone`` go.
+    """Return the records to write before and after the files of ``gone`` are removed.
 
     A process that is killed in between leaves files that were to go; by the first record, none of them ever
     serves by itself.

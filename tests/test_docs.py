@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 from prometheus_client import CollectorRegistry
 
-from server.cli import COMMANDS
+from server.cli import COMMANDS, main
 from server.errors import ERROR_CODES
 from server.metrics.patches import PatchMetrics
 
@@ -192,6 +192,18 @@ def test_every_make_target_in_the_docs_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     mentioned = set(re.findall(r"(?:`|^\s*(?:\$ )?)make ([a-z-]+)", prose(), re.MULTILINE))
     assert mentioned <= targets
+
+
+def test_the_example_of_policy_explain_is_what_it_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    (example,) = (b for _, b in fenced_blocks(page) if b.startswith("$ policypatch policy explain"))
+    call, _, printed = example.partition("\n")
+
+    assert main(shlex.split(call)[2:]) == 1
+    assert capsys.readouterr().out == printed
 
 
 def test_every_extra_is_documented() -> None:

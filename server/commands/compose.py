@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from patches.headers import PATCH_HEADER
 from server.commands.patch_arguments import (
     add_label_arguments,
     add_model_arguments,
@@ -15,10 +16,10 @@ from server.commands.patch_arguments import (
     save,
 )
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Join patches that carry embeddings, in the order given, and compute K/V anew: a later patch sits at other
 positions and reads the ones before it. A server that has the result in its folder uses it for requests that
-name the same patches in the same order (X-Policy-Patch: toxicity, bias), and under its own name."""
+name the same patches in the same order ({PATCH_HEADER}: toxicity, bias), and under its own name."""
 
 EPILOG = """\
 examples:

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from patches.headers import PATCH_HEADER
 from patches.model_files import require_model
 from server.commands.errors import CommandError
 from server.commands.output import complain
@@ -12,13 +13,13 @@ from server.options import PolicyOptions, ServeFlags
 if TYPE_CHECKING:
     from server.policy.file import PolicyFile
 
-DESCRIPTION = """\
-Serve a model over the OpenAI API and give each request the policy patch that its X-Policy-Patch header names.
+DESCRIPTION = f"""\
+Serve a model over the OpenAI API and give each request the policy patch that its {PATCH_HEADER} header names.
 
 Patches are the *.safetensors files of the folder; it is watched, so a file that is renamed into it is served
 within a second, and one that is removed is drained and gone."""
 
-EPILOG = """\
+EPILOG = f"""\
 Every flag of `vllm serve` works here too and is passed on: --port, --dtype, --max-model-len, --api-key, ...
 `policypatch serve --engine-help` lists their groups, `--engine-help=CacheConfig` one of them, `=all` all.
 
@@ -30,8 +31,8 @@ examples:
   policypatch serve --model ./smollm2 --patches ./patches --state ./state --trusted-keys ./trusted
   policypatch serve --model ./smollm2 --patches ./patches --composition joined
   policypatch serve --model ./smollm2 --patches ./patches --api-server-count 2 --data-parallel-size 2
-  curl localhost:8000/v1/chat/completions -H 'X-Policy-Patch: pirate' -H 'Content-Type: application/json' \\
-    -d '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+  curl localhost:8000/v1/chat/completions -H '{PATCH_HEADER}: pirate' -H 'Content-Type: application/json' \\
+    -d '{{"model": "smollm2", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 """
 
 

@@ -178,6 +178,7 @@ def _call(words: Sequence[str]) -> tuple[int, str]:
     module = {"pairs": pairs, "train": train}[words[0]]
     parser = CommandParser(prog=f"policypatch {words[0]}", allow_abbrev=False)
     module.add_arguments(parser)
+    parser.set_defaults(is_step=True)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         code = module.run(parser.parse_args(words[1:]))

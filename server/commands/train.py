@@ -141,7 +141,8 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add("validate_every", "steps between validations (default: an epoch)", type=int, metavar="S")
     add("patience", "validations without improvement that end a stage, 0 for never", type=int, metavar="P")
     add("compute_dtype", "the dtype to train in", choices=("float32", "bfloat16", "float16"))
-    baselines = group.add_mutually_exclusive_group()
+    # A group without members would break the help.
+    baselines = group.add_mutually_exclusive_group() if BASELINES else group
     for baseline in BASELINES.values():
         flag = f"--{baseline.option.replace('_', '-')}"
         baselines.add_argument(flag, type=int, metavar=baseline.metavar, help=baseline.train_help)
@@ -164,7 +165,10 @@ def run(args: argparse.Namespace) -> int:
             note(str(error))
             return 1
         if not result.state.is_finished:
-            note(f"stopped at step {result.state.step}; the same command with --resume continues from there")
+            # `policypatch make` calls this as one of its steps, and says itself how to continue.
+            if not vars(args).get("is_step"):
+                step = result.state.step
+                note(f"stopped at step {step}; the same command with --resume continues from there")
             return 130
         if ranks.index == 0:
             _finish(args, inputs, result)

@@ -73,7 +73,9 @@ def test_ctrl_c_in_the_training_and_the_same_command_again_give_the_same_patch(
 
     monkeypatch.setattr(loop.Loop, "_step", interrupted)
     assert call() == 130
-    assert f"stopped in step {TITLES[3]}; the same command continues from there" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"stopped in step {TITLES[3]}; the same command continues from there" in err
+    assert "--resume" not in err
     assert call() == 0
     assert f"{TITLES[2]}: done already" in capsys.readouterr().out
     assert (tmp_path / "made" / PATCH).read_bytes() == (tmp_path / "whole" / PATCH).read_bytes()

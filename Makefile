@@ -29,7 +29,7 @@ SERVE_ARGS ?=
 # Of `make demo`: the server's own lines, and errors of vLLM; empty shows all that vLLM logs.
 VLLM_LOGGING_CONFIG_PATH ?= examples/quiet-log.json
 PYTEST_ARGS ?=
-# Each runs whole test files, so that tests of one share its server.
+# Each runs whole test files, and all files that share a server.
 TEST_WORKERS ?= 2
 # Of `make patches`: "0 1 2" makes every patch three times.
 SEEDS ?= 0

@@ -1,8 +1,14 @@
 """Options that every test folder shares, and what two workers at once need."""
 
+import functools
 import os
+from typing import Any
 
 import pytest
+
+from tests.e2e.servers import group_of
+
+group = functools.cache(group_of)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -11,6 +17,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the golden files anew instead of comparing with them",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep in one worker what shares a server, where `--dist loadfile` keeps together single files."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ServerScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(config.rootpath / nodeid.partition("::")[0])
+
+    return ServerScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: (not group(item.path).startswith("server "), "e2e" not in item.keywords))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,8 +19,16 @@ from patches.label import Label
 from patches.model import LoadedModel, load_model
 from tests.e2e.preload import Preload, can_preload
 from tests.e2e.running_server import Answer, RunningServer
+from tests.e2e.servers import problems
 
 StartServer = Callable[..., RunningServer]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hold the tests of this folder to what `servers.py` asks of them."""
+    folder = Path(__file__).parent
+    if found := problems(item for item in items if folder in item.path.parents):
+        raise pytest.UsageError(*found)
 
 
 def _starter(root: Path, stack: contextlib.ExitStack, preload: Preload | None) -> StartServer:
@@ -99,6 +107,15 @@ def shared_server(start_server: StartServer, demo_model: Path) -> RunningServer:
     # vLLM wants a parser even for a tool that the request names.
     tools = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     server = start_server(demo_model, "--dtype", "float32", "--max-model-len", "2048", *tools)
+    server.wait_ready()
+    return server
+
+
+@pytest.fixture(scope="session")
+def tiny_server(start_server: StartServer, tiny_model: Path) -> RunningServer:
+    """The tiny model in float32, with vLLM's development routes and an empty patch folder."""
+    flags = ["--dtype", "float32", "--max-model-len", "512"]
+    server = start_server(tiny_model, *flags, env={"VLLM_SERVER_DEV_MODE": "1"})
     server.wait_ready()
     return server
 

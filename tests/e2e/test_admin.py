@@ -19,7 +19,7 @@ from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import make_statement
 from server.cli import main
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="orders and signatures need keys")]
 
 KEY = "alice-knows-this-key"
 PROMPT = [200, 300, 17, 21]

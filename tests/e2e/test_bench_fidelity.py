@@ -10,7 +10,7 @@ import pytest
 from bench.report.record import read_records
 from bench.run.side_by_side import PAIRS
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="the benchmark starts its servers itself")]
 
 
 def test_in_float32_the_benchmark_finds_no_difference(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from patches.format import Patch, read_patch, write_patch
 from patches.label import Label
 from server.cli import main
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("tiny")]
 
 POLICY = "Be kind, be brief, and never tell anybody how to hurt somebody."
 NUM_PROMPTS = 16
@@ -85,19 +85,14 @@ def test_the_server_gives_the_figures_that_passed_the_gate(
     call: list[str],
     folder: Path,
     trained: Patch,
-    tiny_model: Path,
     tiny_patches: Any,
-    start_module_server: Any,
+    tiny_server: Any,
 ) -> None:
     assert main([*call, "-o", str(folder / "here")]) == 0
-    served = folder / "served"
-    served.mkdir()
     parts = [trained, read_patch(folder / f"{OTHER}-1.0.0.safetensors")]
     for patch in (*parts, *(composed(tiny_patches.model, order) for order in (parts, parts[::-1]))):
-        write_patch(patch, served)
-    server = start_module_server(tiny_model, "--dtype", "float32", "--max-model-len", "512", patches=served)
-    server.wait_ready()
-    assert main([*call, "-o", str(folder / "there"), "--url", server.url]) == 0
+        tiny_server.install(patch)
+    assert main([*call, "-o", str(folder / "there"), "--url", tiny_server.url]) == 0
     here, there = (json.loads((folder / f / "results.json").read_text()) for f in ("here", "there"))
     assert here["arms"] == ["base", "system", NAME, OTHER, f"{NAME}, {OTHER}", f"{OTHER}, {NAME}"]
     assert list(map(key, here["results"])) == list(map(key, there["results"]))

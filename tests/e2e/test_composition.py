@@ -17,7 +17,11 @@ from patches.compose import compose_patches
 from patches.format import Patch
 from patches.label import Label
 
-pytestmark = [pytest.mark.e2e, pytest.mark.feature("joined composition")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.server("own", why="`--composition any`"),
+    pytest.mark.feature("joined composition"),
+]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 16

@@ -13,7 +13,11 @@ import httpx
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.feature("two data-parallel ranks")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.server("own", why="two ranks; it is killed"),
+    pytest.mark.feature("two data-parallel ranks"),
+]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 12

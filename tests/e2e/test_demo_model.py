@@ -6,7 +6,7 @@ import pytest
 
 from server.demo.model import is_demo_model
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("none")]
 
 
 def test_the_demo_model_is_whole(demo_model: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from patches.format import Patch
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="each mode is a flag")]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 24

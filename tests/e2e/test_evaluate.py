@@ -11,7 +11,7 @@ from patches.format import write_patch
 from patches.label import Label
 from server.cli import main
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("demo")]
 
 #: No judge among them: nothing is fetched.
 SUITE = """

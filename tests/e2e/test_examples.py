@@ -13,7 +13,7 @@ from patches.format import read_patch
 from patches.label import Label
 from patches.model import LoadedModel, load_model
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("none")]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = sorted((EXAMPLES / "patches").glob("*.safetensors"))

@@ -15,6 +15,7 @@ from patches.format import Patch
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.server("demo"),
     pytest.mark.feature("grouped-query attention (Llama): completions, chat, responses, streams"),
 ]
 

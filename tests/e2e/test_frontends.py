@@ -18,7 +18,11 @@ import pytest
 
 from patches.format import Patch, encode_patch
 
-pytestmark = [pytest.mark.e2e, pytest.mark.feature("two API servers")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.server("own", why="two processes; they are ended"),
+    pytest.mark.feature("two API servers"),
+]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 24

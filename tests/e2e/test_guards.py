@@ -10,7 +10,7 @@ import pytest
 from patches.format import write_patch
 from tests.e2e.preload import Preload, import_environment, run_process
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="an engine without its guards")]
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {

@@ -18,7 +18,7 @@ import torch
 
 from patches.format import Patch, encode_patch
 
-pytestmark = [pytest.mark.e2e, pytest.mark.feature("hot swap")]
+pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="counts"), pytest.mark.feature("hot swap")]
 
 NUM_STREAMS = 16
 NUM_SWAPS = 20

@@ -17,7 +17,7 @@ import torch
 from patches.format import Patch
 from server.engine.placeholder import placeholder_token_id
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("tiny", "own", why="caching off, and a tiny token budget")]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 24
@@ -64,19 +64,34 @@ def selections(patches: list[Patch]) -> list[str | None]:
 def server(
     request: pytest.FixtureRequest, start_module_server: Any, tiny_model: Any, patches: list[Patch]
 ) -> Iterator[Any]:
+    if not request.param:
+        tiny_server = request.getfixturevalue("tiny_server")
+        install(tiny_server, patches)
+        yield tiny_server
+        return
     started = start_module_server(tiny_model, "--dtype", "float32", "--max-model-len", "512", *request.param)
     started.wait_ready()
-    for patch in patches:
-        started.install(patch, wait=patch is patches[-1])
+    install(started, patches)
     yield started
     assert started.terminate() == 0
+
+
+def install(server: Any, patches: list[Patch]) -> None:
+    for patch in patches:
+        server.install(patch, wait=patch is patches[-1])
+
+
+@pytest.fixture(scope="module")
+def tokens_before(server: Any) -> dict[str, float]:
+    """How many prefix tokens were shared and written before these tests."""
+    return {way: server.metric(f"policy_patch_{way}_tokens_total") for way in ("shared", "injected")}
 
 
 Key = tuple[str | None, int]
 
 
 @pytest.fixture(scope="module")
-def alone(server: Any, selections: list[str | None]) -> dict[Key, Any]:
+def alone(server: Any, tokens_before: dict[str, float], selections: list[str | None]) -> dict[Key, Any]:
     """(selection, prompt) -> the answer of a server that does nothing else, and finds nothing cached."""
     return {
         (patch, i): server.ask(PROMPTS[i], patch=patch, max_tokens=NUM_TOKENS, cache_salt=uuid.uuid4().hex)
@@ -170,9 +185,10 @@ def test_no_salt_of_a_caller_plants_kv_for_a_patch(
 
 
 def test_the_prefix_cache_was_used_where_there_is_one(
-    server: Any, alone: dict[Key, Any], request: pytest.FixtureRequest
+    server: Any, alone: dict[Key, Any], tokens_before: dict[str, float], request: pytest.FixtureRequest
 ) -> None:
     """The answers above came out of shared blocks, not of K/V written anew for each request."""
     has_cache = "no-prefix-caching" not in request.node.name
-    assert (server.metric("policy_patch_shared_tokens_total") > 0) == has_cache
-    assert server.metric("policy_patch_injected_tokens_total") > 0
+    num = {way: server.metric(f"policy_patch_{way}_tokens_total") - n for way, n in tokens_before.items()}
+    assert (num["shared"] > 0) == has_cache
+    assert num["injected"] > 0

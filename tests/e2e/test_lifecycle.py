@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="it is started and ended")]
 
 
 def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:

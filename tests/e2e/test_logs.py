@@ -9,7 +9,8 @@ import pytest
 
 from tests.e2e.conftest import PatchMaker, RunningServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("demo")]
+
 #: As vLLM writes its own lines: process, level, time, file.
 LINE = r"^\(APIServer pid=\d+\) {level} \d\d-\d\d \d\d:\d\d:\d\d \[[a-z_]+\.py:\d+\] {message}\r?$"
 

@@ -19,7 +19,11 @@ from transformers import DynamicCache
 from patches.format import Patch
 from patches.model import load_model
 
-pytestmark = [pytest.mark.e2e, pytest.mark.feature("LoRA adapter behind a patch")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.server("own", why="`--enable-lora`"),
+    pytest.mark.feature("LoRA adapter behind a patch"),
+]
 
 MAX_LOGPROB_GAP = 1e-4
 NUM_TOKENS = 16

@@ -22,7 +22,7 @@ from patches.compile import compile_token_ids
 from patches.label import Label
 from patches.model import load_model
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="models of other kinds")]
 
 SIZES = {
     "vocab_size": 49152,
@@ -87,18 +87,18 @@ def _steps(response: Any) -> list[tuple[str, float]]:
     ],
 )
 def test_a_prefix_answers_as_its_tokens_do(
-    make: Callable[[], Any], start_server: Any, demo_model: Path, tmp_path: Path
+    make: Callable[[], Any], start_module_server: Any, demo_model: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    assert_faithful(make(), start_server, demo_model, tmp_path)
+    assert_faithful(make(), start_module_server, demo_model, tmp_path)
 
 
-def assert_faithful(network: Any, start_server: Any, demo_model: Path, folder: Path, *flags: str) -> None:
+def assert_faithful(network: Any, start: Any, demo_model: Path, folder: Path, *flags: str) -> None:
     """Serve a model; a patch has to answer as the tokens that it was made from do on the same server."""
     network.float().save_pretrained(folder)
     AutoTokenizer.from_pretrained(demo_model).save_pretrained(folder)
     patch = compile_token_ids(load_model(folder, dtype="float32"), PREFIX, Label("prefix", "1.0.0"))
-    server = start_server(folder, "--dtype", "float32", "--max-model-len", "512", *flags)
+    server = start(folder, "--dtype", "float32", "--max-model-len", "512", *flags)
     server.wait_ready()
     server.install(patch)
     options = {"max_tokens": 24, "ignore_eos": True, "logprobs": 0}
@@ -118,8 +118,10 @@ def assert_faithful(network: Any, start_server: Any, demo_model: Path, folder: P
     and not torch.cuda.is_available(),
     reason="vLLM has it on CPUs with AVX-512 or AMX and on GPUs, this machine has none of them",
 )
-def test_a_prefix_is_quantized_as_its_tokens_are(start_server: Any, demo_model: Path, tmp_path: Path) -> None:
+def test_a_prefix_is_quantized_as_its_tokens_are(
+    start_module_server: Any, demo_model: Path, tmp_path: Path
+) -> None:
     """Of one layer: its K/V depends on no other layer's attention, so nothing but the write can differ."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, num_key_value_heads=2, **SIZES))
-    assert_faithful(model, start_server, demo_model, tmp_path, "--kv-cache-dtype", "fp8")
+    assert_faithful(model, start_module_server, demo_model, tmp_path, "--kv-cache-dtype", "fp8")

@@ -7,7 +7,7 @@ import pytest
 
 from patches.headers import PATCH_HEADER
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.server("demo")]
 
 PATCH = "untouched"
 MESSAGES = [{"role": "user", "content": "Hello there."}]

@@ -1,7 +1,6 @@
 """Invariant 1 on the real server: a prefix position is never computed, whatever happens to the request."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from patches.format import Patch
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("tiny", "own", why="few blocks, small batches")]
 
 PROMPTS = [[100 + 7 * i, 200 + i, 300, 17 + i, 900 - i] for i in range(12)]
 NUM_TOKENS = 64
@@ -37,14 +36,10 @@ def random_patch(tiny_patches: Any) -> Patch:
 
 
 @pytest.fixture(scope="module")
-def server(start_module_server: Any, tiny_model: Any, random_patch: Patch) -> Iterator[Any]:
-    """A roomy server with vLLM's development routes, which can reset caches and reach the workers."""
-    started = start_module_server(
-        tiny_model, "--dtype", "float32", "--max-model-len", "512", env={"VLLM_SERVER_DEV_MODE": "1"}
-    )
-    started.wait_ready()
-    started.install(random_patch)
-    return started
+def server(tiny_server: Any, random_patch: Patch) -> Any:
+    """The tiny server, with a patch; its development routes can reset caches and reach the workers."""
+    tiny_server.install(random_patch)
+    return tiny_server
 
 
 @pytest.fixture(scope="module")

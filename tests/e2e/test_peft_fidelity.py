@@ -25,6 +25,7 @@ from server.cli import main
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.server("demo"),
     pytest.mark.feature("adapters imported from PEFT"),
     # PEFT says so of the ids that transformers makes for its own loop; with embeddings it numbers anew.
     pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),

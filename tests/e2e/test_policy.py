@@ -19,7 +19,7 @@ from tests.attacks.attempt import COMPOSED, KEY, PLAIN, POLICY, Attempt
 from tests.attacks.bypass_attempts import GROUPS
 from tests.attacks.bypass_sender import Reply, send_raw
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="a policy")]
 
 NUM_TOKENS = 6
 NUM_PREFIX_TOKENS = 32

@@ -15,6 +15,8 @@ import pytest
 
 from tests.e2e.preload import Preload, import_environment, is_forked
 
+pytestmark = pytest.mark.server("none")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

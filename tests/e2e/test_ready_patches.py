@@ -18,7 +18,7 @@ from patches.evaluate.subjects.subject import Sampling
 from patches.format import Patch, read_patch
 from patches.model import LoadedModel
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("none")]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 #: Every fourth of the 32 prompts of each kind.

@@ -11,6 +11,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.server("demo"),
     pytest.mark.feature("sampling, stop, penalties, beam search, structured output"),
 ]
 

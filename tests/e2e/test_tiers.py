@@ -11,7 +11,7 @@ import torch
 
 from patches.format import Patch
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="little memory for patches")]
 
 NUM_PATCHES = 6
 NUM_VIRTUAL_TOKENS = 40

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("demo")]
 
 SNIPPETS = Path(__file__).resolve().parents[3] / "examples" / "clients"
 INTERPRETERS = {".py": [sys.executable], ".sh": ["sh"], ".mjs": ["node"]}

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.server("demo")]
 
 
 @pytest.fixture

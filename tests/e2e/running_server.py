@@ -19,9 +19,9 @@ from tests.e2e.preload import Preload, start_process
 #: More than a quiet machine needs, and a busy one may need more.
 START_TIMEOUT_S = float(os.environ.get("POLICYPATCH_START_TIMEOUT_S", "300"))
 SERVED_NAME = "base"
-#: Of an unread stream: with their log probabilities they take some 1.5 MB.
-NUM_UNREAD_TOKENS = 1500
-#: Server, system and client keep less than 0.5 MB of a stream over such a connection; it would be 4 MB.
+#: Of an unread stream. With 400 tokens each, the answer takes 3 MB.
+NUM_UNREAD_PROMPTS = 8
+#: Between a server and a client that does not read, such a connection keeps 0.3 MB; else it would be 4 MB.
 SMALL_BUFFERS = [(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400), (socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)]
 
 
@@ -178,16 +178,17 @@ class RunningServer:
     def unread_stream(
         self, prompt: list[int], *, patch: str, num_tokens: int, client: httpx.Client | None = None
     ) -> Iterator[Iterator[str]]:
-        """Begin an answer that cannot end before the caller reads it, however fast the server is.
+        """Begin an answer that does not end before the caller reads it.
 
-        Each token comes with twenty log probabilities, which is more than an idle client's connection keeps:
-        the server has to wait in the middle of its answer. A client that is given is one of `idle_client`.
+        Each token comes with twenty log probabilities, for several prompts at once. That is more than the
+        connection of an idle client keeps, so the server has to wait in the middle of its answer. A client
+        that is given is one of `idle_client`.
 
         Yields:
             The lines of the stream that are not empty.
         """
-        body = {"model": SERVED_NAME, "prompt": prompt, "max_tokens": num_tokens, "ignore_eos": True}
-        body |= {"stream": True, "logprobs": 20, "n": -(-NUM_UNREAD_TOKENS // num_tokens), "temperature": 1}
+        body = {"model": SERVED_NAME, "prompt": [prompt] * NUM_UNREAD_PROMPTS, "max_tokens": num_tokens}
+        body |= {"ignore_eos": True, "stream": True, "logprobs": 20, "temperature": 1}
         with contextlib.ExitStack() as stack:
             client = client or stack.enter_context(self.idle_client())
             headers = {"X-Policy-Patch": patch}

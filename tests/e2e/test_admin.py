@@ -141,6 +141,7 @@ def test_an_upload_answers_until_it_is_deleted(server: AdminServer, make: Callab
     assert answer.status_code == 201, answer.text
     assert answer.json()["versions"][0]["signer"] == "alice"
     assert server.answer("uploaded")[0] == "uploaded@1.0.0"
+    # Many tokens: what a server finds all at once, having been kept from its work, it writes without waiting.
     num_tokens = MAX_MODEL_LEN - 32 - len(PROMPT)
     with server.running.unread_stream(PROMPT, patch="uploaded", num_tokens=num_tokens) as lines:
         answer = server.call("DELETE", "uploaded", params={"force": True})

@@ -26,6 +26,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``lines``             files of lines, whole or appended to
 ``durable``           small files that survive a crash
 ``reading``           reading a file that someone else put there
+``text``              text of people: its encoding, its lines, its rows of JSON
 ``headers``           the names of our HTTP headers
 ``terminal``          text on its way to people
 ``errors``            what can go wrong, as a tree

@@ -14,6 +14,7 @@ from patches.errors import ModelUnusable
 from patches.fingerprint import fingerprint_model
 from patches.manifest import DTYPES, BaseModel
 from patches.model_files import require_model
+from patches.text import lines_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,5 +110,5 @@ def _reason(model: str | os.PathLike[str], error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    lines = lines_of(str(error).strip())
     return lines[0][:300] if lines else type(error).__name__

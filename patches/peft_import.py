@@ -20,6 +20,7 @@ from patches.format import Patch, make_patch
 from patches.label import Label
 from patches.manifest import MAX_NUM_VIRTUAL_TOKENS, BaseModel
 from patches.model import LoadedModel
+from patches.text import read_text
 
 EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING")
 KV_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -70,7 +71,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError(f"larger than {_MAX_CONFIG_BYTES} bytes")
-        config = parse_json(path.read_text("utf-8"))
+        config = parse_json(read_text(path))
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:

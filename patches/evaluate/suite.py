@@ -26,6 +26,7 @@ from patches.evaluate.data.items import Item, parse_items
 from patches.evaluate.data.packages import PackageFiles
 from patches.evaluate.data.sources import jailbreak_templates, source_items, wrap
 from patches.evaluate.measures.measure import Measure, load_measure
+from patches.text import read_text, said
 
 BUILT_IN = ("harm", "overrefusal", "toxicity", "bias", "fluency", "capability", "latency")
 _TASK_KEYS = {"measure", "data", "wrappers", "options"}
@@ -153,6 +154,6 @@ def _wrapped(item: Item, name: str, template: str) -> Item:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path}: can't be read: {error}") from error
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: can't be read: {said(error)}") from None

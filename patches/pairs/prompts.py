@@ -6,12 +6,12 @@ or a list of messages), ``messages`` or ``text``; a string is a prompt too. A tr
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patches import text
 from patches.canonical import canonical_json
 from patches.errors import PairsError
 
@@ -75,8 +75,8 @@ def prompts_of(rows: Sequence[Any], path: Path) -> PromptFile:
 
 def prompt_id(messages: Messages) -> str:
     """Return the id of a prompt."""
-    text = canonical_json([dict(message) for message in messages])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    content = canonical_json([dict(message) for message in messages])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def split_number(key: str) -> float:
@@ -85,27 +85,15 @@ def split_number(key: str) -> float:
 
 
 def read_rows(path: Path) -> list[Any]:
-    """Read the rows of a file: JSON lines, one JSON array, or lines of text.
+    """Return the rows of a file; see ``patches.text.read_rows``.
 
     Raises:
         PairsError: The file can't be read, or is not what its name says.
     """
     try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PairsError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if path.suffix not in (".json", ".jsonl"):
-        return text.splitlines()
-    try:
-        if path.suffix == ".json":
-            rows = json.loads(text)
-            if not isinstance(rows, list):
-                raise PairsError(f"{path}: expected a JSON array of rows, got {type(rows).__name__}")
-            return rows
-        # Only line feeds end a row: JSON strings may hold other separators that splitlines() would cut at.
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise PairsError(f"{path}: expected JSON: {error}") from None
+        return [row for _, row in text.read_rows(path)]
+    except (OSError, ValueError) as error:
+        raise PairsError(f"{path}: {text.said(error)}") from None
 
 
 def _messages_of(row: Any, where: str) -> tuple[Mapping[str, str], ...]:
@@ -119,12 +107,12 @@ def _messages_of(row: Any, where: str) -> tuple[Mapping[str, str], ...]:
     return checked_messages(row, where)
 
 
-def under_policy(messages: Messages, text: str) -> tuple[Mapping[str, str], ...]:
+def under_policy(messages: Messages, policy_text: str) -> tuple[Mapping[str, str], ...]:
     """Put a conversation under a policy text: as its system message, or in front of the one it has."""
     if messages and messages[0]["role"] == "system":
         own = messages[0]["content"]
-        return ({"role": "system", "content": f"{text.strip()}\n\n{own}"}, *messages[1:])
-    return ({"role": "system", "content": text.strip()}, *messages)
+        return ({"role": "system", "content": f"{policy_text.strip()}\n\n{own}"}, *messages[1:])
+    return ({"role": "system", "content": policy_text.strip()}, *messages)
 
 
 def checked_messages(value: Any, where: str) -> tuple[Mapping[str, str], ...]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from patches.errors import PairsError
 from patches.pairs.prompts import checked_messages, prompt_id, read_rows
+from patches.text import JSON_SUFFIXES
 
 SPLITS = ("train", "validation", "test")
 
@@ -98,9 +99,9 @@ def read_pairs(path: Path) -> list[PairRow]:
     Raises:
         PairsError: The file, or a row of it, can't be read, or it has no rows.
     """
-    if path.suffix not in (".json", ".jsonl"):
-        raise PairsError(f"{path}: expected a .jsonl or .json file of pairs")
-    rows = [decode_row(row, f"{path}: row {n}") for n, row in enumerate(read_rows(path), start=1)]
+    if path.suffix.lower() not in JSON_SUFFIXES:
+        raise PairsError(f"{path}: expected a file of pairs ({', '.join(JSON_SUFFIXES)})")
+    rows = [decode_row(row, f"{path}: row {number}") for number, row in enumerate(read_rows(path), start=1)]
     if not rows:
         raise PairsError(f"{path}: has no pairs")
     return rows

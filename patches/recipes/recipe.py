@@ -34,6 +34,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from patches.errors import InvalidName, RecipeInvalid
 from patches.label import Label
 from patches.recipes.options import Option, require_options
+from patches.text import read_text, said
 
 _CONFIG = ConfigDict(extra="forbid", strict=True, alias_generator=lambda name: name.replace("_", "-"))
 _MAX_CHAIN = 20
@@ -181,11 +182,11 @@ def read_recipe(path: Path) -> Recipe:
 
 def _merged(path: Path, depth: int) -> tuple[dict[str, Any], str]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeInvalid(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        document = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise RecipeInvalid(f"{path}: expected YAML: {' '.join(str(error).split())[:300]}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeInvalid(f"{path}: {said(error)}") from None
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise RecipeInvalid(f"{path}: expected an object with the keys of a recipe")
     before, data = document.pop("continues", None), path.stem

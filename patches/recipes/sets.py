@@ -6,7 +6,6 @@ RealToxicityPrompts and the bias suite's professions are never trained on, and o
 which an evaluation leaves out with ``--exclude``.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from patches.evaluate.data.sources import source_items
 from patches.pairs.prompts import read_prompts, split_number
 from patches.recipes import pinned
 from patches.recipes.recipe import Source
+from patches.text import decode_text, lines_of, parse_row, read_text
 
 #: What a suite asks, whose prompts no set may hold.
 _HELD_OUT = ("harmbench", "alpaca-eval", "real-toxicity-prompts", "scary-benign", "professions")
@@ -170,7 +170,7 @@ def _texts(source: Source, files: PackageFiles) -> Iterator[str]:
 
 def _filled_frames(path: Path, phrases: str, num_sets: int | None) -> Iterator[str]:
     try:
-        for one in json.loads(path.read_text(encoding="utf-8"))["sets"][:num_sets]:
+        for one in parse_row(read_text(path))["sets"][:num_sets]:
             for frame in one["frames"]:
                 yield from (frame.replace("{x}", phrase) for phrase in one[phrases])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -185,7 +185,6 @@ def _filled(source: Source, key: str, prompt: str) -> str:
 
 
 def _json_lines(files: PackageFiles, file: PackageFile) -> Iterator[dict[str, Any]]:
-    # Not splitlines(): JSON strings may hold separators that it would cut at.
-    for line in files.read(file).decode("utf-8").split("\n"):
+    for line in lines_of(decode_text(files.read(file))):
         if line.strip():
-            yield json.loads(line)
+            yield parse_row(line)

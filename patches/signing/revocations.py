@@ -11,6 +11,7 @@ from patches.errors import RevocationsInvalid
 from patches.manifest import Manifest
 from patches.names import is_digest
 from patches.reading import read_regular_file
+from patches.text import decode_text, lines_of
 
 MAX_LIST_BYTES = 16 * 1024 * 1024
 
@@ -23,12 +24,12 @@ def read_revocations(path: Path) -> frozenset[str]:
             the line.
     """
     try:
-        text = read_regular_file(path, MAX_LIST_BYTES).decode("utf-8")
+        text = decode_text(read_regular_file(path, MAX_LIST_BYTES))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RevocationsInvalid(f"{path}: can't be read: {reason}") from None
     digests = set()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         entry = line.partition("#")[0].strip()
         if entry and not is_digest(entry):
             raise RevocationsInvalid(

@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from patches.text import decode_text, lines_of
 from server.watcher import FileStamp
 
 logger = logging.getLogger(__name__)
@@ -107,9 +108,9 @@ def _read(path: Path) -> Mapping[str, str]:
     if len(data) > MAX_FILE_BYTES:
         raise AdminKeysError(f"--admin-key-file: {path}: expected at most {MAX_FILE_BYTES} bytes")
     try:
-        lines = data.decode("utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise AdminKeysError(f"--admin-key-file: {path}: expected UTF-8 text") from None
+        lines = lines_of(decode_text(data))
+    except ValueError as error:
+        raise AdminKeysError(f"--admin-key-file: {path}: {error}") from None
     names: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         text = line.strip()

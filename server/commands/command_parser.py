@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from patches.terminal import one_line
+from patches.text import lines_of
 
 _MAX_USAGE_LINES = 2
 
@@ -48,7 +49,7 @@ class CommandHelp(argparse.RawDescriptionHelpFormatter):
 
     @staticmethod
     def _paragraph(text: str, width: int, indent: str) -> str:
-        lines = text.splitlines()
+        lines = lines_of(text)
         if any(line.startswith(" ") for line in lines):
             return textwrap.indent(text, indent)
         return textwrap.fill(

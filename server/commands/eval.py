@@ -16,6 +16,7 @@ from server.commands.errors import CommandError
 from server.commands.output import complain, say
 from server.commands.patch_arguments import note, patch_errors, progress, read, unwritable, warn
 from server.commands.server_access import add_api_key_argument, key_of_variable, server_url
+from server.commands.text_file import read_text_file
 
 if TYPE_CHECKING:
     from patches.evaluate.gate import Check, Threshold
@@ -213,7 +214,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, object]]":
     from patches.evaluate import session
 
-    text = None if args.policy_text is None else _read_text(args.policy_text)
+    text = None if args.policy_text is None else read_text_file(args.policy_text)
     if args.url is not None:
         from patches.evaluate.subjects.remote import connect
         from patches.model import load_tokenizer
@@ -267,14 +268,7 @@ def _default_dtype(device: str, patches: "Sequence[Patch]") -> str | None:
 def _thresholds(path: Path | None) -> "list[Threshold]":
     from patches.evaluate.gate import parse_gate
 
-    return [] if path is None else parse_gate(_read_text(path), str(path))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path}: can't be read: {error}") from error
+    return [] if path is None else parse_gate(read_text_file(path), str(path))
 
 
 def _print(summary: "Summary", checks: "Sequence[Check]") -> None:

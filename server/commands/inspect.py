@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from patches.manifest import encode_manifest
 from patches.terminal import printable
+from patches.text import lines_of
 from server.commands.figures import ASCII_BLOCKS, BLOCKS
 from server.commands.output import say
 from server.commands.patch_arguments import read
@@ -112,7 +113,7 @@ def _print_table(console: "Console", lines: Sequence[str]) -> None:
 
 def _wrapped(text: str, width: int | None) -> list[str]:
     """Split a text into lines of ``width``; digests and paths are never cut."""
-    lines = text.splitlines() or [""]
+    lines = lines_of(text) or [""]
     if width is None:
         return lines
     options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}

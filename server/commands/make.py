@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from patches.errors import DataUnavailable, PatchError
 from patches.manifest import DTYPES
+from patches.text import lines_of
 from server.commands import pairs, train
 from server.commands.command_parser import CommandParser
 from server.commands.errors import CommandError
@@ -182,7 +183,7 @@ def _call(words: Sequence[str]) -> tuple[int, str]:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         code = module.run(parser.parse_args(words[1:]))
-    return code, (printed.getvalue().splitlines() or [""])[0]
+    return code, (lines_of(printed.getvalue()) or [""])[0]
 
 
 class _Told:

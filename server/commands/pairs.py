@@ -15,6 +15,7 @@ from patches.pairs.sampler import PAIRS_SAMPLING, Sampler
 from patches.pairs.scorers import SCORERS, Scorer, words_risk
 from patches.pairs.selection import Selected, Selection
 from patches.sampling import Sampling
+from patches.text import lines_of
 from server.commands.errors import CommandError
 from server.commands.output import complain, say
 from server.commands.patch_arguments import add_model_arguments, load, patch_errors
@@ -174,7 +175,7 @@ def _scorer(args: argparse.Namespace) -> Scorer | None:
     if (args.scorer == "words") != (args.scorer_words is not None):
         raise CommandError("--scorer words and --scorer-words FILE go together")
     if args.scorer == "words":
-        return words_risk(read_text_file(args.scorer_words).splitlines())
+        return words_risk(lines_of(read_text_file(args.scorer_words)))
     return None if args.scorer is None else SCORERS[args.scorer]
 
 

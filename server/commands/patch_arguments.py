@@ -119,12 +119,12 @@ def read_password(path: Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        password = path.read_bytes().splitlines()[:1]
+        password = path.read_bytes().split(b"\n")[0].removesuffix(b"\r")
     except OSError as error:
         raise CommandError(f"--password-file: {path}: {error.strerror or error}") from error
-    if not password or not password[0]:
+    if not password:
         raise CommandError(f"--password-file: {path}: the first line is empty")
-    return password[0]
+    return password
 
 
 def save(patch: "Patch", args: argparse.Namespace) -> None:

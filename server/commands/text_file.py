@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from patches import text
 from server.commands.errors import CommandError
 
 MAX_TEXT_BYTES = 1024 * 1024
@@ -17,11 +18,13 @@ def read_text_file(path: Path) -> str:
         with path.open("rb") as file:
             return decode_text(file.read(MAX_TEXT_BYTES + 1), str(path))
     except OSError as error:
-        raise CommandError(f"{path}: {error.strerror}") from error
+        raise CommandError(f"{path}: {error.strerror or error}") from error
 
 
 def decode_text(content: bytes, where: str) -> str:
-    """Decode UTF-8, with or without a byte order mark.
+    """Return UTF-8 as text, without a byte order mark, its lines ended by line feeds.
+
+    The same text compiles to the same tokens, whichever system its lines were ended on.
 
     Raises:
         CommandError: It is larger than ``MAX_TEXT_BYTES``, or no UTF-8.
@@ -29,6 +32,6 @@ def decode_text(content: bytes, where: str) -> str:
     if len(content) > MAX_TEXT_BYTES:
         raise CommandError(f"{where}: expected at most {MAX_TEXT_BYTES} bytes of text")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{where}: expected UTF-8 text: {error}") from error
+        return text.decode_text(content).replace("\r\n", "\n")
+    except ValueError as error:
+        raise CommandError(f"{where}: {error}") from None

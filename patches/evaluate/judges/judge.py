@@ -64,7 +64,7 @@ class Labels:
         for source in self.sources:
             text = files.read(source).decode("utf-8", errors="replace")
             # The files begin with comments, the first of which has the columns' commas behind it.
-            lines = [line for line in text.splitlines(keepends=True) if not line.startswith("#")]
+            lines = [line for line in io.StringIO(text, newline="") if not line.startswith("#")]
             for row in csv.DictReader(io.StringIO("".join(lines))):
                 label = float(row[self.column]) >= self.threshold
                 yield LabelledAnswer(row["objective"], row["assistant_response"], label)

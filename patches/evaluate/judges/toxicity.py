@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from patches.errors import DataUnavailable
+from patches.text import lines_of
 
 MAX_TOKENS = 256
 
@@ -47,7 +48,7 @@ class ToxicityJudge:
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-        words = self._vocabulary.decode("utf-8").splitlines()
+        words = lines_of(self._vocabulary.decode("utf-8"))
         ids = {word: index for index, word in enumerate(words)}
         tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

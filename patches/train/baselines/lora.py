@@ -166,7 +166,7 @@ def merged(model: LoadedModel, folder: Path) -> tuple[LoadedModel, str]:
         network = PeftModel.from_pretrained(model.network, str(folder)).merge_and_unload().eval()
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise EvaluationError(
-            f"{folder}: expected a LoRA adapter: {str(error).splitlines()[0][:200]}"
+            f"{folder}: expected a LoRA adapter: {str(error).partition(chr(10))[0][:200]}"
         ) from error
     weights = b"".join(path.read_bytes() for path in sorted(folder.glob("adapter_model.*")))
     digest = f"sha256:{hashlib.sha256(weights).hexdigest()}"

@@ -70,9 +70,9 @@ def test_the_gate_decides_the_exit_status(
         (["--url", "localhost:8000"], "--url: expected http://HOST:PORT or https://HOST"),
         (["--url", "http://127.0.0.1:9", "--lora", "x"], "--lora goes with a model in this process"),
         (["--suite", "harms"], "suite: unknown 'harms'"),
-        (["--gate", "gone.yaml"], "gone.yaml: can't be read"),
+        (["--gate", "gone.yaml"], "gone.yaml: No such file"),
         (["--exclude", "gone.jsonl"], "gone.jsonl: can't be read"),
-        (["--policy-text", "gone.txt"], "gone.txt: can't be read"),
+        (["--policy-text", "gone.txt"], "gone.txt: No such file"),
         (["--lora", "gone"], "gone: expected a LoRA adapter"),
     ],
 )

@@ -196,14 +196,14 @@ def test_other_prompts_under_the_same_names_are_another_run(
 def test_a_line_without_a_prompt_is_named(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a"}\n{"chosen": "b"}\n')
-    with pytest.raises(EvaluationError, match="line 2: expected an object with a prompt"):
+    with pytest.raises(EvaluationError, match="row 2: expected an object with a prompt"):
         read_training_prompts([path])
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "x, line 1: expected a JSON object"),
+        ("{", "x, line 1: expected JSON, got something else"),
         ('{"text": "a"}', "expected an object with a text under 'prompt'"),
         ('{"prompt": "a", "choises": []}', "unknown keys choises"),
         ('{"prompt": "a", "choices": ["b"], "answer": 1}', "answer: expected the index of a choice, got 1"),

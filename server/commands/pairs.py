@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SAMPLING, _SELECTION = PAIRS_SAMPLING, Selection()
 
 DESCRIPTION = """\
-Make preference pairs for training: to each prompt, what a safer reference answers (chosen) and what the base
+Make preference pairs for training: for each prompt, what a safer reference answers (chosen) and what the base
 answers (rejected). The usual reference is the same model under a policy text.
 
 The result is in TRL's conversational preference format, one JSON object a line, with ids, a split by prompt
@@ -79,21 +79,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answers")
     group.add_argument(
-        "--samples", metavar="K", type=int, default=_SAMPLING.num_samples, help="answers per prompt and side"
+        "--samples",
+        metavar="K",
+        type=int,
+        default=_SAMPLING.num_samples,
+        help="answers to a prompt from each side (default: %(default)s)",
     )
     group.add_argument(
         "--temperature",
         metavar="T",
         type=float,
         default=_SAMPLING.temperature,
-        help="0 takes the likeliest token",
+        help="0 takes the likeliest token (default: %(default)s)",
     )
-    group.add_argument("--top-p", metavar="P", type=float, default=_SAMPLING.top_p, help="the nucleus")
     group.add_argument(
-        "--max-tokens", metavar="N", type=int, default=_SAMPLING.max_tokens, help="longest answer"
+        "--top-p",
+        metavar="P",
+        type=float,
+        default=_SAMPLING.top_p,
+        help="draw from the likeliest tokens that together have this probability (default: %(default)s)",
     )
-    group.add_argument("--seed", metavar="S", type=int, default=_SAMPLING.seed, help="for drawing answers")
-    group.add_argument("--batch-size", metavar="B", type=int, default=8, help="prompts answered at once")
+    group.add_argument(
+        "--max-tokens",
+        metavar="N",
+        type=int,
+        default=_SAMPLING.max_tokens,
+        help="the most tokens of an answer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--seed",
+        metavar="S",
+        type=int,
+        default=_SAMPLING.seed,
+        help="decides which answers are drawn (default: %(default)s)",
+    )
+    group.add_argument(
+        "--batch-size",
+        metavar="B",
+        type=int,
+        default=8,
+        help="prompts answered at once (default: %(default)s)",
+    )
 
 
 def _add_selection_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,13 +131,25 @@ def _add_selection_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--scorer-words", metavar="FILE", type=Path, help="the words of `words`, one a line")
     group.add_argument(
-        "--margin", metavar="R", type=float, default=_SELECTION.margin, help="least difference in risk"
+        "--margin",
+        metavar="R",
+        type=float,
+        default=_SELECTION.margin,
+        help="the least difference in risk (default: %(default)s)",
     )
     group.add_argument(
-        "--winner", metavar="R", type=float, default=_SELECTION.winner, help="highest risk of a chosen answer"
+        "--winner",
+        metavar="R",
+        type=float,
+        default=_SELECTION.winner,
+        help="the highest risk of a chosen answer (default: %(default)s)",
     )
     group.add_argument(
-        "--pairs-per-prompt", metavar="N", type=int, default=_SELECTION.pairs_per_prompt, help="at most"
+        "--pairs-per-prompt",
+        metavar="N",
+        type=int,
+        default=_SELECTION.pairs_per_prompt,
+        help="the most pairs of one prompt (default: %(default)s)",
     )
     group.add_argument(
         "--finished-only", action="store_true", help="leave out chosen answers that ran into --max-tokens"
@@ -122,7 +160,7 @@ def _add_selection_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="R",
             type=float,
             default=getattr(_SELECTION, f"{name}_share"),
-            help=f"share of the prompts in the {name} split",
+            help=f"share of the prompts in the {name} split (default: %(default)s)",
         )
 
 

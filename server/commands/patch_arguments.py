@@ -69,7 +69,7 @@ def add_output_arguments(parser: argparse.ArgumentParser, metavar: str = "DIR") 
         metavar=metavar,
         type=Path,
         required=True,
-        help="folder for the result; made if need be",
+        help="folder for the result; it is made if it does not exist",
     )
     group.add_argument("--force", action="store_true", help="overwrite what is there with different content")
 

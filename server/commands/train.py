@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the data, the configuration, the model, the label and the output."""
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--pairs", metavar="FILE", type=Path, required=True, help="preference pairs, as TRL takes them"
+        "--pairs", metavar="FILE", type=Path, required=True, help="preference pairs, in TRL's format"
     )
     data.add_argument(
         "--benign",
@@ -104,8 +104,9 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     teacher.add_argument("--teacher", metavar="M", help="the teacher is another model of the same tokenizer")
 
     def add(name: str, meaning: str, **options: Any) -> None:
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, dest=name, default=getattr(_DEFAULTS, name), help=meaning, **options)
+        flag, default = f"--{name.replace('_', '-')}", getattr(_DEFAULTS, name)
+        shown = meaning if default is None else f"{meaning} (default: {default})"
+        group.add_argument(flag, dest=name, default=default, help=shown, **options)
 
     add("kind", "learn input embeddings, or the K/V of every layer", choices=KINDS)
     group.add_argument(
@@ -114,10 +115,12 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         dest="num_virtual_tokens",
         default=_DEFAULTS.num_virtual_tokens,
-        help="virtual tokens",
+        help="number of virtual tokens (default: %(default)s)",
     )
     add("init", "how the prefix starts, from --init-text", choices=INITS)
-    group.add_argument("--stages", metavar="LIST", default=",".join(STAGES), help="sft,dpo or one of them")
+    group.add_argument(
+        "--stages", metavar="LIST", default=",".join(STAGES), help="sft,dpo (the default), or one of them"
+    )
     for stage in STAGES:
         add(f"{stage}_epochs", f"passes over the pairs in {stage}", type=int, metavar="E")
         add(f"{stage}_learning_rate", f"highest learning rate in {stage}", type=float, metavar="R")
@@ -132,21 +135,26 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add("benign_weight", "weight of the KL divergence on --benign", type=float, metavar="W")
     add("benign_tokens", "tokens of an answer that count there", type=int, metavar="T")
     add("benign_rows", "benign rows of a step (default: as many as pairs)", type=int, metavar="R")
-    add("schedule", "of the learning rate", choices=SCHEDULES)
+    add("schedule", "how the learning rate falls", choices=SCHEDULES)
     add("warmup", "share of a stage's steps in which the rate rises", type=float, metavar="R")
     add("batch_size", "pairs in one forward pass", type=int, metavar="B")
     add("accumulate", "forward passes for one step", type=int, metavar="A")
     add("max_length", "tokens of prompt and answer; longer samples are left out", type=int, metavar="T")
     add("max_grad_norm", "gradients are clipped to this norm", type=float, metavar="G")
     add("validate_every", "steps between validations (default: an epoch)", type=int, metavar="S")
-    add("patience", "validations without improvement that end a stage, 0 for never", type=int, metavar="P")
+    add(
+        "patience",
+        "end a stage after so many validations without improvement, 0 for never",
+        type=int,
+        metavar="P",
+    )
     add("compute_dtype", "the dtype to train in", choices=("float32", "bfloat16", "float16"))
     # A group without members would break the help.
     baselines = group.add_mutually_exclusive_group() if BASELINES else group
     for baseline in BASELINES.values():
         flag = f"--{baseline.option.replace('_', '-')}"
         baselines.add_argument(flag, type=int, metavar=baseline.metavar, help=baseline.train_help)
-    add("seed", "for the order of rows, contexts and a random start", type=int, metavar="S")
+    add("seed", "decides the order of rows, the contexts and a random start", type=int, metavar="S")
 
 
 def run(args: argparse.Namespace) -> int:

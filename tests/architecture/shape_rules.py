@@ -87,6 +87,17 @@ def every_module_says_what_it_is(root: Path) -> list[str]:
     ]
 
 
+@rule({"tests/e2e/clients/test_new.py": '"""One."""\npytestmark = pytest.mark.e2e\n'})
+def end_to_end_tests_say_which_server_they_use(root: Path) -> list[str]:
+    """Whether what they say fits their fixtures is checked when they are collected: tests/e2e/servers.py."""
+    return [
+        f"{path}: no pytest.mark.server(...); tests/e2e/servers.py has the names"
+        for path, _ in python_files(root, "tests")
+        if path.parts[1:2] == ("e2e",) and path.name.startswith("test_")
+        if "pytest.mark.server(" not in (root / path).read_text(encoding="utf-8")
+    ]
+
+
 @rule({"server/app.py": '"""Reads X-Policy-Patch."""\nNAME = b"x-policy-patch-digest"\n'})
 def our_headers_are_named_in_one_file(root: Path) -> list[str]:
     """Docstrings aside."""

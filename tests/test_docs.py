@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 from prometheus_client import CollectorRegistry
+from safetensors import safe_open
 
 from server.cli import COMMANDS, main
 from server.errors import ERROR_CODES
@@ -204,6 +205,22 @@ def test_the_example_of_policy_explain_is_what_it_prints(
 
     assert main(shlex.split(call)[2:]) == 1
     assert capsys.readouterr().out == printed
+
+
+def digests_of_ready_patches() -> set[str]:
+    digests = set()
+    for path in (ROOT / "examples" / "patches").glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            digests.add(file.metadata()["policypatch.digest"])
+    return digests
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/README.md"])
+def test_digests_on_a_page_are_those_of_the_ready_patches(page: str) -> None:
+    shown = re.findall(r"sha256:[0-9a-f]+", (ROOT / page).read_text(encoding="utf-8"))
+    ready = digests_of_ready_patches()
+    assert shown
+    assert [digest for digest in shown if not any(full.startswith(digest) for full in ready)] == []
 
 
 def test_every_extra_is_documented() -> None:

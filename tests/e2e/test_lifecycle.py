@@ -70,19 +70,10 @@ def test_a_port_in_use_is_told_in_one_line(flags: tuple[str, ...], tiny_model: P
     assert "Traceback" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (("--max-model-len", "999999"), "max_model_len"),
-        (("--kv-cache-dtype", "nvfp4"), "nvfp4"),
-    ],
-)
-def test_a_flag_that_vllm_refuses_on_this_machine_is_told_in_one_line(
-    flags: tuple[str, ...], reason: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), *flags)
+def test_a_flag_that_vllm_refuses_is_told_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    done = _serve("--model", str(tiny_model), "--patches", str(tmp_path), "--max-model-len", "999999")
     assert done.returncode == 2
-    assert reason in done.stderr.splitlines()[-1]
+    assert "max_model_len" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr + done.stdout
 
 

@@ -18,7 +18,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``model_files``       where its files are, and whether they can be read
 ``rendering``         from policy text to token ids
 ``compile``           from text, token ids or embeddings to a patch
-``float64``           computing in float64 with weights that are stored in less
+``float64``           computing in float64 with narrower weights
 ``compose``           several patches as one, their K/V computed anew
 ``join``              prefixes side by side, their keys moved
 ``peft_import``       from a PEFT adapter to a patch

@@ -19,13 +19,22 @@ if TYPE_CHECKING:
 KINDS = ("prompt-tuning", "prefix-tuning", "cartridge")
 
 
-def export_adapter(patch: "Patch", folder: Path, kind: str | None = None, *, overwrite: bool = False) -> str:
+def export_adapter(
+    patch: "Patch",
+    folder: Path,
+    kind: str | None = None,
+    *,
+    base_model: str | None = None,
+    overwrite: bool = False,
+) -> str:
     """Write a patch as a PEFT adapter folder.
 
     Args:
         patch: The patch.
         folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``; made where it does not exist.
         kind: One of ``KINDS``; ``prompt-tuning`` where the patch has embeddings, else ``prefix-tuning``.
+        base_model: Folder or hub id of the base model, which ``AutoPeftModelForCausalLM`` loads beside the
+            adapter; a patch knows its base model by content only.
         overwrite: Replace an adapter that is already there.
 
     Returns:
@@ -42,7 +51,7 @@ def export_adapter(patch: "Patch", folder: Path, kind: str | None = None, *, ove
     if kind not in KINDS:
         raise AdapterError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     rows = _rows_of(patch, kind)
-    config = _config_of(patch, kind)
+    config = _config_of(patch, kind, base_model)
     if (folder / "adapter_model.safetensors").exists() and not overwrite:
         raise PatchExists(
             f"{folder} already holds an adapter; choose another folder, or overwrite it on purpose"
@@ -72,7 +81,7 @@ def _rows_of(patch: "Patch", kind: str) -> "torch.Tensor":
     return patch.kv.permute(2, 0, 1, 3, 4).reshape(patch.manifest.num_virtual_tokens, -1).contiguous()
 
 
-def _config_of(patch: "Patch", kind: str) -> Any:
+def _config_of(patch: "Patch", kind: str, base_model: str | None) -> Any:
     try:
         from peft import CartridgeConfig, PrefixTuningConfig, PromptTuningConfig, TaskType
     except ImportError:
@@ -84,6 +93,7 @@ def _config_of(patch: "Patch", kind: str) -> Any:
         "num_transformer_submodules": 1,
         "num_layers": model.num_layers,
         "inference_mode": True,
+        "base_model_name_or_path": base_model,
     }
     if kind == "prompt-tuning":
         return PromptTuningConfig(token_dim=model.hidden_size, **common)

@@ -68,6 +68,7 @@ def decode_row(document: Any, where: str) -> PairRow:
     """
     if not isinstance(document, Mapping):
         raise PairsError(f"{where}: expected an object, got {type(document).__name__}")
+    document = _with_explicit_prompt(document, where)
     missing = [key for key in ("prompt", "chosen", "rejected") if key not in document]
     if missing:
         raise PairsError(f"{where}: lacks {', '.join(missing)}; expected TRL's preference format")
@@ -117,6 +118,32 @@ def file_digest(path: Path) -> str:
         return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise PairsError(f"{path}: {error.strerror}") from None
+
+
+def _with_explicit_prompt(document: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return a row of TRL's preference format with its prompt apart, where both answers begin with it."""
+    chosen, rejected = document.get("chosen"), document.get("rejected")
+    if "prompt" in document or chosen is None or rejected is None:
+        return document
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        raise PairsError(
+            f"{where}: lacks prompt, and its answers are texts; name the prompt apart, as in TRL's format "
+            "with an explicit prompt"
+        )
+    num_shared = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
+        min(len(chosen), len(rejected)),
+    )
+    # Answers that are equal are no part of the prompt.
+    num_shared = min(num_shared, len(chosen) - 1, len(rejected) - 1)
+    if num_shared < 1:
+        raise PairsError(f"{where}: lacks prompt, and its answers don't begin with the same messages")
+    return {
+        **document,
+        "prompt": chosen[:num_shared],
+        "chosen": chosen[num_shared:],
+        "rejected": rejected[num_shared:],
+    }
 
 
 def _answer_of(value: Any, where: str) -> str:

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from patches.canonical import JsonValue
 from patches.format import Patch
@@ -15,16 +15,23 @@ LOG = "log.jsonl"
 
 
 class StepLog:
-    """Appends each record to ``log.jsonl`` as one JSON line, with the time, and feeds TensorBoard."""
+    """Appends each record to ``log.jsonl`` as one JSON line, with the time, and feeds TensorBoard.
+
+    The folder appears with the first record: a run that is refused before leaves nothing behind.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Line buffering: what happened before a crash is there to read.
-        self._file = (folder / LOG).open("a", encoding="utf-8", buffering=1)
-        self._board = _tensorboard(folder)
+        self._folder = folder
+        self._file: IO[str] | None = None
+        self._board: Any = None
 
     def tell(self, record: Mapping[str, Any]) -> None:
         """Write one record."""
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Line buffering: what happened before a crash is there to read.
+            self._file = (self._folder / LOG).open("a", encoding="utf-8", buffering=1)
+            self._board = _tensorboard(self._folder)
         self._file.write(json.dumps({"time": round(time.time(), 3), **record}) + "\n")
         if self._board is not None and "step" in record and "loss" in record:
             kind = "validation" if record.get("is_validation") else "train"
@@ -34,7 +41,8 @@ class StepLog:
 
     def close(self) -> None:
         """Finish both."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

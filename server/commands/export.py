@@ -16,7 +16,7 @@ place in an adapter and stay behind."""
 
 EPILOG = """\
 examples:
-  policypatch export --peft patches/pirate-1.0.0.safetensors -o adapters/pirate
+  policypatch export --peft patches/pirate-1.0.0.safetensors --model ./smollm2 -o adapters/pirate
   policypatch export --peft patches/pirate-1.0.0.safetensors --as cartridge -o adapters/pirate-kv"""
 
 
@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=KINDS,
         help="kind of adapter (default: prompt-tuning where there are embeddings, else prefix-tuning)",
     )
+    parser.add_argument(
+        "--model",
+        metavar="M",
+        help="folder or hub id of the base model, for AutoPeftModelForCausalLM to find it",
+    )
     add_output_arguments(parser)
 
 
@@ -37,10 +42,11 @@ def run(args: argparse.Namespace) -> int:
     patch = read(args.peft)
     with patch_errors():
         try:
-            kind = export_adapter(patch, args.output, args.kind, overwrite=args.force)
+            kind = export_adapter(patch, args.output, args.kind, base_model=args.model, overwrite=args.force)
         except PatchExists as error:
             raise CommandError(f"{error} (--force)") from error
         except OSError as error:
             raise unwritable(args.output, error) from error
-    say(f"{args.output}: {kind}, {patch.manifest.num_virtual_tokens} virtual tokens")
+    unnamed = "; AutoPeftModelForCausalLM needs a base model: --model" if args.model is None else ""
+    say(f"{args.output}: {kind}, {patch.manifest.num_virtual_tokens} virtual tokens{unnamed}")
     return 0

@@ -106,7 +106,8 @@ def parse_wish(text: str, param: str) -> Wish:
         )
     if text == OptOut.NONE.value:
         return OptOut.NONE
-    return tuple(_parse_reference(part.strip(" "), param) for part in text.split(","))
+    # Optional space around the members of a list is a space or a tab (RFC 9110, 5.6.1).
+    return tuple(_parse_reference(part.strip(" \t"), param) for part in text.split(","))
 
 
 def _parse_reference(text: str, param: str) -> PatchRef:

@@ -104,6 +104,19 @@ def test_an_exported_adapter_answers_as_the_one_imported(
     torch.testing.assert_close(peft_logits(again), expected, rtol=0, atol=1e-4)
 
 
+def test_an_exported_adapter_loads_with_the_base_model_that_it_names(
+    tiny_model: LoadedModel, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    patch = compile_text(tiny_model, "answer politely", LABEL)
+    export_adapter(patch, tmp_path, base_model=str(tiny_model_folder))
+    loaded = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path)).eval()
+    torch.testing.assert_close(
+        peft_logits(loaded), patch_logits(tiny_model.network, patch), rtol=0, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("kind", ["prompt-tuning", "prefix-tuning", "cartridge"])
 def test_a_compiled_text_survives_every_kind_of_adapter(
     kind: str, tiny_model: LoadedModel, tmp_path: Path

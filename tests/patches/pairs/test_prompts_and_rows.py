@@ -76,10 +76,26 @@ def test_rows_made_elsewhere_need_only_trls_keys(tmp_path: Path) -> None:
     assert (row.chosen, row.rejected, row.split, row.is_chosen_finished) == ("no", "yes", None, True)
 
 
+def test_a_prompt_that_both_answers_begin_with_is_read_as_trl_reads_it(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    answers = [{"role": "assistant", "content": answer} for answer in ("no", "yes")]
+    document = {"chosen": [*turns, answers[0]], "rejected": [*turns, answers[1]]}
+    (row,) = read_pairs(write(tmp_path / "a.jsonl", [document]))
+    assert (list(row.prompt), row.chosen, row.rejected) == (turns, "no", "yes")
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
         ({"prompt": "x"}, "row 1: lacks chosen, rejected"),
+        ({"chosen": "x no", "rejected": "x yes"}, "row 1: lacks prompt, and its answers are texts"),
+        (
+            {
+                "chosen": [{"role": "assistant", "content": "no"}],
+                "rejected": [{"role": "user", "content": "x"}],
+            },
+            "row 1: lacks prompt, and its answers don't begin with the same messages",
+        ),
         (
             {"prompt": "x", "chosen": 1, "rejected": ""},
             "row 1: chosen: expected text or one assistant message",

@@ -189,3 +189,11 @@ def test_every_start_gives_a_patch_of_n_tokens(
     policy.write_text(f"{POLICY}, and never ever otherwise than that")
     assert main([*train_args, "--init", init, "--stages", "sft", "--sft-epochs", "1"]) == 0
     assert read_patch(tmp_path / "patches" / "kind-1.0.0.safetensors").manifest.num_virtual_tokens == 16
+
+
+def test_a_run_that_is_refused_leaves_no_folder(train_args: list[str], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{}\n")
+    before = set(tmp_path.rglob("*"))
+    assert main([*train_args, "--pairs", str(broken), "--run", str(tmp_path / "run")]) == 2
+    assert set(tmp_path.rglob("*")) == before

@@ -17,7 +17,7 @@ from server.engine.ready import Ready, announce, announced, block, show
 from server.policy.file import parse_policy
 from server.policy.rules import OPEN_POLICY, Policy
 from server.versions.view import CatalogView, ServedPatch
-from tests.server.conftest import BASE_MODEL
+from tests.tiny_model import SMALLEST_MODEL
 
 HERE = "http://127.0.0.1:8000"
 
@@ -26,7 +26,9 @@ def view_of(**methods: str) -> CatalogView:
     view = CatalogView()
     for name, method in methods.items():
         name = name.replace("_", "-")
-        manifest = Manifest(1, "prefix", name, "1.2.0", BASE_MODEL, 2, {"method": method, "components": []})
+        manifest = Manifest(
+            1, "prefix", name, "1.2.0", SMALLEST_MODEL, 2, {"method": method, "components": []}
+        )
         digest = f"sha256:{name.encode().hex():0<64}"
         view = view.with_changes(ServedPatch(name, "1.2.0", digest, 2, manifest, 0), None)
     return view

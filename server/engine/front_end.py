@@ -42,7 +42,7 @@ from server.catalog.trust_watch import TrustWatch
 from server.engine.block_pins import PINNED_NAMES_KEY, PINNED_SHARE_KEY
 from server.engine.client import PatchedAsyncLLM
 from server.engine.context_length import hand_out_remaining_context
-from server.engine.model_registry import PatchModelRegistry
+from server.engine.model_registry import add_aliases
 from server.engine.options import ServeOptions
 from server.engine.ready import announce, announced
 from server.engine.rpc_workers import RPC_TIMEOUT_S, RpcWorkers
@@ -372,9 +372,8 @@ async def _init_state(
     app: Any, engine: PatchedAsyncLLM, args: argparse.Namespace, gate: PatchGate, decider: Decider
 ) -> None:
     await init_app_state(engine, app.state, args, await engine.get_supported_tasks())
-    models = app.state.openai_serving_models
     hand_out_remaining_context(app.state, gate)
-    models.registry = PatchModelRegistry(models.registry, gate, decider)
+    add_aliases(app.state.openai_serving_models, gate, decider)
 
 
 def _http_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Policy aliases in vLLM's model registry: ``<served name>:<patch>`` is a model name for requests."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
@@ -8,6 +8,18 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPe
 if TYPE_CHECKING:
     from server.request.decider import Decider
     from server.request.gate import PatchGate
+
+
+def add_aliases(models: Any, gate: "PatchGate", decider: "Decider") -> None:
+    """Have vLLM know the aliases of patches as models, and name the one that was asked for in answers."""
+    models.registry = PatchModelRegistry(models.registry, gate, decider)
+    of_vllm = models.model_name
+
+    def model_name(lora_request: Any = None) -> str:
+        alias = gate.answering_alias() if lora_request is None else None
+        return of_vllm(lora_request) if alias is None else alias
+
+    models.model_name = model_name
 
 
 class PatchModelRegistry(OpenAIModelRegistry):

@@ -82,6 +82,12 @@ class PatchGate:
         self._decider.decide(scope)
         return True
 
+    def answering_alias(self) -> str | None:
+        """Return the ``model`` of the current request, where it is an alias and no header overrules it."""
+        scope = current_scope.get()
+        is_alias = scope is not None and scope.alias is not None and scope.header is None
+        return scope.alias_text if is_alias and scope is not None else None
+
     def lease(self, patch: SelectedPatch) -> Lease:
         """Keep ``patch`` resident while one generation of the current request runs; a context manager.
 

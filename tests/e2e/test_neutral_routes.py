@@ -68,3 +68,14 @@ def test_a_refusal_of_messages_has_the_shape_of_that_api(server: Any) -> None:
     assert response.status_code == 404
     assert response.json()["type"] == "error"
     assert response.json()["error"]["type"] == "not_found_error"
+
+
+def test_an_answer_names_the_model_that_was_asked_for(server: Any) -> None:
+    body = {"messages": MESSAGES, "prompt": "Hello", "max_tokens": 2, "temperature": 0}
+    for route, field in (("/v1/chat/completions", "prompt"), ("/v1/completions", "messages")):
+        sent = {key: value for key, value in body.items() if key != field}
+        for model, header in (("base", PATCH), (f"base:{PATCH}", None)):
+            headers = {} if header is None else {PATCH_HEADER: header}
+            answer = server.client.post(route, json={**sent, "model": model}, headers=headers)
+            assert (answer.status_code, answer.json()["model"]) == (200, model)
+            assert answer.headers[PATCH_HEADER].startswith(f"{PATCH}@")

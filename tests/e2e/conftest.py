@@ -1,7 +1,7 @@
 """Real servers for the end-to-end tests: `policypatch serve` as a process, spoken to over HTTP only.
 
-Starting one takes half a minute, so modules share what they can: `shared_server` runs the demo model in
-float32, and each test puts patches of its own name into the server's folder.
+They are forked from a process that has imported vLLM (`preload.py`), and files share them where they can
+(`servers.py`). Each test puts patches of its own name into the folder of a shared server.
 """
 
 import contextlib
@@ -82,6 +82,8 @@ def few_threads() -> Iterator[None]:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        # NumPy would start threads when it is imported, which a process that forks must not have.
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
         # Several workers have divided the cores already; bound to cores, servers would share the first ones.
         if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
             patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")

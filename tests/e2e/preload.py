@@ -112,6 +112,7 @@ class Preload:
     def __enter__(self) -> "Preload":
         # An address that the system makes up.
         self._listener.bind("")
+        self._address = self._listener.getsockname()
         self._listener.listen()
         fd = self._listener.fileno()
         with self._log.open("wb") as out:
@@ -124,6 +125,8 @@ class Preload:
                 pass_fds=[fd],
                 start_new_session=True,
             )
+        # From here on nobody listens once the process is gone.
+        self._listener.close()
         return self
 
     def __exit__(
@@ -131,7 +134,6 @@ class Preload:
     ) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._listener.close()
         self._process.wait(30)
 
     def start(
@@ -160,14 +162,15 @@ class Preload:
             "path": [] if folder is None else [str(folder)],
         }
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.connect(self._listener.getsockname())
         connection.settimeout(IMPORT_TIMEOUT_S)
-        with open(os.devnull, "rb") as nothing:
-            fds = [nothing.fileno(), out.fileno(), err.fileno()]
-            socket.send_fds(connection, [json.dumps(order).encode()], fds)
         try:
+            connection.connect(self._address)
+            with open(os.devnull, "rb") as nothing:
+                fds = [nothing.fileno(), out.fileno(), err.fileno()]
+                socket.send_fds(connection, [json.dumps(order).encode()], fds)
             return ForkedProcess(command, connection)
         except (RuntimeError, OSError) as error:
+            connection.close()
             log = self._log.read_text(errors="replace")[-4000:]
             raise RuntimeError(f"the preloaded process forks nothing\n{log}") from error
 

@@ -174,3 +174,19 @@ def test_everything_ends_with_the_tests(folder: Path) -> None:
         process = Run(preload, folder, "import time; time.sleep(600)").process
         assert is_forked(process.pid)
     assert process.wait(60) == -signal.SIGKILL
+
+
+def test_where_the_imports_fail_a_start_fails_at_once_and_says_why(folder: Path) -> None:
+    with (
+        Preload(folder / "failed.log", modules=["no_such_module"]) as preload,
+        pytest.raises(RuntimeError, match="no_such_module"),
+    ):
+        Run(preload, folder, "pass")
+
+
+def test_imports_start_no_thread_that_a_fork_would_lack(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    with Preload(folder / "numpy.log", modules=["numpy"]) as preload:
+        assert Run(preload, folder, "import numpy").ended() == 0

@@ -19,7 +19,7 @@ from tests.e2e.preload import Preload, start_process
 #: More than a quiet machine needs, and a busy one may need more.
 START_TIMEOUT_S = float(os.environ.get("POLICYPATCH_START_TIMEOUT_S", "300"))
 SERVED_NAME = "base"
-#: Of an unread stream. With 400 tokens each, the answer takes 3 MB.
+#: Of an unread stream. With 150 tokens each, the answer takes 1 MB.
 NUM_UNREAD_PROMPTS = 8
 #: Between a server and a client that does not read, such a connection keeps 0.3 MB; else it would be 4 MB.
 SMALL_BUFFERS = [(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400), (socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)]

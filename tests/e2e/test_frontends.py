@@ -241,7 +241,7 @@ def test_a_process_that_hangs_stops_a_change_and_never_serves_what_was(
 
 
 def test_sigterm_lets_both_processes_finish_what_they_answer(server: Any) -> None:
-    num_tokens = 400
+    num_tokens = 150
     with lines(server) as to, contextlib.ExitStack() as stack:
         streams = [
             stack.enter_context(

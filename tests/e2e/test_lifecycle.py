@@ -26,7 +26,7 @@ def test_sigterm_lets_running_streams_finish_and_exits_zero(
     server.wait_ready()
     server.install(tiny_patches.of_random_embeddings("random", 40))
     exit_code: list[int] = []
-    with server.unread_stream([5, 6, 7], patch="random", num_tokens=400) as lines:
+    with server.unread_stream([5, 6, 7], patch="random", num_tokens=150) as lines:
         stopper = threading.Thread(target=lambda: exit_code.append(server.process.wait()))
         stopper.start()
         server.process.terminate()

@@ -9,9 +9,10 @@ from fastapi.responses import JSONResponse
 
 from server.app import install
 from server.errors import UnsupportedWithPatch
+from tests.server.stand import Stand
 
 
-async def test_authentication_comes_first(stand: Any) -> None:
+async def test_authentication_comes_first(stand: Stand) -> None:
     """A caller without a key learns nothing about which patches there are."""
 
     class Authentication:
@@ -33,13 +34,13 @@ async def test_authentication_comes_first(stand: Any) -> None:
             assert response.status_code == 401
 
 
-async def test_an_app_that_serves_already_is_refused(stand: Any) -> None:
+async def test_an_app_that_serves_already_is_refused(stand: Stand) -> None:
     await stand.chat()
     with pytest.raises(RuntimeError, match="serves no request yet"):
         install(stand.app, catalog=stand.catalog, decider=stand.decider, metrics=stand.metrics)
 
 
-async def test_a_refusal_that_a_route_raises_becomes_an_error_object(stand: Any) -> None:
+async def test_a_refusal_that_a_route_raises_becomes_an_error_object(stand: Stand) -> None:
     @stand.app.post("/v1/completions")
     async def complete(request: Request) -> None:
         raise UnsupportedWithPatch("prompt_logprobs can't be used with a patch", param="prompt_logprobs")
@@ -57,7 +58,7 @@ async def test_a_refusal_that_a_route_raises_becomes_an_error_object(stand: Any)
     assert stand.value('policy_patch_rejected_requests_total{code="unsupported_with_patch"}') == 1
 
 
-async def test_a_handler_for_the_builtin_error_does_not_get_in_the_way(stand: Any) -> None:
+async def test_a_handler_for_the_builtin_error_does_not_get_in_the_way(stand: Stand) -> None:
     """vLLM registers handlers for ValueError and others, which some of our errors also are."""
 
     async def take_all(request: Any, error: Exception) -> Any:

@@ -24,6 +24,7 @@ from server.audit import (
     open_audit,
 )
 from server.metrics.patches import PatchMetrics
+from tests.server.stand import Stand
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ class MemoryAudit:
 
 
 @pytest.fixture
-def events(stand: Any) -> list[AuditEvent]:
+def events(stand: Stand) -> list[AuditEvent]:
     audit: Audit = MemoryAudit()
     stand.decider.audit = audit
     assert isinstance(audit, MemoryAudit)
@@ -229,7 +230,7 @@ def events(stand: Any) -> list[AuditEvent]:
 
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_a_request_is_recorded_once_with_what_it_asked_for_and_got(
-    stand: Any, events: list[AuditEvent], is_stream: bool
+    stand: Stand, events: list[AuditEvent], is_stream: bool
 ) -> None:
     patch = await stand.load()
     await stand.chat("pirate", stream=is_stream, model="demo:pirate")
@@ -241,7 +242,7 @@ async def test_a_request_is_recorded_once_with_what_it_asked_for_and_got(
     assert recorded.request_id
 
 
-async def test_a_defaulted_request_is_recorded_as_such(stand: Any, events: list[AuditEvent]) -> None:
+async def test_a_defaulted_request_is_recorded_as_such(stand: Stand, events: list[AuditEvent]) -> None:
     await stand.load()
     await stand.chat()
     stand.use(default_patch="pirate")
@@ -261,7 +262,7 @@ async def test_a_defaulted_request_is_recorded_as_such(stand: Any, events: list[
     ],
 )
 async def test_a_denied_request_is_recorded_once_with_its_reason(
-    stand: Any, events: list[AuditEvent], header: str | None, body: dict[str, Any], code: str
+    stand: Stand, events: list[AuditEvent], header: str | None, body: dict[str, Any], code: str
 ) -> None:
     stand.use(require_patch=True)
     response = await stand.chat(header, **body)
@@ -271,12 +272,12 @@ async def test_a_denied_request_is_recorded_once_with_its_reason(
     assert (header or body["model"]) in (recorded.wish or "")
 
 
-async def test_the_callers_request_id_is_kept(stand: Any, events: list[AuditEvent]) -> None:
+async def test_the_callers_request_id_is_kept(stand: Stand, events: list[AuditEvent]) -> None:
     await stand.client.post("/v1/chat/completions", headers={"X-Request-Id": "abc"}, json={})
     assert events[0].request_id == "abc"
 
 
-async def test_prompts_and_keys_are_never_recorded(stand: Any, events: list[AuditEvent]) -> None:
+async def test_prompts_and_keys_are_never_recorded(stand: Stand, events: list[AuditEvent]) -> None:
     await stand.load()
     for header in (None, "pirate", "unknown"):
         headers = {"Authorization": "Bearer secret-key"} | ({"X-Policy-Patch": header} if header else {})

@@ -19,6 +19,7 @@ from server.catalog.folder import PatchFolder
 from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
 from server.routes.admin_app import Admin
+from tests.server.stand import Stand
 
 ALICE = "alice-knows-this-key"
 BOT = "deploy-bot-knows-this"
@@ -56,7 +57,7 @@ class AdminStand:
     client: httpx.AsyncClient
     operator: Operator
     audit: AuditList
-    stand: Any
+    stand: Stand
     parts: Admin
 
     async def put(
@@ -100,7 +101,7 @@ class AdminStand:
 
 
 @pytest.fixture
-async def admin(stand: Any, key_file: Path) -> AsyncIterator[AdminStand]:
+async def admin(stand: Stand, key_file: Path) -> AsyncIterator[AdminStand]:
     audit = AuditList()
     operator = Operator(stand.catalog)
     access = AdminAccess(AdminKeys(key_file), audit)

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from server.catalog.folder import PatchFolder
+from tests.server.stand import Stand
 
 
-async def test_an_activated_version_answers_and_no_file_changes_that(stand: Any, admin: Any) -> None:
+async def test_an_activated_version_answers_and_no_file_changes_that(stand: Stand, admin: Any) -> None:
     for version in ("1.0.0", "1.1.0"):
         await stand.load("pirate", version)
     answer = await admin.post("pirate/activate", version="1.0.0")
@@ -19,7 +20,7 @@ async def test_an_activated_version_answers_and_no_file_changes_that(stand: Any,
     assert await admin.states() == {"2.0.0": "loaded", "1.1.0": "loaded", "1.0.0": "active"}
 
 
-async def test_follow_gives_the_name_back_to_the_files(stand: Any, admin: Any) -> None:
+async def test_follow_gives_the_name_back_to_the_files(stand: Stand, admin: Any) -> None:
     for version in ("1.0.0", "1.1.0"):
         await stand.load("pirate", version)
     await admin.post("pirate/activate", version="1.0.0")
@@ -29,7 +30,7 @@ async def test_follow_gives_the_name_back_to_the_files(stand: Any, admin: Any) -
     assert await admin.answers() == "pirate@1.2.0"
 
 
-async def test_rollback_goes_back_and_the_version_that_was_left_stays_out(stand: Any, admin: Any) -> None:
+async def test_rollback_goes_back_and_the_version_that_was_left_stays_out(stand: Stand, admin: Any) -> None:
     """Its file is there, is touched, goes and comes back: it never becomes active by itself."""
     await stand.load("pirate", "1.0.0")
     path = stand.folder / "pirate-1.1.0.safetensors"
@@ -46,7 +47,7 @@ async def test_rollback_goes_back_and_the_version_that_was_left_stays_out(stand:
     assert await admin.answers() == "pirate@1.1.1"
 
 
-async def test_rollback_reads_no_disk_and_brings_back_replaced_content(stand: Any, admin: Any) -> None:
+async def test_rollback_reads_no_disk_and_brings_back_replaced_content(stand: Stand, admin: Any) -> None:
     old = await stand.load(fill=1.0)
     new = await stand.load(fill=2.0)
     assert set(stand.residency.resident) == {old.digest, new.digest}
@@ -60,7 +61,7 @@ async def test_rollback_reads_no_disk_and_brings_back_replaced_content(stand: An
 
 
 async def test_the_file_with_the_content_that_was_left_is_refused_until_the_way_is_free(
-    stand: Any, admin: Any
+    stand: Stand, admin: Any
 ) -> None:
     await stand.load(fill=1.0)
     new = await stand.load(fill=2.0)
@@ -74,7 +75,7 @@ async def test_the_file_with_the_content_that_was_left_is_refused_until_the_way_
     assert await admin.answers() == "pirate@1.0.1"
 
 
-async def test_a_removed_file_is_one_call_away(stand: Any, admin: Any) -> None:
+async def test_a_removed_file_is_one_call_away(stand: Stand, admin: Any) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
     await stand.catalog.forget_file(stand.folder / "pirate-1.1.0.safetensors")
@@ -84,7 +85,9 @@ async def test_a_removed_file_is_one_call_away(stand: Any, admin: Any) -> None:
     assert await admin.answers() == "pirate@1.1.0"
 
 
-async def test_only_the_last_version_before_is_kept_and_its_bytes_are_counted(stand: Any, admin: Any) -> None:
+async def test_only_the_last_version_before_is_kept_and_its_bytes_are_counted(
+    stand: Stand, admin: Any
+) -> None:
     patches = [await stand.load(fill=float(i), num_tokens=i) for i in (1, 2, 3)]
     assert set(stand.residency.resident) == {patches[1].digest, patches[2].digest}
     assert stand.value('policy_patch_previous_bytes{patch="pirate"}') == patches[1].nbytes
@@ -94,7 +97,7 @@ async def test_only_the_last_version_before_is_kept_and_its_bytes_are_counted(st
     assert stand.code(answer) == (409, "nothing_to_roll_back")
 
 
-async def test_the_last_file_of_a_name_takes_everything_with_it(stand: Any) -> None:
+async def test_the_last_file_of_a_name_takes_everything_with_it(stand: Stand) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
     for version in ("1.1.0", "1.0.0"):
@@ -103,7 +106,7 @@ async def test_the_last_file_of_a_name_takes_everything_with_it(stand: Any) -> N
     assert dict(stand.catalog.view.names) == {}
 
 
-async def test_rolling_back_twice_never_goes_forward(stand: Any, admin: Any) -> None:
+async def test_rolling_back_twice_never_goes_forward(stand: Stand, admin: Any) -> None:
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         await stand.load("pirate", version)
     versions = [(await admin.post("pirate/rollback")).json()["active"]["version"] for _ in range(2)]
@@ -112,7 +115,7 @@ async def test_rolling_back_twice_never_goes_forward(stand: Any, admin: Any) -> 
     assert await admin.answers() == "pirate@1.0.0"
 
 
-async def test_two_operators_who_roll_back_the_same_version_do_it_once(stand: Any, admin: Any) -> None:
+async def test_two_operators_who_roll_back_the_same_version_do_it_once(stand: Stand, admin: Any) -> None:
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         await stand.load("pirate", version)
     order = {"from": "1.2.0"}
@@ -121,7 +124,7 @@ async def test_two_operators_who_roll_back_the_same_version_do_it_once(stand: An
     assert await admin.answers() == "pirate@1.1.0"
 
 
-async def test_a_pinned_version_survives_its_file(stand: Any, admin: Any) -> None:
+async def test_a_pinned_version_survives_its_file(stand: Stand, admin: Any) -> None:
     patch = await stand.load("pirate", "1.0.0", fill=1.0)
     await stand.load("pirate", "1.1.0")
     await admin.post("pirate/activate", version="1.0.0")
@@ -130,7 +133,7 @@ async def test_a_pinned_version_survives_its_file(stand: Any, admin: Any) -> Non
     assert (await stand.chat("pirate")).json() == {"tokens": [patch.digest] * 3}
 
 
-async def test_a_version_is_named_by_the_beginning_of_its_digest_too(stand: Any, admin: Any) -> None:
+async def test_a_version_is_named_by_the_beginning_of_its_digest_too(stand: Stand, admin: Any) -> None:
     patch = await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
     answer = await admin.post("pirate/activate", version=patch.digest[:19])
@@ -155,7 +158,7 @@ async def test_a_version_is_named_by_the_beginning_of_its_digest_too(stand: Any,
     ],
 )
 async def test_an_order_that_can_not_be_carried_out_changes_nothing(
-    stand: Any, admin: Any, path: str, body: dict[str, Any], expected: tuple[int, str]
+    stand: Stand, admin: Any, path: str, body: dict[str, Any], expected: tuple[int, str]
 ) -> None:
     await stand.load("pirate", "1.0.0")
     before = await admin.get("pirate/history")
@@ -164,7 +167,7 @@ async def test_an_order_that_can_not_be_carried_out_changes_nothing(
     assert await admin.answers() == "pirate@1.0.0"
 
 
-async def test_the_history_names_who_did_what(stand: Any, admin: Any) -> None:
+async def test_the_history_names_who_did_what(stand: Stand, admin: Any) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
     await admin.post("pirate/rollback")
@@ -179,7 +182,7 @@ async def test_the_history_names_who_did_what(stand: Any, admin: Any) -> None:
 
 
 async def test_requests_in_flight_keep_their_version_through_a_rollback(
-    stand: Any, admin: Any, open_stream: Any
+    stand: Stand, admin: Any, open_stream: Any
 ) -> None:
     await stand.load("pirate", "1.0.0")
     new = await stand.load("pirate", "1.1.0", fill=1.0)
@@ -191,7 +194,7 @@ async def test_requests_in_flight_keep_their_version_through_a_rollback(
     assert (await stream.rest()).count(new.digest) == 3
 
 
-async def test_an_order_is_carried_out_although_its_caller_hangs_up(stand: Any, admin: Any) -> None:
+async def test_an_order_is_carried_out_although_its_caller_hangs_up(stand: Stand, admin: Any) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
     order = asyncio.create_task(admin.operator.rollback("pirate", "alice"))
@@ -203,7 +206,7 @@ async def test_an_order_is_carried_out_although_its_caller_hangs_up(stand: Any, 
     assert stand.catalog.record("pirate").active.version == "1.0.0"
 
 
-async def test_a_start_is_no_news(stand: Any, admin: Any) -> None:
+async def test_a_start_is_no_news(stand: Stand, admin: Any) -> None:
     """Files are loaded one after another; the versions below the highest one never were active."""
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         stand.put("pirate", version)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.routes.admin_guard import MAX_BODY_BYTES
+from tests.server.stand import Stand
 
 JSON = {"Content-Type": "application/json"}
 
@@ -16,7 +17,7 @@ async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
         yield part
 
 
-async def test_a_json_type_without_a_body_is_no_body(stand: Any, admin: Any) -> None:
+async def test_a_json_type_without_a_body_is_no_body(stand: Stand, admin: Any) -> None:
     for version in ("1.0.0", "1.1.0"):
         await stand.load("pirate", version)
     history = await admin.client.get("/v1/patches/pirate/history", headers=JSON)
@@ -27,7 +28,7 @@ async def test_a_json_type_without_a_body_is_no_body(stand: Any, admin: Any) -> 
     assert removed.status_code == 200, removed.text
 
 
-async def test_a_small_body_may_come_in_chunks(stand: Any, admin: Any) -> None:
+async def test_a_small_body_may_come_in_chunks(stand: Stand, admin: Any) -> None:
     for version in ("1.0.0", "1.1.0"):
         await stand.load("pirate", version)
     answer = await admin.client.post(
@@ -37,7 +38,7 @@ async def test_a_small_body_may_come_in_chunks(stand: Any, admin: Any) -> None:
     assert await admin.answers() == "pirate@1.0.0"
 
 
-async def test_a_body_over_the_bound_is_refused_however_its_length_is_told(stand: Any, admin: Any) -> None:
+async def test_a_body_over_the_bound_is_refused_however_its_length_is_told(stand: Stand, admin: Any) -> None:
     await stand.load("pirate")
     large = b'"' + b"x" * MAX_BODY_BYTES + b'"'
     for content in (large, chunks(large[:100], large[100:])):
@@ -46,7 +47,7 @@ async def test_a_body_over_the_bound_is_refused_however_its_length_is_told(stand
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
-async def test_numbers_without_a_finite_value_are_refused(stand: Any, admin: Any, number: str) -> None:
+async def test_numbers_without_a_finite_value_are_refused(stand: Stand, admin: Any, number: str) -> None:
     await stand.load("pirate", "1.0.0")
     assert (await admin.put(stand.bytes(version="1.1.0"), "pirate/1.1.0", hold=True)).status_code == 201
     body = f'{{"version": "1.1.0", "share": 0.5, "promote_after_s": {number}}}'
@@ -55,7 +56,7 @@ async def test_numbers_without_a_finite_value_are_refused(stand: Any, admin: Any
     assert stand.catalog.record("pirate").canary is None
 
 
-async def test_half_a_character_is_refused_in_plain_words(stand: Any, admin: Any) -> None:
+async def test_half_a_character_is_refused_in_plain_words(stand: Stand, admin: Any) -> None:
     await stand.load("pirate")
     answer = await admin.client.post(
         "/v1/patches/pirate/rollback", headers=JSON, content=b'{"from": "\\ud83d"}'
@@ -65,7 +66,7 @@ async def test_half_a_character_is_refused_in_plain_words(stand: Any, admin: Any
 
 
 async def test_a_caller_that_goes_away_leaves_one_line_and_no_traceback(
-    stand: Any, admin: Any, caplog: pytest.LogCaptureFixture
+    stand: Stand, admin: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = admin.parts.app(stand.gate)
     sent: list[dict[str, Any]] = []

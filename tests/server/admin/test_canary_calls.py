@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from server.admin.canary_watch import CanaryWatch
+from tests.server.stand import Stand
 
 ORDER = {"version": "1.1.0", "share": 0.2, "key": "header:X-User-Id"}
 
 
 @pytest.fixture
-async def trial(stand: Any, admin: Any) -> CanaryWatch:
+async def trial(stand: Stand, admin: Any) -> CanaryWatch:
     """1.0.0 serves, 1.1.0 is held; the decider tells a watch whose clock a test sets."""
     await stand.load("pirate", "1.0.0")
     assert (await admin.put(stand.bytes(version="1.1.0"), "pirate/1.1.0", hold=True)).status_code == 201
@@ -41,7 +42,7 @@ async def test_a_share_of_the_users_gets_it_and_each_stays_with_one_version(admi
 
 
 @pytest.mark.usefixtures("trial")
-async def test_headers_and_metrics_tell_the_arms_apart(stand: Any, admin: Any) -> None:
+async def test_headers_and_metrics_tell_the_arms_apart(stand: Stand, admin: Any) -> None:
     assert "x-policy-patch-arm" not in (await stand.chat("pirate")).headers
     await start(admin, share=1.0)
     response = await stand.chat("pirate")
@@ -59,7 +60,7 @@ async def test_headers_and_metrics_tell_the_arms_apart(stand: Any, admin: Any) -
 
 
 @pytest.mark.usefixtures("trial")
-async def test_a_canary_sticks_to_the_user_of_the_body(stand: Any, admin: Any) -> None:
+async def test_a_canary_sticks_to_the_user_of_the_body(stand: Stand, admin: Any) -> None:
     await start(admin, key="user", share=0.5)
     answers = {}
     for i in range(40):
@@ -71,7 +72,7 @@ async def test_a_canary_sticks_to_the_user_of_the_body(stand: Any, admin: Any) -
 
 
 @pytest.mark.usefixtures("trial")
-async def test_the_default_patch_and_a_larger_body_take_part_too(stand: Any, admin: Any) -> None:
+async def test_the_default_patch_and_a_larger_body_take_part_too(stand: Stand, admin: Any) -> None:
     stand.use(default_patch="pirate")
     await start(admin, key="user", share=1.0)
     response = await stand.chat(padding="x" * (2 << 20))
@@ -93,7 +94,7 @@ async def test_promote_makes_it_active_for_everyone(admin: Any) -> None:
 
 
 @pytest.mark.usefixtures("trial")
-async def test_abort_takes_it_from_everyone_and_it_stays_out(stand: Any, admin: Any) -> None:
+async def test_abort_takes_it_from_everyone_and_it_stays_out(stand: Stand, admin: Any) -> None:
     await start(admin, share=1.0)
     document = (await admin.post("pirate/canary", end="abort")).json()
     assert (document["active"]["version"], document["canary"]) == ("1.0.0", None)
@@ -101,7 +102,7 @@ async def test_abort_takes_it_from_everyone_and_it_stays_out(stand: Any, admin: 
     assert set((await admin.arms(20)).values()) == {"pirate@1.0.0"}
 
 
-async def test_too_many_errors_abort_it_without_a_call(stand: Any, admin: Any, trial: CanaryWatch) -> None:
+async def test_too_many_errors_abort_it_without_a_call(stand: Stand, admin: Any, trial: CanaryWatch) -> None:
     await start(admin, share=1.0, max_error_rate=0.2, min_requests=5)
     stand.engine.fails_after = 1
     for _ in range(5):
@@ -115,7 +116,7 @@ async def test_too_many_errors_abort_it_without_a_call(stand: Any, admin: Any, t
     assert (admin.audit.events[-1].event, admin.audit.events[-1].decision) == ("canary.abort", "done")
 
 
-async def test_a_slow_first_token_aborts_it(stand: Any, admin: Any, trial: CanaryWatch) -> None:
+async def test_a_slow_first_token_aborts_it(stand: Stand, admin: Any, trial: CanaryWatch) -> None:
     await start(admin, share=1.0, max_first_token_s=1e-9, min_requests=3)
     for _ in range(3):
         await stand.chat("pirate")
@@ -123,7 +124,9 @@ async def test_a_slow_first_token_aborts_it(stand: Any, admin: Any, trial: Canar
     assert await admin.answers() == "pirate@1.0.0"
 
 
-async def test_a_canary_that_keeps_the_rules_is_promoted(stand: Any, admin: Any, trial: CanaryWatch) -> None:
+async def test_a_canary_that_keeps_the_rules_is_promoted(
+    stand: Stand, admin: Any, trial: CanaryWatch
+) -> None:
     await start(admin, share=1.0, promote_after_s=1e-6, min_requests=3, max_error_rate=0.1)
     for _ in range(3):
         await stand.chat("pirate")
@@ -132,7 +135,7 @@ async def test_a_canary_that_keeps_the_rules_is_promoted(stand: Any, admin: Any,
 
 
 async def test_what_never_reached_the_engine_promotes_nothing(
-    stand: Any, admin: Any, trial: CanaryWatch
+    stand: Stand, admin: Any, trial: CanaryWatch
 ) -> None:
     """Thirty tokenized texts or redirects once counted as thirty good answers."""
     await start(admin, share=1.0, promote_after_s=1e-6, min_requests=3, max_error_rate=0.1)
@@ -149,7 +152,7 @@ async def test_what_never_reached_the_engine_promotes_nothing(
 
 
 async def test_a_generation_that_outlives_its_exchange_is_judged_when_it_ends(
-    stand: Any, admin: Any, trial: CanaryWatch
+    stand: Stand, admin: Any, trial: CanaryWatch
 ) -> None:
     await start(admin, share=1.0, promote_after_s=1e-6, min_requests=2, max_error_rate=0.1)
     stand.engine.may_start.clear()
@@ -168,7 +171,7 @@ async def test_a_generation_that_outlives_its_exchange_is_judged_when_it_ends(
     "body", [b'{"user": "\\ud83d"}', b"[" * 60_000 + b"]" * 60_000], ids=["half", "deep"]
 )
 async def test_a_canary_reads_the_body_by_no_rules_of_its_own(
-    stand: Any, admin: Any, trial: CanaryWatch, body: bytes
+    stand: Stand, admin: Any, trial: CanaryWatch, body: bytes
 ) -> None:
     async def post() -> Any:
         headers = {"X-Policy-Patch": "pirate"}
@@ -180,7 +183,7 @@ async def test_a_canary_reads_the_body_by_no_rules_of_its_own(
 
 
 async def test_a_clock_that_jumps_promotes_nothing(
-    stand: Any, admin: Any, trial: CanaryWatch, monkeypatch: Any
+    stand: Stand, admin: Any, trial: CanaryWatch, monkeypatch: Any
 ) -> None:
     """Seen on a server whose time of day went a day ahead: an hour's canary was promoted within seconds."""
     monkeypatch.setattr(admin.operator, "_clock", lambda: time.time() - 86_400)
@@ -192,7 +195,7 @@ async def test_a_clock_that_jumps_promotes_nothing(
 
 
 async def test_the_time_until_a_promotion_runs_from_the_first_request_that_was_watched(
-    stand: Any, admin: Any
+    stand: Stand, admin: Any
 ) -> None:
     now_s = 5.0
     audit, metrics = admin.audit, stand.metrics.canary
@@ -207,7 +210,7 @@ async def test_the_time_until_a_promotion_runs_from_the_first_request_that_was_w
         assert (stand.catalog.record("pirate").canary is not None) is is_running
 
 
-async def test_errors_of_the_stable_arm_abort_nothing(stand: Any, admin: Any, trial: CanaryWatch) -> None:
+async def test_errors_of_the_stable_arm_abort_nothing(stand: Stand, admin: Any, trial: CanaryWatch) -> None:
     await start(admin, share=1e-9, max_error_rate=0.0, min_requests=1)
     stand.engine.fails_after = 1
     for _ in range(5):
@@ -217,14 +220,14 @@ async def test_errors_of_the_stable_arm_abort_nothing(stand: Any, admin: Any, tr
 
 
 @pytest.mark.usefixtures("trial")
-async def test_files_change_nothing_while_it_runs(stand: Any, admin: Any) -> None:
+async def test_files_change_nothing_while_it_runs(stand: Stand, admin: Any) -> None:
     await start(admin)
     await stand.load("pirate", "2.0.0")
     assert set((await admin.arms(40)).values()) == {"pirate@1.0.0", "pirate@1.1.0"}
 
 
 @pytest.mark.usefixtures("trial")
-async def test_it_outlives_its_file_and_deleting_it_ends_it(stand: Any, admin: Any) -> None:
+async def test_it_outlives_its_file_and_deleting_it_ends_it(stand: Stand, admin: Any) -> None:
     await start(admin, share=1.0)
     await stand.catalog.forget_file(stand.folder / "pirate-1.1.0.safetensors")
     assert await admin.answers() == "pirate@1.1.0"
@@ -235,7 +238,7 @@ async def test_it_outlives_its_file_and_deleting_it_ends_it(stand: Any, admin: A
 
 @pytest.mark.usefixtures("trial")
 async def test_a_missing_composition_with_the_canary_is_no_fault_of_the_caller(
-    stand: Any, admin: Any
+    stand: Stand, admin: Any
 ) -> None:
     stable = stand.catalog.view.names["pirate"].active
     await start(admin, share=1.0)
@@ -263,7 +266,7 @@ async def test_a_missing_composition_with_the_canary_is_no_fault_of_the_caller(
 )
 @pytest.mark.usefixtures("trial")
 async def test_a_canary_that_makes_no_sense_is_refused(
-    stand: Any, admin: Any, body: dict[str, Any], expected: tuple[int, str]
+    stand: Stand, admin: Any, body: dict[str, Any], expected: tuple[int, str]
 ) -> None:
     assert stand.code(await admin.post("pirate/canary", **body)) == expected
     assert stand.catalog.record("pirate").canary is None

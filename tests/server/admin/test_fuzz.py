@@ -9,6 +9,8 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import Case
 
+from tests.server.stand import Stand
+
 MAX_SECONDS = 20
 OPERATIONS = {
     "put /v1/patches/{name}/{version}",
@@ -20,7 +22,7 @@ OPERATIONS = {
 }
 
 
-async def test_no_made_up_order_breaks_the_server(admin: Any, stand: Any) -> None:
+async def test_no_made_up_order_breaks_the_server(admin: Any, stand: Stand) -> None:
     loop = asyncio.get_running_loop()
     seen: dict[str, set[int]] = {}
 

@@ -11,6 +11,7 @@ import pytest
 from server.admin.access import AdminAccess
 from server.admin.keys import LOOK_AGAIN_S, AdminKeys, AdminKeysError
 from server.app import install
+from tests.server.stand import Stand
 
 ALICE = "alice-knows-this-key"
 BOT = "deploy-bot-knows-this"
@@ -98,7 +99,7 @@ def test_a_look_at_the_file_is_due_when_the_last_one_is_old(key_file: Path, monk
 
 
 async def test_a_key_that_was_taken_out_opens_nothing_once_a_look_is_due(
-    stand: Any, admin: Any, key_file: Path, monkeypatch: Any
+    stand: Stand, admin: Any, key_file: Path, monkeypatch: Any
 ) -> None:
     await stand.load("pirate", "1.0.0")
     assert (await admin.post("pirate/activate", version="1.0.0")).status_code == 200
@@ -137,7 +138,7 @@ CALLS = [
     ],
 )
 async def test_a_call_without_a_good_key_is_a_401_and_is_written_down(
-    stand: Any, admin: Any, method: str, path: str, headers: dict[str, str]
+    stand: Stand, admin: Any, method: str, path: str, headers: dict[str, str]
 ) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
@@ -151,7 +152,7 @@ async def test_a_call_without_a_good_key_is_a_401_and_is_written_down(
     assert "wrong" not in repr(event)
 
 
-async def test_the_own_header_serves_where_vllm_asks_for_an_api_key(stand: Any, admin: Any) -> None:
+async def test_the_own_header_serves_where_vllm_asks_for_an_api_key(stand: Stand, admin: Any) -> None:
     await stand.load("pirate", "1.0.0")
     headers = {"Authorization": "Bearer the-api-key", "X-Admin-Key": BOT}
     answer = await admin.client.post("/v1/patches/pirate/rollback", headers=headers)
@@ -161,7 +162,7 @@ async def test_the_own_header_serves_where_vllm_asks_for_an_api_key(stand: Any, 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
 async def test_without_a_key_file_every_call_is_refused(
-    stand: Any, admin: Any, method: str, path: str
+    stand: Stand, admin: Any, method: str, path: str
 ) -> None:
     await stand.load("pirate", "1.0.0")
     access = AdminAccess(None, admin.audit)
@@ -173,7 +174,7 @@ async def test_without_a_key_file_every_call_is_refused(
     assert stand.catalog.record("pirate").is_pinned is False
 
 
-async def test_done_and_failed_orders_are_in_the_audit_log(stand: Any, admin: Any) -> None:
+async def test_done_and_failed_orders_are_in_the_audit_log(stand: Stand, admin: Any) -> None:
     await stand.load("pirate", "1.0.0")
     patch = await stand.load("pirate", "1.1.0")
     await admin.post("pirate/activate", version="1.1.0")
@@ -184,7 +185,7 @@ async def test_done_and_failed_orders_are_in_the_audit_log(stand: Any, admin: An
     assert (failed.decision, failed.wish, failed.code) == ("failed", "pirate@9.9.9", "patch_not_found")
 
 
-async def test_a_body_that_is_no_json_is_a_400_and_a_key_is_in_no_event(stand: Any, admin: Any) -> None:
+async def test_a_body_that_is_no_json_is_a_400_and_a_key_is_in_no_event(stand: Stand, admin: Any) -> None:
     await stand.load("pirate", "1.0.0")
     done = await admin.post("pirate/activate", version="1.0.0")
     broken = await admin.client.post("/v1/patches/pirate/activate", content=b"{")
@@ -192,7 +193,7 @@ async def test_a_body_that_is_no_json_is_a_400_and_a_key_is_in_no_event(stand: A
     assert ALICE not in done.text + broken.text + repr(admin.audit.events)
 
 
-async def test_orders_reach_the_main_app_where_it_has_them(stand: Any, admin: Any, key_file: Path) -> None:
+async def test_orders_reach_the_main_app_where_it_has_them(stand: Stand, admin: Any, key_file: Path) -> None:
     """A patch header that a client sends with every request, and a required patch, are no hindrance."""
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")

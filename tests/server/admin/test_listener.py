@@ -9,12 +9,13 @@ import httpx
 import pytest
 
 from server.admin.listener import AdminListener, AdminListenError, bind_admin
+from tests.server.stand import Stand
 
 KEY = {"X-Admin-Key": "alice-knows-this-key"}
 
 
 @pytest.mark.parametrize("kind", ["unix", "port"])
-async def test_calls_arrive_and_need_a_key(stand: Any, admin: Any, tmp_path: Path, kind: str) -> None:
+async def test_calls_arrive_and_need_a_key(stand: Stand, admin: Any, tmp_path: Path, kind: str) -> None:
     await stand.load()
     path = tmp_path / "admin.sock"
     listener = bind_admin(f"unix:{path}" if kind == "unix" else "127.0.0.1:0")

@@ -12,6 +12,7 @@ import pytest
 
 from server.admin.listener import AdminListener, bind_admin
 from server.cli import main
+from tests.server.stand import Stand
 
 KEY = "alice-knows-this-key"
 
@@ -19,7 +20,7 @@ Command = Callable[..., Awaitable[int]]
 
 
 @pytest.fixture
-async def command(stand: Any, admin: Any, tmp_path: Path) -> Any:
+async def command(stand: Stand, admin: Any, tmp_path: Path) -> Any:
     """Run one command against the admin app on a Unix socket; gives its exit code."""
     path = tmp_path / "admin.sock"
     key_file = tmp_path / "key"
@@ -37,7 +38,7 @@ async def command(stand: Any, admin: Any, tmp_path: Path) -> Any:
 
 
 async def test_a_patch_is_loaded_chosen_rolled_back_and_removed(
-    command: Command, stand: Any, admin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, stand: Stand, admin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for version in ("1.0.0", "1.1.0"):
         file = tmp_path / f"{version}.safetensors"
@@ -56,7 +57,9 @@ async def test_a_patch_is_loaded_chosen_rolled_back_and_removed(
     assert "0 requests may still finish; no version is active" in capsys.readouterr().out
 
 
-async def test_the_history_is_shown(command: Command, stand: Any, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_history_is_shown(
+    command: Command, stand: Stand, capsys: pytest.CaptureFixture[str]
+) -> None:
     await stand.load()
     await command("activate", "pirate", "1.0.0")
     capsys.readouterr()
@@ -68,7 +71,7 @@ async def test_the_history_is_shown(command: Command, stand: Any, capsys: pytest
 
 
 async def test_json_is_what_the_server_said(
-    command: Command, stand: Any, admin: Any, capsys: pytest.CaptureFixture[str]
+    command: Command, stand: Stand, admin: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await stand.load()
     assert await command("list", "--json") == 0
@@ -76,7 +79,7 @@ async def test_json_is_what_the_server_said(
 
 
 async def test_a_refusal_ends_with_1_and_says_why(
-    command: Command, stand: Any, capsys: pytest.CaptureFixture[str]
+    command: Command, stand: Stand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await stand.load()
     assert await command("activate", "pirate", "9.9.9") == 1
@@ -96,7 +99,7 @@ def test_activate_wants_a_version_or_follow() -> None:
 
 
 async def test_a_canary_is_started_shown_and_promoted(
-    command: Command, stand: Any, admin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, stand: Stand, admin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await stand.load()
     file = tmp_path / "new.safetensors"

@@ -16,10 +16,11 @@ from server.catalog.state_folder import CatalogState, StateError
 from server.memory.residency import NullResidency
 from server.metrics.patches import PatchMetrics
 from server.versions.activation import NameRecord, Target
+from tests.server.stand import Stand
 
 
 @pytest.fixture
-async def restarted(stand: Any, records: Records, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
+async def restarted(stand: Stand, records: Records, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
     """Start again on the same folders; gives the new catalog."""
     opened: list[Records] = [records]
 
@@ -38,7 +39,7 @@ async def restarted(stand: Any, records: Records, tmp_path: Path) -> AsyncIterat
 
 
 async def test_pins_history_and_content_survive_a_restart_without_the_files(
-    stand: Any, admin: Any, restarted: Any
+    stand: Stand, admin: Any, restarted: Any
 ) -> None:
     old = await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
@@ -51,7 +52,7 @@ async def test_pins_history_and_content_survive_a_restart_without_the_files(
     assert catalog.view.names["pirate"].active == old
 
 
-async def test_a_rollback_is_possible_after_a_restart(stand: Any, admin: Any, restarted: Any) -> None:
+async def test_a_rollback_is_possible_after_a_restart(stand: Stand, admin: Any, restarted: Any) -> None:
     old = await stand.load(fill=1.0)
     await stand.load(fill=2.0)
     catalog = await restarted()
@@ -60,7 +61,7 @@ async def test_a_rollback_is_possible_after_a_restart(stand: Any, admin: Any, re
 
 
 async def test_a_canary_goes_on_after_a_restart_without_its_file(
-    stand: Any, admin: Any, restarted: Any
+    stand: Stand, admin: Any, restarted: Any
 ) -> None:
     await stand.load("pirate", "1.0.0")
     await admin.put(stand.bytes(version="1.1.0"), "pirate/1.1.0", hold=True)
@@ -74,7 +75,7 @@ async def test_a_canary_goes_on_after_a_restart_without_its_file(
 
 
 async def test_an_unpinned_name_follows_what_happened_to_the_folder_meanwhile(
-    stand: Any, admin: Any, restarted: Any
+    stand: Stand, admin: Any, restarted: Any
 ) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("sailor", "1.0.0")
@@ -86,7 +87,7 @@ async def test_an_unpinned_name_follows_what_happened_to_the_folder_meanwhile(
 
 
 async def test_a_version_that_was_rolled_back_from_stays_out_after_a_restart(
-    stand: Any, admin: Any, restarted: Any
+    stand: Stand, admin: Any, restarted: Any
 ) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
@@ -96,7 +97,7 @@ async def test_a_version_that_was_rolled_back_from_stays_out_after_a_restart(
 
 
 async def test_content_that_was_rolled_back_to_keeps_its_version_after_a_restart(
-    stand: Any, admin: Any, restarted: Any
+    stand: Stand, admin: Any, restarted: Any
 ) -> None:
     old = await stand.load(fill=1.0)
     await stand.load(fill=2.0)
@@ -107,7 +108,7 @@ async def test_content_that_was_rolled_back_to_keeps_its_version_after_a_restart
 
 
 async def test_a_state_that_can_not_be_written_refuses_orders_and_lets_files_go_on(
-    stand: Any, admin: Any, monkeypatch: Any
+    stand: Stand, admin: Any, monkeypatch: Any
 ) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
@@ -128,7 +129,7 @@ async def test_a_state_that_can_not_be_written_refuses_orders_and_lets_files_go_
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2, "record": {}}', '{"format": 1, "record": 3}'])
 async def test_a_record_that_can_not_be_read_ends_the_start(
-    stand: Any, admin: Any, restarted: Any, tmp_path: Path, text: str
+    stand: Stand, admin: Any, restarted: Any, tmp_path: Path, text: str
 ) -> None:
     """Skipping it would let the name mean a version that an operator had ruled out."""
     await stand.load()
@@ -138,7 +139,7 @@ async def test_a_record_that_can_not_be_read_ends_the_start(
 
 
 async def test_a_record_of_a_canary_that_sticks_to_nothing_known_ends_the_start(
-    stand: Any, admin: Any, restarted: Any, tmp_path: Path
+    stand: Stand, admin: Any, restarted: Any, tmp_path: Path
 ) -> None:
     """A newer release may have written it; drawing its callers anew would move them between versions."""
     await stand.load()
@@ -152,7 +153,7 @@ async def test_a_record_of_a_canary_that_sticks_to_nothing_known_ends_the_start(
 
 
 async def test_a_record_with_a_digest_that_is_none_ends_the_start(
-    stand: Any, admin: Any, restarted: Any, tmp_path: Path
+    stand: Stand, admin: Any, restarted: Any, tmp_path: Path
 ) -> None:
     """Digests become file names, so they are held to their grammar."""
     patch = await stand.load()
@@ -163,7 +164,7 @@ async def test_a_record_with_a_digest_that_is_none_ends_the_start(
 
 
 async def test_a_copy_that_was_altered_is_refused_and_the_name_means_nothing_else(
-    stand: Any, admin: Any, restarted: Any, tmp_path: Path
+    stand: Stand, admin: Any, restarted: Any, tmp_path: Path
 ) -> None:
     old = await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
@@ -177,7 +178,7 @@ async def test_a_copy_that_was_altered_is_refused_and_the_name_means_nothing_els
 
 
 async def test_a_name_without_an_active_version_is_not_ready_and_its_versions_can_be_named(
-    stand: Any, admin: Any
+    stand: Stand, admin: Any
 ) -> None:
     patch = await stand.load("pirate", "1.1.0")
     stand.catalog.publication.view = stand.catalog.view.with_name("pirate", [patch], None)
@@ -190,14 +191,14 @@ async def test_two_servers_can_not_share_a_state_folder(records: Records, tmp_pa
         Records(CatalogState(tmp_path / "state"))
 
 
-async def test_copies_that_nothing_needs_are_removed(stand: Any, admin: Any, tmp_path: Path) -> None:
+async def test_copies_that_nothing_needs_are_removed(stand: Stand, admin: Any, tmp_path: Path) -> None:
     patches = [await stand.load(fill=float(i)) for i in range(5)]
     names = {path.stem for path in (tmp_path / "state" / "patches").iterdir()}
     assert names == {patch.digest.removeprefix("sha256:") for patch in patches[-2:]}
 
 
 async def test_going_round_reads_and_lists_nothing_again(
-    stand: Any, admin: Any, tmp_path: Path, monkeypatch: Any
+    stand: Stand, admin: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """What a swap costs must not grow with the size of its patches: dozens a second are ordered."""
     versions = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
@@ -218,7 +219,7 @@ async def test_going_round_reads_and_lists_nothing_again(
 
 
 async def test_the_copy_of_a_content_that_left_the_folder_goes_with_it(
-    stand: Any, admin: Any, tmp_path: Path
+    stand: Stand, admin: Any, tmp_path: Path
 ) -> None:
     versions = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
     patches = {version: await stand.load("pirate", version) for version in versions}
@@ -230,7 +231,7 @@ async def test_the_copy_of_a_content_that_left_the_folder_goes_with_it(
 
 
 async def test_a_copy_of_an_order_that_could_not_be_saved_is_removed_later(
-    stand: Any, admin: Any, tmp_path: Path, monkeypatch: Any
+    stand: Stand, admin: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         await stand.load("pirate", version)
@@ -260,7 +261,7 @@ async def test_idle_names_are_forgotten_oldest_first_but_never_pins(tmp_path: Pa
 
 
 async def test_the_event_loop_turns_while_the_state_is_written(
-    stand: Any, admin: Any, monkeypatch: Any
+    stand: Stand, admin: Any, monkeypatch: Any
 ) -> None:
     """A slow disk must not hold up answers."""
     import threading

@@ -10,14 +10,15 @@ import pytest
 from server.errors import PatchNotReady
 from server.memory.residency import ResidencyError
 from server.versions.view import FileFailure, ServedPatch
+from tests.server.stand import Stand
 
 
-def active(stand: Any, name: str = "pirate") -> Any:
+def active(stand: Stand, name: str = "pirate") -> Any:
     named = stand.catalog.view.names.get(name)
     return named.active if named is not None else None
 
 
-def states(stand: Any) -> dict[str, str]:
+def states(stand: Stand) -> dict[str, str]:
     """Version -> state of everything on the workers."""
     return {
         row.patch.version: "draining" if row.is_draining else "active" if row.is_active else "loaded"
@@ -25,14 +26,14 @@ def states(stand: Any) -> dict[str, str]:
     }
 
 
-async def test_a_loaded_file_is_served_and_resident(stand: Any) -> None:
+async def test_a_loaded_file_is_served_and_resident(stand: Stand) -> None:
     served = await stand.load("pirate", "1.2.0")
     assert served == active(stand)
     assert stand.residency.resident == {served.digest: served.nbytes}
     assert (served.reference, served.num_tokens, served.nbytes) == ("pirate@1.2.0", 2, 32)
 
 
-async def test_nothing_is_served_before_every_worker_holds_it(stand: Any) -> None:
+async def test_nothing_is_served_before_every_worker_holds_it(stand: Stand) -> None:
     stand.residency.may_load.clear()
     loading = asyncio.create_task(stand.load())
     await stand.until(lambda: stand.residency.calls)
@@ -43,18 +44,18 @@ async def test_nothing_is_served_before_every_worker_holds_it(stand: Any) -> Non
     assert stand.catalog.view.loading == frozenset()
 
 
-async def test_the_highest_semantic_version_is_active(stand: Any) -> None:
+async def test_the_highest_semantic_version_is_active(stand: Stand) -> None:
     for version in ("1.9.0", "1.10.0", "1.10.0-rc.1", "1.2.0"):
         await stand.load("pirate", version)
     assert active(stand).version == "1.10.0"
     assert set(active_versions(stand)) == {"1.10.0", "1.10.0-rc.1", "1.9.0", "1.2.0"}
 
 
-def active_versions(stand: Any) -> list[str]:
+def active_versions(stand: Stand) -> list[str]:
     return [patch.version for patch in stand.catalog.view.names["pirate"].versions]
 
 
-async def test_a_removed_active_version_gives_way_to_the_next_and_says_so(stand: Any, caplog: Any) -> None:
+async def test_a_removed_active_version_gives_way_to_the_next_and_says_so(stand: Stand, caplog: Any) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "1.1.0")
     path = stand.folder / "pirate-1.1.0.safetensors"
@@ -64,14 +65,14 @@ async def test_a_removed_active_version_gives_way_to_the_next_and_says_so(stand:
     assert "fell back from 1.1.0 to 1.0.0" in caplog.text
 
 
-async def test_the_last_version_takes_the_name_with_it(stand: Any) -> None:
+async def test_the_last_version_takes_the_name_with_it(stand: Stand) -> None:
     await stand.load()
     await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")
     assert dict(stand.catalog.view.names) == {}
     assert stand.residency.resident == {}
 
 
-async def test_new_content_under_the_same_path_replaces_the_old(stand: Any) -> None:
+async def test_new_content_under_the_same_path_replaces_the_old(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     new = await stand.load(fill=2.0)
     assert old.digest != new.digest
@@ -79,13 +80,13 @@ async def test_new_content_under_the_same_path_replaces_the_old(stand: Any) -> N
     assert list(stand.residency.resident) == [new.digest]
 
 
-async def test_the_new_content_is_resident_before_the_old_is_dropped(stand: Any) -> None:
+async def test_the_new_content_is_resident_before_the_old_is_dropped(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     new = await stand.load(fill=2.0)
     assert stand.residency.calls == [("load", old.digest), ("load", new.digest), ("unload", old.digest)]
 
 
-async def test_a_version_in_use_is_drained_and_dropped_with_its_last_user(stand: Any) -> None:
+async def test_a_version_in_use_is_drained_and_dropped_with_its_last_user(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     stand.catalog.residents.acquire(old)
     stand.catalog.residents.acquire(old)
@@ -99,14 +100,14 @@ async def test_a_version_in_use_is_drained_and_dropped_with_its_last_user(stand:
     assert list(stand.residency.resident) == [new.digest]
 
 
-async def test_a_version_that_was_dropped_cannot_be_acquired(stand: Any) -> None:
+async def test_a_version_that_was_dropped_cannot_be_acquired(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     await stand.load(fill=2.0)
     with pytest.raises(PatchNotReady):
         stand.catalog.residents.acquire(old)
 
 
-async def test_a_version_that_is_being_dropped_cannot_be_acquired(stand: Any) -> None:
+async def test_a_version_that_is_being_dropped_cannot_be_acquired(stand: Stand) -> None:
     """Between the order to the workers and their answer the tensors may be gone on some of them."""
     patch = await stand.load()
     stand.residency.may_unload.clear()
@@ -118,7 +119,7 @@ async def test_a_version_that_is_being_dropped_cannot_be_acquired(stand: Any) ->
     await forgetting
 
 
-async def test_content_that_comes_back_while_it_drains_is_kept(stand: Any) -> None:
+async def test_content_that_comes_back_while_it_drains_is_kept(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     stand.catalog.residents.acquire(old)
     await stand.load(fill=2.0)
@@ -131,7 +132,7 @@ async def test_content_that_comes_back_while_it_drains_is_kept(stand: Any) -> No
     assert [call for call in stand.residency.calls if call[1] == old.digest] == [("load", old.digest)]
 
 
-async def test_content_that_comes_back_as_its_last_user_leaves_is_kept(stand: Any) -> None:
+async def test_content_that_comes_back_as_its_last_user_leaves_is_kept(stand: Stand) -> None:
     """The drain that the last release ordered runs after the file is back."""
     old = await stand.load(fill=1.0)
     stand.catalog.residents.acquire(old)
@@ -149,7 +150,7 @@ async def test_content_that_comes_back_as_its_last_user_leaves_is_kept(stand: An
     assert old.digest in stand.residency.resident
 
 
-async def test_two_files_with_the_same_content_share_one_residency(stand: Any) -> None:
+async def test_two_files_with_the_same_content_share_one_residency(stand: Stand) -> None:
     patch = await stand.load()
     copy = stand.folder / "copy.safetensors"
     copy.write_bytes((stand.folder / "pirate-1.0.0.safetensors").read_bytes())
@@ -161,7 +162,7 @@ async def test_two_files_with_the_same_content_share_one_residency(stand: Any) -
     assert stand.residency.resident == {}
 
 
-async def test_of_two_files_with_one_name_and_version_the_first_keeps_serving(stand: Any) -> None:
+async def test_of_two_files_with_one_name_and_version_the_first_keeps_serving(stand: Stand) -> None:
     first = await stand.load(fill=1.0)
     rival = stand.folder / "rival.safetensors"
     rival.write_bytes(stand.bytes(fill=2.0))
@@ -175,7 +176,7 @@ async def test_of_two_files_with_one_name_and_version_the_first_keeps_serving(st
 
 
 @pytest.mark.parametrize("leaving", ["forgotten", "replaced by another version"])
-async def test_the_rival_is_served_once_the_first_is_gone(stand: Any, leaving: str) -> None:
+async def test_the_rival_is_served_once_the_first_is_gone(stand: Stand, leaving: str) -> None:
     await stand.load(fill=1.0)
     rival = stand.folder / "rival.safetensors"
     rival.write_bytes(stand.bytes(fill=2.0))
@@ -190,7 +191,7 @@ async def test_the_rival_is_served_once_the_first_is_gone(stand: Any, leaving: s
     assert stand.catalog.failures() == []
 
 
-async def test_a_forgotten_rival_is_no_failure_any_more(stand: Any) -> None:
+async def test_a_forgotten_rival_is_no_failure_any_more(stand: Stand) -> None:
     await stand.load(fill=1.0)
     rival = stand.folder / "rival.safetensors"
     rival.write_bytes(stand.bytes(fill=2.0))
@@ -225,7 +226,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("kind", REFUSALS)
 async def test_a_bad_file_is_refused_and_changes_nothing_that_serves(
-    stand: Any, kind: str, caplog: Any
+    stand: Stand, kind: str, caplog: Any
 ) -> None:
     make, _ = REFUSALS[kind]
     patch = await stand.load("pirate", "1.0.0", fill=1.0)
@@ -243,25 +244,25 @@ async def test_a_bad_file_is_refused_and_changes_nothing_that_serves(
 
 
 @pytest.mark.parametrize("kind", sorted(set(REFUSALS) - {"empty", "no patch", "truncated", "wrong dtype"}))
-async def test_the_reason_of_a_refusal_is_exact(stand: Any, kind: str) -> None:
+async def test_the_reason_of_a_refusal_is_exact(stand: Stand, kind: str) -> None:
     make, reason = REFUSALS[kind]
     path = stand.folder / "x.safetensors"
     path.write_bytes(make(stand))
     assert (await stand.catalog.load_file(path)).reason == reason
 
 
-async def test_the_longest_prefix_that_fits_is_served(stand: Any) -> None:
+async def test_the_longest_prefix_that_fits_is_served(stand: Stand) -> None:
     assert isinstance(await stand.load(num_tokens=64), ServedPatch)
 
 
-async def test_a_refusal_never_tells_where_the_files_lie(stand: Any) -> None:
+async def test_a_refusal_never_tells_where_the_files_lie(stand: Stand) -> None:
     failure = await stand.catalog.load_file(stand.folder / "gone.safetensors")
     assert failure.reason == "unreadable"
     assert str(stand.folder) not in failure.message
     assert os.sep not in failure.file
 
 
-async def test_a_file_that_gets_well_is_served_and_its_failure_forgotten(stand: Any) -> None:
+async def test_a_file_that_gets_well_is_served_and_its_failure_forgotten(stand: Stand) -> None:
     path = stand.folder / "pirate-1.0.0.safetensors"
     path.write_bytes(stand.bytes()[:-5])
     await stand.catalog.load_file(path)
@@ -271,7 +272,7 @@ async def test_a_file_that_gets_well_is_served_and_its_failure_forgotten(stand: 
     assert active(stand) is not None
 
 
-async def test_a_lasting_failure_is_logged_once_and_keeps_its_time(stand: Any, caplog: Any) -> None:
+async def test_a_lasting_failure_is_logged_once_and_keeps_its_time(stand: Stand, caplog: Any) -> None:
     path = stand.folder / "x.safetensors"
     path.write_bytes(b"no")
     with caplog.at_level(logging.ERROR, "server.catalog"):
@@ -281,7 +282,7 @@ async def test_a_lasting_failure_is_logged_once_and_keeps_its_time(stand: Any, c
     assert caplog.text.count("is refused") == 1
 
 
-async def test_a_worker_that_refuses_leaves_the_old_version_serving(stand: Any) -> None:
+async def test_a_worker_that_refuses_leaves_the_old_version_serving(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     stand.residency.refusals = 1
     failure = await stand.load(fill=2.0)
@@ -291,7 +292,7 @@ async def test_a_worker_that_refuses_leaves_the_old_version_serving(stand: Any) 
     assert stand.catalog.view.loading == frozenset()
 
 
-async def test_an_unforeseen_failure_of_one_file_is_contained(stand: Any, monkeypatch: Any) -> None:
+async def test_an_unforeseen_failure_of_one_file_is_contained(stand: Stand, monkeypatch: Any) -> None:
     def explode(path: Any) -> Any:
         raise RecursionError("deep")
 
@@ -302,7 +303,7 @@ async def test_an_unforeseen_failure_of_one_file_is_contained(stand: Any, monkey
 
 @pytest.mark.parametrize("error", [ResidencyError("no"), RuntimeError("the engine is gone")])
 async def test_a_drop_that_fails_is_counted_and_forgets_the_patch(
-    stand: Any, monkeypatch: Any, error: Exception
+    stand: Stand, monkeypatch: Any, error: Exception
 ) -> None:
     async def refuse(digest: str) -> None:
         raise error
@@ -316,7 +317,7 @@ async def test_a_drop_that_fails_is_counted_and_forgets_the_patch(
     assert stand.value('policy_patch_load_failures_total{reason="unload_failed"}') == 1
 
 
-async def test_a_renamed_version_in_one_file_moves_from_name_to_name(stand: Any) -> None:
+async def test_a_renamed_version_in_one_file_moves_from_name_to_name(stand: Stand) -> None:
     path = stand.folder / "x.safetensors"
     path.write_bytes(stand.bytes("pirate"))
     await stand.catalog.load_file(path)
@@ -325,14 +326,14 @@ async def test_a_renamed_version_in_one_file_moves_from_name_to_name(stand: Any)
     assert set(stand.catalog.view.names) == {"sailor"}
 
 
-async def test_views_that_requests_hold_are_never_touched(stand: Any) -> None:
+async def test_views_that_requests_hold_are_never_touched(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     view = stand.catalog.view
     await stand.load(fill=2.0)
     assert view.names["pirate"].active == old
 
 
-async def test_changes_run_one_at_a_time(stand: Any) -> None:
+async def test_changes_run_one_at_a_time(stand: Stand) -> None:
     """The second change begins when the first is settled, and so does the drop of a drained version."""
     drained = await stand.load("drained")
     stand.catalog.residents.acquire(drained)
@@ -352,12 +353,12 @@ async def test_changes_run_one_at_a_time(stand: Any) -> None:
     assert drained.digest not in stand.residency.resident
 
 
-async def test_twenty_replacements_at_once_leave_the_last_one(stand: Any) -> None:
+async def test_twenty_replacements_at_once_leave_the_last_one(stand: Stand) -> None:
     await asyncio.gather(*(stand.load(fill=float(fill)) for fill in range(20)))
     assert list(stand.residency.resident) == [active(stand).digest]
 
 
-async def test_one_of_two_files_with_the_same_content_may_change_without_the_other(stand: Any) -> None:
+async def test_one_of_two_files_with_the_same_content_may_change_without_the_other(stand: Stand) -> None:
     patch = await stand.load()
     copy = stand.folder / "copy.safetensors"
     copy.write_bytes((stand.folder / "pirate-1.0.0.safetensors").read_bytes())
@@ -368,7 +369,7 @@ async def test_one_of_two_files_with_the_same_content_may_change_without_the_oth
     assert active(stand) == patch
 
 
-async def test_memory_may_not_give_up_what_is_in_use_or_what_no_file_holds(stand: Any) -> None:
+async def test_memory_may_not_give_up_what_is_in_use_or_what_no_file_holds(stand: Stand) -> None:
     patch = await stand.load()
     assert not stand.residency.must_stay(patch.digest)
     stand.catalog.residents.acquire(patch)
@@ -379,7 +380,7 @@ async def test_memory_may_not_give_up_what_is_in_use_or_what_no_file_holds(stand
     assert stand.residency.must_stay(patch.digest)
 
 
-async def test_a_prefix_that_can_not_be_had_is_a_503_and_nothing_is_answered(stand: Any) -> None:
+async def test_a_prefix_that_can_not_be_had_is_a_503_and_nothing_is_answered(stand: Stand) -> None:
     patch = await stand.load()
     del stand.residency.resident[patch.digest]
     for body in ({}, {"stream": True}):

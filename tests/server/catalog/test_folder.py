@@ -12,24 +12,25 @@ from typing import Any
 import pytest
 
 from server.catalog.folder import FolderError, PatchFolder, list_folder
+from tests.server.stand import Stand
 
 
 @pytest.fixture
-async def watching(stand: Any) -> AsyncIterator[PatchFolder]:
+async def watching(stand: Stand) -> AsyncIterator[PatchFolder]:
     async with PatchFolder(stand.folder, stand.catalog, rescan_s=0.2) as folder:
         yield folder
 
 
-def active(stand: Any, name: str = "pirate") -> str | None:
+def active(stand: Stand, name: str = "pirate") -> str | None:
     named = stand.catalog.view.names.get(name)
     return named.active.version if named is not None else None
 
 
-def reasons(stand: Any) -> dict[str, str]:
+def reasons(stand: Stand) -> dict[str, str]:
     return {failure.file: failure.reason for failure in stand.catalog.failures()}
 
 
-async def test_what_lies_there_at_start_is_served_when_start_returns(stand: Any) -> None:
+async def test_what_lies_there_at_start_is_served_when_start_returns(stand: Stand) -> None:
     stand.put("pirate")
     stand.put("sailor")
     (stand.folder / "bad-1.0.0.safetensors").write_bytes(b"no")
@@ -38,7 +39,7 @@ async def test_what_lies_there_at_start_is_served_when_start_returns(stand: Any)
         assert list(reasons(stand)) == ["bad-1.0.0.safetensors"]
 
 
-async def test_names_that_are_no_text_are_listed_escaped(stand: Any, caplog: Any) -> None:
+async def test_names_that_are_no_text_are_listed_escaped(stand: Stand, caplog: Any) -> None:
     """One such file once made every listing an error, and ended the watcher."""
     folder = os.fsencode(stand.folder)
     names = [b"bad\xff\xfe.safetensors", b"a\nb.safetensors", "\u202egnp.safetensors".encode()]
@@ -59,17 +60,17 @@ async def test_names_that_are_no_text_are_listed_escaped(stand: Any, caplog: Any
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_a_missing_folder_is_an_error_at_start(stand: Any, tmp_path: Path) -> None:
+async def test_a_missing_folder_is_an_error_at_start(stand: Stand, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="No such file"):
         await PatchFolder(tmp_path / "gone", stand.catalog).__aenter__()
 
 
-async def test_a_file_in_place_of_the_folder_is_an_error_at_start(stand: Any) -> None:
+async def test_a_file_in_place_of_the_folder_is_an_error_at_start(stand: Stand) -> None:
     with pytest.raises(FolderError, match="Not a directory"):
         await PatchFolder(stand.put(), stand.catalog).__aenter__()
 
 
-async def test_an_unreadable_folder_is_an_error_at_start(stand: Any, monkeypatch: Any) -> None:
+async def test_an_unreadable_folder_is_an_error_at_start(stand: Stand, monkeypatch: Any) -> None:
     """Tests may run as root, for whom every folder is readable: the refusal is simulated."""
     deny(monkeypatch)
     with pytest.raises(FolderError, match="Permission denied"):
@@ -83,7 +84,7 @@ def deny(monkeypatch: Any) -> None:
     monkeypatch.setattr("server.catalog.folder.os.scandir", refuse)
 
 
-async def test_other_files_are_ignored(stand: Any) -> None:
+async def test_other_files_are_ignored(stand: Stand) -> None:
     for name in ("README.md", ".pirate.safetensors", "pirate.safetensors.sig", "notes.safetensors.tmp"):
         (stand.folder / name).write_bytes(b"x")
     (stand.folder / "folder.safetensors").mkdir()
@@ -93,13 +94,13 @@ async def test_other_files_are_ignored(stand: Any) -> None:
 
 
 @pytest.mark.usefixtures("watching")
-async def test_a_file_renamed_into_place_is_served(stand: Any) -> None:
+async def test_a_file_renamed_into_place_is_served(stand: Stand) -> None:
     stand.put("pirate", "1.0.0")
     await stand.until(lambda: active(stand) == "1.0.0")
 
 
 @pytest.mark.usefixtures("watching")
-async def test_a_replaced_file_becomes_the_active_content(stand: Any) -> None:
+async def test_a_replaced_file_becomes_the_active_content(stand: Stand) -> None:
     stand.put(fill=1.0)
     await stand.until(lambda: active(stand))
     old = stand.catalog.view.names["pirate"].active
@@ -109,7 +110,7 @@ async def test_a_replaced_file_becomes_the_active_content(stand: Any) -> None:
 
 
 @pytest.mark.usefixtures("watching")
-async def test_a_removed_file_is_gone(stand: Any) -> None:
+async def test_a_removed_file_is_gone(stand: Stand) -> None:
     path = stand.put()
     await stand.until(lambda: active(stand))
     path.unlink()
@@ -118,7 +119,7 @@ async def test_a_removed_file_is_gone(stand: Any) -> None:
 
 
 @pytest.mark.usefixtures("watching")
-async def test_a_renamed_file_never_stops_serving(stand: Any) -> None:
+async def test_a_renamed_file_never_stops_serving(stand: Stand) -> None:
     path = stand.put()
     await stand.until(lambda: active(stand))
     patch = stand.catalog.view.names["pirate"].active
@@ -128,13 +129,13 @@ async def test_a_renamed_file_never_stops_serving(stand: Any) -> None:
     assert stand.residency.calls == [("load", patch.digest)]
 
 
-def in_folder(stand: Any) -> set[str]:
+def in_folder(stand: Stand) -> set[str]:
     """The files that the catalog believes to be there."""
     return {path.name for resident in stand.catalog.residents.all() for path in resident.paths}
 
 
 @pytest.mark.usefixtures("watching")
-async def test_a_file_that_is_copied_in_place_is_refused_until_it_is_whole(stand: Any) -> None:
+async def test_a_file_that_is_copied_in_place_is_refused_until_it_is_whole(stand: Stand) -> None:
     data = stand.bytes()
     path = stand.folder / "pirate-1.0.0.safetensors"
     with path.open("wb") as file:
@@ -148,7 +149,7 @@ async def test_a_file_that_is_copied_in_place_is_refused_until_it_is_whole(stand
 
 
 @pytest.mark.usefixtures("watching")
-async def test_a_half_written_replacement_leaves_the_old_content_serving(stand: Any) -> None:
+async def test_a_half_written_replacement_leaves_the_old_content_serving(stand: Stand) -> None:
     path = stand.put(fill=1.0)
     await stand.until(lambda: active(stand))
     old = stand.catalog.view.names["pirate"].active
@@ -158,7 +159,7 @@ async def test_a_half_written_replacement_leaves_the_old_content_serving(stand: 
 
 
 async def test_a_swapped_link_target_is_noticed_without_an_event_in_the_folder(
-    stand: Any, tmp_path: Path, watching: PatchFolder
+    stand: Stand, tmp_path: Path, watching: PatchFolder
 ) -> None:
     """As Kubernetes updates a ConfigMap: the files are links through a link that is replaced."""
     for generation, fill in (("1", 1.0), ("2", 2.0)):
@@ -175,7 +176,7 @@ async def test_a_swapped_link_target_is_noticed_without_an_event_in_the_folder(
 
 
 async def test_what_serves_goes_on_when_the_folder_vanishes_and_changes_count_when_it_is_back(
-    stand: Any, watching: PatchFolder, caplog: Any
+    stand: Stand, watching: PatchFolder, caplog: Any
 ) -> None:
     stand.put("pirate")
     await stand.until(lambda: active(stand))
@@ -194,7 +195,7 @@ async def test_what_serves_goes_on_when_the_folder_vanishes_and_changes_count_wh
     assert "can be read again" in caplog.text
 
 
-async def put_until_noticed(stand: Any, name: str = "pirate") -> Path:
+async def put_until_noticed(stand: Stand, name: str = "pirate") -> Path:
     """Replace a file until it is served: the first events may fall into the time before the watch is up."""
     fill = 0.0
     while True:
@@ -206,7 +207,7 @@ async def put_until_noticed(stand: Any, name: str = "pirate") -> Path:
             await asyncio.sleep(0.01)
 
 
-async def test_events_are_followed_again_in_a_folder_that_came_back(stand: Any) -> None:
+async def test_events_are_followed_again_in_a_folder_that_came_back(stand: Stand) -> None:
     """The regular look is an hour away: both times it is an event that is noticed."""
     async with asyncio.timeout(60), PatchFolder(stand.folder, stand.catalog, rescan_s=3600):
         await put_until_noticed(stand, "before")
@@ -218,7 +219,7 @@ async def test_events_are_followed_again_in_a_folder_that_came_back(stand: Any) 
 
 
 async def test_what_serves_goes_on_when_the_folder_becomes_unreadable(
-    stand: Any, watching: PatchFolder, monkeypatch: Any
+    stand: Stand, watching: PatchFolder, monkeypatch: Any
 ) -> None:
     stand.put("pirate")
     await stand.until(lambda: active(stand))
@@ -231,7 +232,7 @@ async def test_what_serves_goes_on_when_the_folder_becomes_unreadable(
     await stand.until(lambda: active(stand) is None)
 
 
-async def test_an_empty_mount_point_is_no_order_to_drop_everything(stand: Any, monkeypatch: Any) -> None:
+async def test_an_empty_mount_point_is_no_order_to_drop_everything(stand: Stand, monkeypatch: Any) -> None:
     path = stand.put("pirate")
     async with PatchFolder(stand.folder, stand.catalog) as folder:
         pass
@@ -244,7 +245,7 @@ async def test_an_empty_mount_point_is_no_order_to_drop_everything(stand: Any, m
     assert reasons(stand) == {"patches": "folder_unreadable"}
 
 
-async def test_without_events_the_folder_is_looked_at_all_the_same(stand: Any, monkeypatch: Any) -> None:
+async def test_without_events_the_folder_is_looked_at_all_the_same(stand: Stand, monkeypatch: Any) -> None:
     def refuse(*args: Any, **options: Any) -> Any:
         raise OSError(errno.ENOSPC, "inotify watch limit reached")
 
@@ -254,7 +255,7 @@ async def test_without_events_the_folder_is_looked_at_all_the_same(stand: Any, m
         await stand.until(lambda: active(stand))
 
 
-async def test_an_unforeseen_error_does_not_end_the_watch(stand: Any, monkeypatch: Any) -> None:
+async def test_an_unforeseen_error_does_not_end_the_watch(stand: Stand, monkeypatch: Any) -> None:
     errors = [RuntimeError("surprise"), RuntimeError("and again")]
     real = list_folder
 
@@ -270,7 +271,7 @@ async def test_an_unforeseen_error_does_not_end_the_watch(stand: Any, monkeypatc
     assert errors == []
 
 
-async def test_a_refusal_by_the_workers_is_tried_again(stand: Any, monkeypatch: Any) -> None:
+async def test_a_refusal_by_the_workers_is_tried_again(stand: Stand, monkeypatch: Any) -> None:
     monkeypatch.setattr("server.catalog.folder._FIRST_RETRY_S", 0.01)
     stand.residency.refusals = 2
     async with PatchFolder(stand.folder, stand.catalog, rescan_s=0.05):
@@ -279,7 +280,7 @@ async def test_a_refusal_by_the_workers_is_tried_again(stand: Any, monkeypatch: 
     assert reasons(stand) == {}
 
 
-async def test_a_corrupt_file_is_not_read_again_and_again(stand: Any) -> None:
+async def test_a_corrupt_file_is_not_read_again_and_again(stand: Stand) -> None:
     (stand.folder / "x.safetensors").write_bytes(b"no")
     async with PatchFolder(stand.folder, stand.catalog) as folder:
         pass
@@ -290,7 +291,7 @@ async def test_a_corrupt_file_is_not_read_again_and_again(stand: Any) -> None:
     assert [line.rpartition(" ")[2] for line in counted] == ["1.0"]
 
 
-async def test_stopping_leaves_everything_serving(stand: Any) -> None:
+async def test_stopping_leaves_everything_serving(stand: Stand) -> None:
     stand.put("pirate")
     async with asyncio.timeout(30), PatchFolder(stand.folder, stand.catalog):
         pass
@@ -298,7 +299,7 @@ async def test_stopping_leaves_everything_serving(stand: Any) -> None:
     assert active(stand) == "1.0.0"
 
 
-async def test_events_alone_are_enough(stand: Any) -> None:
+async def test_events_alone_are_enough(stand: Stand) -> None:
     """The regular look is an hour away: a change that is noticed was noticed by its event."""
     async with asyncio.timeout(60), PatchFolder(stand.folder, stand.catalog, rescan_s=3600):
         path = await put_until_noticed(stand)
@@ -307,7 +308,7 @@ async def test_events_alone_are_enough(stand: Any) -> None:
 
 
 async def test_a_link_that_leads_nowhere_keeps_no_other_file_from_being_served(
-    watching: PatchFolder, stand: Any
+    watching: PatchFolder, stand: Stand
 ) -> None:
     (stand.folder / "loop.safetensors").symlink_to("loop.safetensors")
     (stand.folder / "through-a-file.safetensors").symlink_to(stand.put("sailor") / "x")

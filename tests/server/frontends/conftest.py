@@ -28,6 +28,7 @@ from server.request.decider import Decider
 from server.request.gate import PatchGate
 from server.request.lease import Leases
 from tests.server.fake_engine import FakeEngine, add_generating_routes, add_other_routes
+from tests.server.stand import Stand
 
 #: Long enough for one event loop on a busy machine, short enough to wait for.
 CONFIRM_S = 1.0
@@ -116,7 +117,7 @@ def pool(steps: Steps, sockets: Path, policy: bytes | None) -> FollowerPool:
 class Fleet:
     """The leader, and what is needed to start followers."""
 
-    stand: Any
+    stand: Stand
     followers: FollowerPool
     operator: Operator
     steps: Steps
@@ -132,7 +133,7 @@ def processes(pool: FollowerPool) -> FollowerPool:
 
 
 @pytest.fixture
-async def fleet(stand: Any, pool: FollowerPool, steps: Steps, sockets: Path) -> AsyncIterator[Fleet]:
+async def fleet(stand: Stand, pool: FollowerPool, steps: Steps, sockets: Path) -> AsyncIterator[Fleet]:
     """A leader and two followers, all in step."""
     pool.bind(stand.catalog.residents, lambda digest: f"signer of {digest[:12]}")
     async with contextlib.AsyncExitStack() as stack:

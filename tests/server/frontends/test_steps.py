@@ -8,6 +8,7 @@ import pytest
 from server.errors import NotInStep
 from server.frontends.messages import content_body, content_of, name_body, with_name_body
 from server.versions.view import CatalogView
+from tests.server.stand import Stand
 
 
 async def test_followers_answer_as_the_leader_does(fleet: Any) -> None:
@@ -120,7 +121,7 @@ async def test_silence_of_the_leader_ends_what_a_follower_decides(fleet: Any) ->
     assert fleet.stand.code(await process.chat("pirate")) == (503, "not_in_step")
 
 
-async def test_messages_say_everything_that_a_view_holds(stand: Any) -> None:
+async def test_messages_say_everything_that_a_view_holds(stand: Stand) -> None:
     for version in ("1.0.0", "2.0.0"):
         await stand.load("pirate", version, fill=float(version[0]))
     await stand.load("terse", "1.0.0", fill=9.0)

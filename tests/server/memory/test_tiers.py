@@ -14,6 +14,7 @@ from server.memory.residency import ResidencyError
 from server.memory.tiers import TieredResidency
 from server.metrics.tiers import TierMetrics
 from server.options import MemoryOptions
+from tests.server.stand import Stand
 
 
 class FakeWorkers:
@@ -64,7 +65,7 @@ NBYTES = 32
 class Tiers:
     """A residency over fake workers, with patch files."""
 
-    def __init__(self, stand: Any, **options: Any) -> None:
+    def __init__(self, stand: Stand, **options: Any) -> None:
         self.stand = stand
         self.workers = FakeWorkers()
         self.registry = CollectorRegistry()
@@ -99,7 +100,7 @@ class Tiers:
 
 
 @pytest.fixture
-def tiers(stand: Any) -> Callable[..., Tiers]:
+def tiers(stand: Stand) -> Callable[..., Tiers]:
     return lambda **options: Tiers(stand, **options)
 
 

@@ -12,6 +12,7 @@ from server.catalog.refusals import CATALOG_REASONS
 from server.errors import REQUEST_CODES
 from server.metrics.patches import OUTCOMES
 from server.metrics.tiers import TIERS
+from tests.server.stand import Stand
 
 DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text("utf-8")
 
@@ -20,7 +21,7 @@ def documented_names() -> set[str]:
     return set(re.findall(r"^\| `(policy_patch_\w+)` \|", DOCS, re.MULTILINE))
 
 
-async def used(stand: Any) -> None:
+async def used(stand: Stand) -> None:
     """Make every series appear once."""
     await stand.load()
     await stand.chat("pirate")
@@ -29,14 +30,14 @@ async def used(stand: Any) -> None:
     await stand.catalog.load_file(stand.folder / "bad.safetensors")
 
 
-async def test_the_documented_metrics_are_the_registered_ones(stand: Any) -> None:
+async def test_the_documented_metrics_are_the_registered_ones(stand: Stand) -> None:
     await used(stand)
     families = [family for family in stand.registry.collect() if family.name.startswith("policy_patch_")]
     names = {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
     assert names == documented_names()
 
 
-async def test_every_metric_explains_itself_and_follows_the_naming_rules(stand: Any) -> None:
+async def test_every_metric_explains_itself_and_follows_the_naming_rules(stand: Stand) -> None:
     await used(stand)
     for family in stand.registry.collect():
         assert family.documentation.endswith(".")
@@ -68,7 +69,7 @@ def test_every_label_value_is_documented(value: str) -> None:
     ],
 )
 async def test_a_request_is_counted_once_by_patch_and_outcome(
-    stand: Any, header: str | None, body: dict[str, Any], series: str
+    stand: Stand, header: str | None, body: dict[str, Any], series: str
 ) -> None:
     await stand.load()
     await stand.chat(header, **body)
@@ -76,14 +77,14 @@ async def test_a_request_is_counted_once_by_patch_and_outcome(
     assert counted == [series]
 
 
-async def test_a_missing_default_counts_as_rejected(stand: Any) -> None:
+async def test_a_missing_default_counts_as_rejected(stand: Stand) -> None:
     stand.use(default_patch="gone")
     await stand.chat()
     assert stand.value('policy_patch_rejected_requests_total{code="patch_not_ready"}') == 1
     assert stand.value('policy_patch_requests_total{outcome="rejected",patch="unknown"}') == 1
 
 
-async def test_clients_cannot_make_label_values(stand: Any) -> None:
+async def test_clients_cannot_make_label_values(stand: Stand) -> None:
     await stand.load()
     before = len(stand.exposition().splitlines())
     for number in range(50):
@@ -96,7 +97,7 @@ async def test_clients_cannot_make_label_values(stand: Any) -> None:
     assert stand.value('policy_patch_rejected_requests_total{code="patch_not_found"}') == 100
 
 
-async def test_routes_that_run_no_model_are_not_counted(stand: Any) -> None:
+async def test_routes_that_run_no_model_are_not_counted(stand: Stand) -> None:
     await stand.post("/tokenize")
     await stand.client.get("/v1/models")
     await stand.post("/v1/responses/r1/cancel")
@@ -104,7 +105,7 @@ async def test_routes_that_run_no_model_are_not_counted(stand: Any) -> None:
 
 
 async def test_running_requests_are_counted_while_they_run(
-    stand: Any, open_stream: Callable[..., Any]
+    stand: Stand, open_stream: Callable[..., Any]
 ) -> None:
     await stand.load()
     stand.engine.may_go_on.clear()
@@ -120,7 +121,7 @@ async def test_running_requests_are_counted_while_they_run(
     assert stand.value('policy_patch_requests_running{patch="none"}') == 0
 
 
-async def test_latencies_are_observed_per_patch(stand: Any) -> None:
+async def test_latencies_are_observed_per_patch(stand: Stand) -> None:
     await stand.load()
     for _ in range(2):
         await stand.chat("pirate")
@@ -132,7 +133,7 @@ async def test_latencies_are_observed_per_patch(stand: Any) -> None:
     assert 'seconds_count{patch="none"}' not in text
 
 
-async def test_buckets_are_cumulative(stand: Any) -> None:
+async def test_buckets_are_cumulative(stand: Stand) -> None:
     latency = stand.metrics.latency("pirate").first_token
     for value in (0.001, 0.0011, 3.0, 1000.0):
         latency.observe(value)
@@ -141,7 +142,7 @@ async def test_buckets_are_cumulative(stand: Any) -> None:
     assert latency.sum_s == pytest.approx(1003.0021)
 
 
-async def test_gauges_follow_the_catalog(stand: Any) -> None:
+async def test_gauges_follow_the_catalog(stand: Stand) -> None:
     old = await stand.load("pirate", "1.0.0", fill=1.0)
     new = await stand.load("pirate", "1.1.0", fill=2.0, num_tokens=4)
     assert stand.value('policy_patch_resident_bytes{patch="pirate",version="1.0.0"}') == old.nbytes
@@ -150,7 +151,7 @@ async def test_gauges_follow_the_catalog(stand: Any) -> None:
     assert active == [f'digest="{new.digest}",patch="pirate",version="1.1.0"']
 
 
-async def test_replaced_content_that_drains_adds_to_its_versions_bytes(stand: Any) -> None:
+async def test_replaced_content_that_drains_adds_to_its_versions_bytes(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     stand.catalog.residents.acquire(old)
     new = await stand.load(fill=2.0)
@@ -161,7 +162,7 @@ async def test_replaced_content_that_drains_adds_to_its_versions_bytes(stand: An
     assert stand.value(series) == new.nbytes
 
 
-async def test_prefix_tokens_are_counted_by_the_patch_that_the_digest_belongs_to(stand: Any) -> None:
+async def test_prefix_tokens_are_counted_by_the_patch_that_the_digest_belongs_to(stand: Stand) -> None:
     patch = await stand.load()
     stand.metrics.observe_prefix_tokens(patch.digest, injected=48, shared=0)
     stand.metrics.observe_prefix_tokens(patch.digest, injected=0, shared=48)
@@ -173,7 +174,7 @@ async def test_prefix_tokens_are_counted_by_the_patch_that_the_digest_belongs_to
     assert stand.value('policy_patch_injection_seconds_bucket{le="2.5e-05"}') == 1
 
 
-async def test_the_series_of_a_removed_patch_go_with_its_last_version(stand: Any) -> None:
+async def test_the_series_of_a_removed_patch_go_with_its_last_version(stand: Stand) -> None:
     await stand.load("pirate", "1.0.0")
     await stand.load("pirate", "2.0.0")
     patch = stand.catalog.view.names["pirate"].active
@@ -188,7 +189,7 @@ async def test_the_series_of_a_removed_patch_go_with_its_last_version(stand: Any
 
 
 async def test_the_last_request_of_a_removed_patch_leaves_no_series_behind(
-    stand: Any, open_stream: Callable[..., Any]
+    stand: Stand, open_stream: Callable[..., Any]
 ) -> None:
     await stand.load()
     stand.engine.may_go_on.clear()
@@ -201,7 +202,7 @@ async def test_the_last_request_of_a_removed_patch_leaves_no_series_behind(
     assert "pirate" not in stand.exposition()
 
 
-async def test_what_is_counted_too_late_makes_no_series(stand: Any) -> None:
+async def test_what_is_counted_too_late_makes_no_series(stand: Stand) -> None:
     patch = await stand.load()
     await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")
     stand.metrics.request_finished(patch, "ok")
@@ -211,6 +212,6 @@ async def test_what_is_counted_too_late_makes_no_series(stand: Any) -> None:
     assert stand.value('policy_patch_requests_total{outcome="ok",patch="unknown"}') == 1
 
 
-async def test_loads_are_timed(stand: Any) -> None:
+async def test_loads_are_timed(stand: Stand) -> None:
     await stand.load()
     assert stand.value("policy_patch_load_seconds_count") == 1

@@ -19,6 +19,7 @@ from server.policy.file import parse_policy
 from tests.attacks.attempt import COMPOSED, KEY, PLAIN, POLICY, Attempt
 from tests.attacks.bypass_attempts import ATTEMPTS, GROUPS
 from tests.attacks.bypass_sender import send_raw
+from tests.server.stand import Stand
 
 #: What only this app has: routes that ask the engine although the table of routes does not know that they do.
 OF_THIS_APP = (
@@ -34,7 +35,7 @@ OF_THIS_APP = (
 
 
 @pytest.fixture
-async def patches(stand: Any) -> dict[str, str]:
+async def patches(stand: Stand) -> dict[str, str]:
     """Load what is there to be reached; gives digest -> name."""
     plain = {name: await stand.load(*name.split("@"), fill=float(index)) for index, name in enumerate(PLAIN)}
     for index, (name, parts) in enumerate(COMPOSED.items()):
@@ -48,7 +49,7 @@ async def patches(stand: Any) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def routes(stand: Any) -> None:
+def routes(stand: Stand) -> None:
     async def generate() -> Any:
         return {"tokens": [token async for token in stand.engine.generate()]}
 
@@ -63,7 +64,7 @@ def as_bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
 
-async def send(stand: Any, attempt: Attempt, patches: dict[str, str]) -> httpx.Response:
+async def send(stand: Stand, attempt: Attempt, patches: dict[str, str]) -> httpx.Response:
     digests = {name: digest for digest, name in patches.items()}
     headers = [(b"Content-Type", b"application/json"), *attempt.headers]
     if attempt.header is not None:
@@ -77,7 +78,7 @@ async def send(stand: Any, attempt: Attempt, patches: dict[str, str]) -> httpx.R
 
 
 async def outcome(
-    stand: Any, patches: dict[str, str], attempt: Attempt, port: int | None = None
+    stand: Stand, patches: dict[str, str], attempt: Attempt, port: int | None = None
 ) -> str | None:
     """Tell which patch the engine was asked for; ``None`` where the attempt was refused, as it has to be."""
     stand.engine.decisions.clear()
@@ -99,7 +100,7 @@ async def outcome(
 
 
 @pytest.mark.parametrize("group", [*GROUPS, "this app"])
-async def test_no_attempt_gets_through(stand: Any, patches: dict[str, str], group: str) -> None:
+async def test_no_attempt_gets_through(stand: Stand, patches: dict[str, str], group: str) -> None:
     """An attempt that is no breach is answered by the one patch that may."""
     attempts = GROUPS.get(group, OF_THIS_APP)
     outcomes = {attempt.what: await outcome(stand, patches, attempt) for attempt in attempts}
@@ -108,7 +109,7 @@ async def test_no_attempt_gets_through(stand: Any, patches: dict[str, str], grou
 
 
 @contextlib.asynccontextmanager
-async def served(stand: Any, parser: str, **options: Any) -> AsyncIterator[int]:
+async def served(stand: Stand, parser: str, **options: Any) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(stand.app, http=parser, ws="none", lifespan="off", log_config=None, **options)
     server = uvicorn.Server(config)
@@ -124,7 +125,7 @@ async def served(stand: Any, parser: str, **options: Any) -> AsyncIterator[int]:
 
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
 async def test_no_attempt_gets_through_as_bytes_on_a_socket(
-    stand: Any, patches: dict[str, str], parser: str
+    stand: Stand, patches: dict[str, str], parser: str
 ) -> None:
     async with served(stand, parser, proxy_headers=False) as port:
         outcomes = {one.what: await outcome(stand, patches, one, port) for one in ATTEMPTS}
@@ -132,7 +133,7 @@ async def test_no_attempt_gets_through_as_bytes_on_a_socket(
 
 
 async def test_a_server_that_believed_forwarded_addresses_would_let_some_through(
-    stand: Any, patches: dict[str, str]
+    stand: Stand, patches: dict[str, str]
 ) -> None:
     """What uvicorn does by itself; so the attempts with forged addresses are real ones."""
     async with served(stand, "h11") as port:
@@ -158,7 +159,7 @@ def test_there_are_enough_attempts() -> None:
     ids=lambda value: getattr(value, "what", ""),
 )
 async def test_what_is_allowed_is_had(
-    stand: Any, patches: dict[str, str], attempt: Attempt, answer: str
+    stand: Stand, patches: dict[str, str], attempt: Attempt, answer: str
 ) -> None:
     response = await send(stand, attempt, patches)
     assert response.status_code == 200

@@ -8,6 +8,7 @@ import pytest
 
 from server.audit import AuditEvent
 from server.policy.file import parse_policy
+from tests.server.stand import Stand
 
 RESTRICTED = parse_policy(
     b"""
@@ -29,7 +30,7 @@ PIRATE = {"X-Policy-Patch": "pirate"}
 
 
 @pytest.fixture
-async def loaded(stand: Any) -> Any:
+async def loaded(stand: Stand) -> Any:
     plain = ("safety", "pirate", "sailor", "secret")
     parts = [await stand.load(name, fill=float(index)) for index, name in enumerate(plain)]
     for index, other in enumerate(parts[1:]):
@@ -41,7 +42,7 @@ async def loaded(stand: Any) -> Any:
     return stand
 
 
-async def names(stand: Any, headers: dict[str, str]) -> set[str]:
+async def names(stand: Stand, headers: dict[str, str]) -> set[str]:
     document = (await stand.client.get("/v1/patches", headers=headers)).json()
     return {card["name"] for card in document["data"]}
 

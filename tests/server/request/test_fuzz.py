@@ -10,6 +10,7 @@ from schemathesis import Case
 from schemathesis.checks import not_a_server_error
 
 from server.policy.file import parse_policy
+from tests.server.stand import Stand
 
 POLICY = parse_policy(
     b"""
@@ -53,7 +54,7 @@ CHAT: dict[str, Any] = {
 
 
 @pytest.fixture
-async def app(stand: Any) -> Any:
+async def app(stand: Stand) -> Any:
     for index, name in enumerate(("safety", "pirate", "secret")):
         await stand.load(name, fill=float(index))
     stand.decider.policy = POLICY
@@ -69,7 +70,7 @@ async def app(stand: Any) -> Any:
     return from_the_gateway
 
 
-async def test_no_made_up_request_breaks_the_server(stand: Any, app: Any) -> None:
+async def test_no_made_up_request_breaks_the_server(stand: Stand, app: Any) -> None:
     seen: dict[str, set[int]] = {}
 
     def fuzz() -> None:

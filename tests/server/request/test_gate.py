@@ -9,10 +9,11 @@ from server.errors import PatchForbidden, PatchNotFound, PatchNotReady, PolicyPa
 from server.request.prompt_routes import RouteKind
 from server.request.scope import RequestScope, current_scope
 from server.versions.selection import BASE
+from tests.server.stand import Stand
 
 
 @pytest.fixture
-def begin(stand: Any) -> Any:
+def begin(stand: Stand) -> Any:
     """Begin a request as the middleware does, in this task's context."""
 
     def begin_one(header: bytes | None = None, kind: RouteKind = RouteKind.GENERATES) -> RequestScope:
@@ -24,7 +25,7 @@ def begin(stand: Any) -> Any:
     return begin_one
 
 
-def in_flight(stand: Any) -> dict[str, int]:
+def in_flight(stand: Stand) -> dict[str, int]:
     return {row.patch.reference: row.num_in_flight for row in stand.catalog.rows()}
 
 
@@ -37,13 +38,13 @@ def in_flight(stand: Any) -> dict[str, int]:
         lambda stand, patch: stand.gate.refuse_if_patched("pooling"),
     ],
 )
-async def test_outside_a_request_everything_fails(stand: Any, ask: Any) -> None:
+async def test_outside_a_request_everything_fails(stand: Stand, ask: Any) -> None:
     patch = await stand.load()
     with pytest.raises(PolicyPatchError, match="no HTTP request"):
         ask(stand, patch)
 
 
-async def test_the_decision_is_made_once(stand: Any, begin: Any) -> None:
+async def test_the_decision_is_made_once(stand: Stand, begin: Any) -> None:
     old = await stand.load(fill=1.0)
     begin(b"pirate")
     first = stand.gate.selection()
@@ -53,7 +54,7 @@ async def test_the_decision_is_made_once(stand: Any, begin: Any) -> None:
     assert first.patch == old
 
 
-async def test_a_default_is_decided_once_too(stand: Any, begin: Any) -> None:
+async def test_a_default_is_decided_once_too(stand: Stand, begin: Any) -> None:
     old = await stand.load(fill=1.0)
     stand.use(default_patch="pirate")
     begin()
@@ -62,7 +63,7 @@ async def test_a_default_is_decided_once_too(stand: Any, begin: Any) -> None:
     assert stand.gate.selection().patch == old
 
 
-async def test_a_refusal_is_repeated(stand: Any, begin: Any) -> None:
+async def test_a_refusal_is_repeated(stand: Stand, begin: Any) -> None:
     stand.use(default_patch="pirate")
     begin()
     with pytest.raises(PatchNotReady) as first:
@@ -73,7 +74,7 @@ async def test_a_refusal_is_repeated(stand: Any, begin: Any) -> None:
     assert first.value is second.value
 
 
-async def test_a_decision_for_what_is_no_longer_resident_is_no_decision(stand: Any, begin: Any) -> None:
+async def test_a_decision_for_what_is_no_longer_resident_is_no_decision(stand: Stand, begin: Any) -> None:
     """The view and the workers never disagree; where they did, no request may run on it."""
     patch = await stand.load()
     stand.catalog.residents[patch.digest].is_unloading = True
@@ -85,7 +86,7 @@ async def test_a_decision_for_what_is_no_longer_resident_is_no_decision(stand: A
     assert scope.selection is None
 
 
-async def test_tasks_of_a_request_share_its_decision(stand: Any, begin: Any) -> None:
+async def test_tasks_of_a_request_share_its_decision(stand: Stand, begin: Any) -> None:
     patch = await stand.load()
     begin(b"pirate")
 
@@ -95,7 +96,7 @@ async def test_tasks_of_a_request_share_its_decision(stand: Any, begin: Any) -> 
     assert await asyncio.gather(*(asyncio.create_task(ask()) for _ in range(3))) == [patch] * 3
 
 
-async def test_a_request_counts_once_however_many_generations_it_runs(stand: Any, begin: Any) -> None:
+async def test_a_request_counts_once_however_many_generations_it_runs(stand: Stand, begin: Any) -> None:
     patch = await stand.load()
     scope = begin(b"pirate")
     assert in_flight(stand) == {"pirate@1.0.0": 1}
@@ -106,7 +107,7 @@ async def test_a_request_counts_once_however_many_generations_it_runs(stand: Any
     assert in_flight(stand) == {"pirate@1.0.0": 0}
 
 
-async def test_a_lease_outlives_its_request(stand: Any, begin: Any) -> None:
+async def test_a_lease_outlives_its_request(stand: Stand, begin: Any) -> None:
     patch = await stand.load()
     scope = begin(b"pirate")
     with stand.gate.lease(patch):
@@ -115,7 +116,7 @@ async def test_a_lease_outlives_its_request(stand: Any, begin: Any) -> None:
     assert in_flight(stand) == {"pirate@1.0.0": 0}
 
 
-async def test_a_lease_after_its_request_takes_a_count_of_its_own(stand: Any, begin: Any) -> None:
+async def test_a_lease_after_its_request_takes_a_count_of_its_own(stand: Stand, begin: Any) -> None:
     patch = await stand.load()
     stand.decider.close(begin(b"pirate"))
     with stand.gate.lease(patch):
@@ -123,7 +124,7 @@ async def test_a_lease_after_its_request_takes_a_count_of_its_own(stand: Any, be
     assert in_flight(stand) == {"pirate@1.0.0": 0}
 
 
-async def test_a_lease_after_its_request_fails_where_the_patch_is_gone(stand: Any, begin: Any) -> None:
+async def test_a_lease_after_its_request_fails_where_the_patch_is_gone(stand: Stand, begin: Any) -> None:
     patch = await stand.load()
     stand.decider.close(begin(b"pirate"))
     await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")
@@ -131,7 +132,7 @@ async def test_a_lease_after_its_request_fails_where_the_patch_is_gone(stand: An
         pass
 
 
-async def test_a_lease_on_another_patch_than_the_decided_is_refused(stand: Any, begin: Any) -> None:
+async def test_a_lease_on_another_patch_than_the_decided_is_refused(stand: Stand, begin: Any) -> None:
     await stand.load("pirate")
     other = await stand.load("sailor")
     begin(b"pirate")
@@ -142,7 +143,7 @@ async def test_a_lease_on_another_patch_than_the_decided_is_refused(stand: Any, 
         stand.gate.lease(other)
 
 
-async def test_an_alias_cannot_change_within_a_request(stand: Any, begin: Any) -> None:
+async def test_an_alias_cannot_change_within_a_request(stand: Stand, begin: Any) -> None:
     await stand.load("pirate")
     await stand.load("sailor")
     begin()
@@ -153,7 +154,7 @@ async def test_an_alias_cannot_change_within_a_request(stand: Any, begin: Any) -
         stand.gate.note_alias("demo:sailor")
 
 
-async def test_an_alias_that_comes_after_the_decision_is_refused(stand: Any, begin: Any) -> None:
+async def test_an_alias_that_comes_after_the_decision_is_refused(stand: Stand, begin: Any) -> None:
     await stand.load()
     begin()
     assert stand.gate.selection() is BASE
@@ -173,7 +174,7 @@ async def test_an_alias_that_comes_after_the_decision_is_refused(stand: Any, beg
     ],
 )
 async def test_what_never_generates_is_refused_with_a_named_or_required_patch(
-    stand: Any, begin: Any, header: bytes | None, policy: dict[str, Any], is_refused: bool
+    stand: Stand, begin: Any, header: bytes | None, policy: dict[str, Any], is_refused: bool
 ) -> None:
     await stand.load()
     stand.use(**policy)
@@ -187,7 +188,7 @@ async def test_what_never_generates_is_refused_with_a_named_or_required_patch(
 
 
 async def test_an_unlisted_route_that_reaches_the_engine_gets_the_policy_all_the_same(
-    stand: Any, begin: Any
+    stand: Stand, begin: Any
 ) -> None:
     patch = await stand.load()
     stand.use(default_patch="pirate", require_patch=True)
@@ -199,7 +200,7 @@ async def test_an_unlisted_route_that_reaches_the_engine_gets_the_policy_all_the
         stand.gate.selection()
 
 
-async def test_a_refused_header_leaves_nothing_counted(stand: Any, begin: Any) -> None:
+async def test_a_refused_header_leaves_nothing_counted(stand: Stand, begin: Any) -> None:
     await stand.load()
     with pytest.raises(PatchNotFound):
         begin(b"unknown")
@@ -209,7 +210,7 @@ async def test_a_refused_header_leaves_nothing_counted(stand: Any, begin: Any) -
     assert stand.value('policy_patch_requests_running{patch="none"}') == 0
 
 
-async def test_a_generation_that_is_cancelled_is_no_failure(stand: Any, begin: Any) -> None:
+async def test_a_generation_that_is_cancelled_is_no_failure(stand: Stand, begin: Any) -> None:
     patch = await stand.load()
     scope = begin(b"pirate")
     with pytest.raises(asyncio.CancelledError), stand.gate.lease(patch):
@@ -221,7 +222,7 @@ async def test_a_generation_that_is_cancelled_is_no_failure(stand: Any, begin: A
 
 
 async def test_the_first_tokens_time_is_observed_once_and_later_ones_by_the_token(
-    stand: Any, begin: Any
+    stand: Stand, begin: Any
 ) -> None:
     patch = await stand.load()
     begin(b"pirate")

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from server.errors import PatchNotReady
+from tests.server.stand import Stand
 
 HEADER = "x-policy-patch"
 DIGEST_HEADER = "x-policy-patch-digest"
 
 
-async def test_an_answer_that_the_patch_had_no_part_in_is_withheld(stand: Any) -> None:
+async def test_an_answer_that_the_patch_had_no_part_in_is_withheld(stand: Stand) -> None:
     """A route that answers around the engine client would otherwise be a silent base answer."""
     await stand.load()
     response = await stand.chat("pirate", ignores_patch=True)
@@ -18,7 +19,7 @@ async def test_an_answer_that_the_patch_had_no_part_in_is_withheld(stand: Any) -
     assert (await stand.chat(ignores_patch=True)).json() == {"text": "base"}
 
 
-async def test_an_error_of_the_route_before_the_engine_was_asked_claims_no_patch(stand: Any) -> None:
+async def test_an_error_of_the_route_before_the_engine_was_asked_claims_no_patch(stand: Stand) -> None:
     await stand.load()
     response = await stand.chat("pirate", breaks=True)
     assert stand.code(response) == (500, "internal_error")
@@ -28,7 +29,7 @@ async def test_an_error_of_the_route_before_the_engine_was_asked_claims_no_patch
     assert HEADER not in response.headers
 
 
-async def test_a_refusal_has_the_shape_of_the_routes_own_api(stand: Any) -> None:
+async def test_a_refusal_has_the_shape_of_the_routes_own_api(stand: Stand) -> None:
     await stand.load()
     for header, status, kind in (
         ("unknown", 404, "not_found_error"),
@@ -41,7 +42,7 @@ async def test_a_refusal_has_the_shape_of_the_routes_own_api(stand: Any) -> None
         assert document["error"]["message"]
 
 
-async def test_an_error_of_the_engine_names_the_selected_patch(stand: Any) -> None:
+async def test_an_error_of_the_engine_names_the_selected_patch(stand: Stand) -> None:
     patch = await stand.load()
     stand.engine.fails_after = 0
     response = await stand.chat("pirate")
@@ -49,7 +50,7 @@ async def test_an_error_of_the_engine_names_the_selected_patch(stand: Any) -> No
     assert response.headers[DIGEST_HEADER] == patch.digest
 
 
-async def test_an_apps_own_handler_for_exceptions_is_used(stand: Any) -> None:
+async def test_an_apps_own_handler_for_exceptions_is_used(stand: Stand) -> None:
     async def handle(request: Any, error: Exception) -> Any:
         from fastapi.responses import JSONResponse
 
@@ -61,7 +62,7 @@ async def test_an_apps_own_handler_for_exceptions_is_used(stand: Any) -> None:
     assert response.json() == {"handled": "a bug in the route"}
 
 
-async def test_a_refusal_before_the_first_chunk_of_a_stream_has_its_own_status(stand: Any) -> None:
+async def test_a_refusal_before_the_first_chunk_of_a_stream_has_its_own_status(stand: Stand) -> None:
     """vLLM's streams turn exceptions into a chunk under status 200; the middleware knows better."""
     await stand.load()
     stand.engine.fails_after, stand.engine.failure = 0, PatchNotReady("lost on the way")
@@ -72,7 +73,7 @@ async def test_a_refusal_before_the_first_chunk_of_a_stream_has_its_own_status(s
     assert stand.in_flight() == 0
 
 
-async def test_a_refusal_after_the_first_chunk_stays_in_the_stream(stand: Any) -> None:
+async def test_a_refusal_after_the_first_chunk_stays_in_the_stream(stand: Stand) -> None:
     await stand.load()
     stand.engine.fails_after, stand.engine.failure = 1, PatchNotReady("lost on the way")
     response = await stand.chat("pirate", stream=True)
@@ -80,13 +81,13 @@ async def test_a_refusal_after_the_first_chunk_stays_in_the_stream(stand: Any) -
     assert "lost on the way" in response.text
 
 
-async def test_a_refusal_that_a_route_made_something_else_of_is_restored(stand: Any) -> None:
+async def test_a_refusal_that_a_route_made_something_else_of_is_restored(stand: Stand) -> None:
     await stand.load()
     stand.engine.fails_after, stand.engine.failure = 2, PatchNotReady("lost on the way")
     assert stand.code(await stand.chat("pirate")) == (503, "patch_not_ready")
 
 
-async def test_a_path_below_a_root_path_is_the_same_route(stand: Any) -> None:
+async def test_a_path_below_a_root_path_is_the_same_route(stand: Stand) -> None:
     await stand.load()
     stand.app.root_path = "/api"
     response = await stand.client.post(
@@ -95,14 +96,14 @@ async def test_a_path_below_a_root_path_is_the_same_route(stand: Any) -> None:
     assert response.headers[HEADER] == "pirate@1.0.0"
 
 
-async def test_a_redirect_to_the_route_without_slash_is_left_alone(stand: Any) -> None:
+async def test_a_redirect_to_the_route_without_slash_is_left_alone(stand: Stand) -> None:
     await stand.load()
     response = await stand.post("/v1/chat/completions/", "pirate")
     assert response.status_code == 307
 
 
 async def test_a_stream_of_the_base_begins_before_its_first_token(
-    stand: Any, open_stream: Callable[..., Any]
+    stand: Stand, open_stream: Callable[..., Any]
 ) -> None:
     """Nothing is held back where there is no patch."""
     stand.engine.num_tokens = 2
@@ -113,7 +114,7 @@ async def test_a_stream_of_the_base_begins_before_its_first_token(
     assert "base" in await stream.rest()
 
 
-async def test_a_stream_that_nobody_asked_the_gate_about_gets_the_default_or_nothing(stand: Any) -> None:
+async def test_a_stream_that_nobody_asked_the_gate_about_gets_the_default_or_nothing(stand: Stand) -> None:
     """A route that streams around the engine client, under a default patch."""
     from fastapi.responses import StreamingResponse
 
@@ -131,7 +132,7 @@ async def test_a_stream_that_nobody_asked_the_gate_about_gets_the_default_or_not
     assert stand.code(response) == (500, "patch_not_applied")
 
 
-async def test_a_refusal_by_the_engine_that_is_no_patch_error_counts_by_its_status(stand: Any) -> None:
+async def test_a_refusal_by_the_engine_that_is_no_patch_error_counts_by_its_status(stand: Stand) -> None:
     """vLLM checks some parameters inside the generation."""
 
     @stand.app.exception_handler(ValueError)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.versions.composition import COMPOSED_LABEL, JoinedComposition
+from tests.server.stand import Stand
 
 HEADER = "x-policy-patch"
 DIGEST_HEADER = "x-policy-patch-digest"
@@ -14,19 +15,19 @@ FORM_HEADER = "x-policy-patch-composition"
 
 
 @pytest.fixture
-async def parts(stand: Any) -> tuple[Any, Any]:
+async def parts(stand: Stand) -> tuple[Any, Any]:
     """Two patches that nothing was composed of."""
     return await stand.load("toxicity", fill=1.0), await stand.load("bias", num_tokens=3, fill=2.0)
 
 
 @pytest.fixture
-def composing(stand: Any, parts: Any) -> Any:
+def composing(stand: Stand, parts: Any) -> Any:
     """A server that was started with ``--composition joined``."""
     stand.catalog.publication.view = replace(stand.catalog.view, may_compose=True)
     return stand
 
 
-async def test_nothing_is_joined_unless_the_operator_allows_it(stand: Any, parts: Any) -> None:
+async def test_nothing_is_joined_unless_the_operator_allows_it(stand: Stand, parts: Any) -> None:
     response = await stand.chat("toxicity, bias")
     assert stand.code(response) == (400, "composition_not_prepared")
     assert "--composition joined" in response.json()["error"]["message"]

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from tests.server.stand import Stand
+
 HEADER = "x-policy-patch"
 DIGEST_HEADER = "x-policy-patch-digest"
 
 
-async def test_a_named_patch_answers_and_is_named(stand: Any) -> None:
+async def test_a_named_patch_answers_and_is_named(stand: Stand) -> None:
     patch = await stand.load("pirate", "1.2.0")
     response = await stand.chat("pirate")
     assert response.json() == {"tokens": [patch.digest] * 3}
@@ -17,7 +19,7 @@ async def test_a_named_patch_answers_and_is_named(stand: Any) -> None:
     assert response.headers[DIGEST_HEADER] == patch.digest
 
 
-async def test_the_base_answers_where_nothing_is_named_and_says_so(stand: Any) -> None:
+async def test_the_base_answers_where_nothing_is_named_and_says_so(stand: Stand) -> None:
     await stand.load()
     response = await stand.chat()
     assert response.json() == {"tokens": ["base"] * 3}
@@ -25,7 +27,7 @@ async def test_the_base_answers_where_nothing_is_named_and_says_so(stand: Any) -
     assert DIGEST_HEADER not in response.headers
 
 
-async def test_a_stream_names_its_patch_too(stand: Any, open_stream: Callable[..., Any]) -> None:
+async def test_a_stream_names_its_patch_too(stand: Stand, open_stream: Callable[..., Any]) -> None:
     patch = await stand.load()
     stream = open_stream("pirate")
     status, headers = await stream.start()
@@ -34,21 +36,21 @@ async def test_a_stream_names_its_patch_too(stand: Any, open_stream: Callable[..
     assert await stream.rest() == f"data: {patch.digest}\n\n" * 3 + "data: [DONE]\n\n"
 
 
-async def test_a_base_stream_is_named_none(stand: Any, open_stream: Callable[..., Any]) -> None:
+async def test_a_base_stream_is_named_none(stand: Stand, open_stream: Callable[..., Any]) -> None:
     stream = open_stream()
     assert (await stream.start())[1][HEADER] == "none"
     assert "base" in await stream.rest()
 
 
 @pytest.mark.parametrize("pin", ["@1.0.0", "@sha256"])
-async def test_a_pinned_version_answers_although_another_is_active(stand: Any, pin: str) -> None:
+async def test_a_pinned_version_answers_although_another_is_active(stand: Stand, pin: str) -> None:
     old = await stand.load("pirate", "1.0.0", fill=1.0)
     await stand.load("pirate", "2.0.0", fill=2.0)
     reference = "pirate@" + (old.digest[:19] if pin == "@sha256" else "1.0.0")
     assert (await stand.chat(reference)).headers[DIGEST_HEADER] == old.digest
 
 
-async def test_a_composition_answers_where_it_was_prepared(stand: Any) -> None:
+async def test_a_composition_answers_where_it_was_prepared(stand: Stand) -> None:
     parts = [await stand.load("toxicity", fill=1.0), await stand.load("bias", fill=2.0)]
     components = [{"name": p.name, "version": p.version, "digest": p.digest} for p in parts]
     origin = {"method": "compose", "components": components}
@@ -75,7 +77,7 @@ async def test_a_composition_answers_where_it_was_prepared(stand: Any) -> None:
     ],
 )
 async def test_a_header_that_cannot_be_honoured_is_refused_and_never_reaches_the_engine(
-    stand: Any, header: bytes, expected: tuple[int, str], is_stream: bool
+    stand: Stand, header: bytes, expected: tuple[int, str], is_stream: bool
 ) -> None:
     await stand.load()
     response = await stand.chat(header, stream=is_stream)
@@ -85,7 +87,7 @@ async def test_a_header_that_cannot_be_honoured_is_refused_and_never_reaches_the
     assert stand.engine.decisions == []
 
 
-async def test_two_header_lines_are_refused_even_where_they_agree(stand: Any) -> None:
+async def test_two_header_lines_are_refused_even_where_they_agree(stand: Stand) -> None:
     await stand.load()
     headers = [("X-Policy-Patch", "pirate"), ("x-policy-patch", "pirate")]
     response = await stand.client.post("/v1/chat/completions", headers=headers, json={})
@@ -93,21 +95,21 @@ async def test_two_header_lines_are_refused_even_where_they_agree(stand: Any) ->
 
 
 @pytest.mark.parametrize("name", ["X-Policy-Patch", "x-policy-patch", "X-POLICY-PATCH"])
-async def test_the_header_name_may_be_in_any_case(stand: Any, name: str) -> None:
+async def test_the_header_name_may_be_in_any_case(stand: Stand, name: str) -> None:
     await stand.load()
     response = await stand.client.post("/v1/chat/completions", headers={name: "pirate"}, json={})
     assert response.headers[HEADER] == "pirate@1.0.0"
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_an_alias_selects_a_patch(stand: Any, is_stream: bool) -> None:
+async def test_an_alias_selects_a_patch(stand: Stand, is_stream: bool) -> None:
     patch = await stand.load()
     response = await stand.chat(model="demo:pirate", stream=is_stream)
     assert response.headers[HEADER] == "pirate@1.0.0"
     assert patch.digest in response.text
 
 
-async def test_the_header_wins_over_the_alias(stand: Any) -> None:
+async def test_the_header_wins_over_the_alias(stand: Stand) -> None:
     await stand.load("pirate")
     await stand.load("sailor")
     assert (await stand.chat("sailor", model="demo:pirate")).headers[HEADER] == "sailor@1.0.0"
@@ -127,7 +129,7 @@ async def test_the_header_wins_over_the_alias(stand: Any) -> None:
     ],
 )
 async def test_an_alias_that_cannot_be_honoured_is_refused(
-    stand: Any, model: str, expected: tuple[int, str], is_stream: bool
+    stand: Stand, model: str, expected: tuple[int, str], is_stream: bool
 ) -> None:
     response = await stand.chat(model=model, stream=is_stream)
     assert stand.code(response) == expected
@@ -135,13 +137,13 @@ async def test_an_alias_that_cannot_be_honoured_is_refused(
     assert stand.engine.decisions == []
 
 
-async def test_a_malformed_header_is_refused_although_an_alias_is_fine(stand: Any) -> None:
+async def test_a_malformed_header_is_refused_although_an_alias_is_fine(stand: Stand) -> None:
     await stand.load()
     assert stand.code(await stand.chat("Pirate", model="demo:pirate"))[0] == 400
 
 
 async def test_a_default_patch_answers_where_nothing_is_named(
-    stand: Any, open_stream: Callable[..., Any]
+    stand: Stand, open_stream: Callable[..., Any]
 ) -> None:
     patch = await stand.load()
     stand.use(default_patch="pirate")
@@ -152,7 +154,7 @@ async def test_a_default_patch_answers_where_nothing_is_named(
     assert patch.digest in await stream.rest()
 
 
-async def test_none_opts_out_of_a_default_patch(stand: Any) -> None:
+async def test_none_opts_out_of_a_default_patch(stand: Stand) -> None:
     await stand.load()
     stand.use(default_patch="pirate")
     assert (await stand.chat("none")).headers[HEADER] == "none"
@@ -160,7 +162,7 @@ async def test_none_opts_out_of_a_default_patch(stand: Any) -> None:
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_none_is_forbidden_where_a_patch_is_required(stand: Any, is_stream: bool) -> None:
+async def test_none_is_forbidden_where_a_patch_is_required(stand: Stand, is_stream: bool) -> None:
     await stand.load()
     stand.use(default_patch="pirate", require_patch=True)
     assert stand.code(await stand.chat("none", stream=is_stream)) == (403, "patch_forbidden")
@@ -170,7 +172,7 @@ async def test_none_is_forbidden_where_a_patch_is_required(stand: Any, is_stream
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_required_patch_without_a_default_has_to_be_named(stand: Any, is_stream: bool) -> None:
+async def test_a_required_patch_without_a_default_has_to_be_named(stand: Stand, is_stream: bool) -> None:
     await stand.load()
     stand.use(require_patch=True)
     assert stand.code(await stand.chat(stream=is_stream)) == (403, "patch_forbidden")
@@ -178,7 +180,7 @@ async def test_a_required_patch_without_a_default_has_to_be_named(stand: Any, is
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_missing_default_patch_is_503_and_never_the_base(stand: Any, is_stream: bool) -> None:
+async def test_a_missing_default_patch_is_503_and_never_the_base(stand: Stand, is_stream: bool) -> None:
     stand.use(default_patch="gone")
     response = await stand.chat(stream=is_stream)
     assert stand.code(response) == (503, "patch_not_ready")
@@ -187,14 +189,14 @@ async def test_a_missing_default_patch_is_503_and_never_the_base(stand: Any, is_
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/completions/render"])
-async def test_a_named_patch_is_refused_on_routes_that_do_not_generate(stand: Any, path: str) -> None:
+async def test_a_named_patch_is_refused_on_routes_that_do_not_generate(stand: Stand, path: str) -> None:
     await stand.load()
     assert stand.code(await stand.post(path, "pirate")) == (400, "unsupported_with_patch")
     assert stand.code(await stand.post(path, "Pirate")) == (400, "malformed_patch_name")
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/completions/render"])
-async def test_an_alias_is_refused_on_routes_that_do_not_generate(stand: Any, path: str) -> None:
+async def test_an_alias_is_refused_on_routes_that_do_not_generate(stand: Stand, path: str) -> None:
     await stand.load()
     response = await stand.post(path, model="demo:pirate")
     assert stand.code(response) == (400, "unsupported_with_patch")
@@ -202,7 +204,7 @@ async def test_an_alias_is_refused_on_routes_that_do_not_generate(stand: Any, pa
 
 @pytest.mark.parametrize("named", [{"header": "pirate"}, {"model": "demo:pirate"}], ids=["header", "alias"])
 async def test_a_route_that_touches_no_model_lets_both_ways_to_name_a_patch_through(
-    stand: Any, named: dict[str, str]
+    stand: Stand, named: dict[str, str]
 ) -> None:
     await stand.load()
     for path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens"):
@@ -212,12 +214,12 @@ async def test_a_route_that_touches_no_model_lets_both_ways_to_name_a_patch_thro
     assert stand.value('policy_patch_requests_total{outcome="ok",patch="pirate"}') is None
 
 
-async def test_a_path_without_a_route_is_the_routers_404_whatever_it_names(stand: Any) -> None:
+async def test_a_path_without_a_route_is_the_routers_404_whatever_it_names(stand: Stand) -> None:
     for header in ("pirate", "Odd Case", None):
         assert (await stand.post("/v1/chat/complétions", header)).status_code == 404
 
 
-async def test_a_default_patch_leaves_routes_alone_that_do_not_generate(stand: Any) -> None:
+async def test_a_default_patch_leaves_routes_alone_that_do_not_generate(stand: Stand) -> None:
     await stand.load()
     stand.use(default_patch="pirate")
     response = await stand.post("/v1/embeddings")
@@ -227,7 +229,7 @@ async def test_a_default_patch_leaves_routes_alone_that_do_not_generate(stand: A
     assert (response.status_code, response.headers[HEADER]) == (200, "none")
 
 
-async def test_a_required_patch_closes_routes_that_run_the_model_without_it(stand: Any) -> None:
+async def test_a_required_patch_closes_routes_that_run_the_model_without_it(stand: Stand) -> None:
     await stand.load()
     stand.use(default_patch="pirate", require_patch=True)
     for path in ("/v1/embeddings", "/invocations"):
@@ -235,12 +237,12 @@ async def test_a_required_patch_closes_routes_that_run_the_model_without_it(stan
     assert (await stand.post("/v1/completions/render")).status_code == 200
 
 
-async def test_encoding_behind_a_generating_route_is_refused_with_a_patch(stand: Any) -> None:
+async def test_encoding_behind_a_generating_route_is_refused_with_a_patch(stand: Stand) -> None:
     await stand.load()
     assert stand.code(await stand.post("/invocations", "pirate")) == (400, "unsupported_with_patch")
 
 
-async def test_reading_and_cancelling_ignore_the_header_that_a_client_always_sends(stand: Any) -> None:
+async def test_reading_and_cancelling_ignore_the_header_that_a_client_always_sends(stand: Stand) -> None:
     stand.use(default_patch="gone", require_patch=True)
     response = await stand.client.get("/v1/models", headers={"X-Policy-Patch": "Odd Case"})
     assert response.status_code == 200

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from tests.server.stand import Stand
+
 HEADER = "x-policy-patch"
 DIGEST_HEADER = "x-policy-patch-digest"
 
 
 async def test_requests_in_flight_keep_their_version_while_it_is_replaced(
-    stand: Any, open_stream: Callable[..., Any]
+    stand: Stand, open_stream: Callable[..., Any]
 ) -> None:
     old = await stand.load(fill=1.0)
     stand.engine.may_go_on.clear()
@@ -30,7 +32,7 @@ async def test_requests_in_flight_keep_their_version_while_it_is_replaced(
 
 
 async def test_a_removed_patch_is_drained_and_takes_no_new_requests(
-    stand: Any, open_stream: Callable[..., Any]
+    stand: Stand, open_stream: Callable[..., Any]
 ) -> None:
     patch = await stand.load()
     stand.engine.may_go_on.clear()
@@ -46,7 +48,7 @@ async def test_a_removed_patch_is_drained_and_takes_no_new_requests(
     assert (await stand.client.get("/v1/patches/pirate")).status_code == 404
 
 
-async def test_a_patch_that_is_replaced_between_decision_and_generation_still_answers(stand: Any) -> None:
+async def test_a_patch_that_is_replaced_between_decision_and_generation_still_answers(stand: Stand) -> None:
     """The decision itself keeps the tensors: no request fails because a swap came in between."""
     old = await stand.load(fill=1.0)
     real = stand.engine.generate
@@ -68,7 +70,7 @@ async def test_a_patch_that_is_replaced_between_decision_and_generation_still_an
     assert old.digest not in stand.residency.resident
 
 
-async def test_a_client_that_hangs_up_frees_its_patch(stand: Any, open_stream: Callable[..., Any]) -> None:
+async def test_a_client_that_hangs_up_frees_its_patch(stand: Stand, open_stream: Callable[..., Any]) -> None:
     await stand.load()
     stand.engine.may_go_on.clear()
     stream = open_stream("pirate")
@@ -82,7 +84,7 @@ async def test_a_client_that_hangs_up_frees_its_patch(stand: Any, open_stream: C
 
 
 async def test_a_handler_that_gives_up_on_a_client_that_left_counts_as_cancelled(
-    stand: Any, open_stream: Callable[..., Any], caplog: Any
+    stand: Stand, open_stream: Callable[..., Any], caplog: Any
 ) -> None:
     await stand.load()
     stream = open_stream("pirate", path="/v1/messages")
@@ -95,7 +97,7 @@ async def test_a_handler_that_gives_up_on_a_client_that_left_counts_as_cancelled
 
 @pytest.mark.parametrize("fails_after", [0, 1, 2])
 async def test_an_engine_that_breaks_in_mid_stream_frees_the_patch_and_counts_as_an_error(
-    stand: Any, open_stream: Callable[..., Any], fails_after: int
+    stand: Stand, open_stream: Callable[..., Any], fails_after: int
 ) -> None:
     await stand.load()
     stand.engine.fails_after = fails_after
@@ -106,7 +108,7 @@ async def test_an_engine_that_breaks_in_mid_stream_frees_the_patch_and_counts_as
     assert stand.value('policy_patch_requests_total{outcome="server_error",patch="pirate"}') == 1
 
 
-async def test_a_background_response_keeps_its_patch_after_its_http_answer(stand: Any) -> None:
+async def test_a_background_response_keeps_its_patch_after_its_http_answer(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     stand.engine.may_go_on.clear()
     response = await stand.post("/v1/responses", "pirate")
@@ -121,7 +123,7 @@ async def test_a_background_response_keeps_its_patch_after_its_http_answer(stand
     assert old.digest not in stand.residency.resident
 
 
-async def test_many_mixed_requests_each_get_their_own(stand: Any) -> None:
+async def test_many_mixed_requests_each_get_their_own(stand: Stand) -> None:
     patches = {f"p{i}": await stand.load(f"p{i}", fill=float(i)) for i in range(16)}
     wanted = [None, *patches] * 8
     answers = await asyncio.gather(*(stand.chat(name) for name in wanted))
@@ -132,7 +134,7 @@ async def test_many_mixed_requests_each_get_their_own(stand: Any) -> None:
     assert stand.in_flight() == 0
 
 
-async def test_forty_swaps_under_load_fail_no_request_and_mix_no_versions(stand: Any) -> None:
+async def test_forty_swaps_under_load_fail_no_request_and_mix_no_versions(stand: Stand) -> None:
     stop = asyncio.Event()
     await stand.load(fill=0.0)
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import uvicorn
 
+from tests.server.stand import Stand
+
 
 @pytest.fixture(params=["h11", "httptools"])
-async def port(stand: Any, request: Any) -> AsyncIterator[int]:
+async def port(stand: Stand, request: Any) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(stand.app, http=request.param, ws="none", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
@@ -83,7 +85,9 @@ async def head_of(reader: asyncio.StreamReader) -> str:
         [b"X-Policy-Patch: pirate\r\n folded"],
     ],
 )
-async def test_a_bad_header_is_a_400_whoever_refuses_it(stand: Any, connect: Any, lines: list[bytes]) -> None:
+async def test_a_bad_header_is_a_400_whoever_refuses_it(
+    stand: Stand, connect: Any, lines: list[bytes]
+) -> None:
     await stand.load()
     reader, _ = await ask(connect, *lines)
     assert (await head_of(reader)).startswith("http/1.1 400 ")
@@ -92,7 +96,7 @@ async def test_a_bad_header_is_a_400_whoever_refuses_it(stand: Any, connect: Any
 
 @pytest.mark.parametrize("name", [b"X-Policy-Patch", b"x-policy-patch", b"X-POLICY-PATCH"])
 async def test_a_good_header_is_read_in_any_case_and_with_space_around_it(
-    stand: Any, connect: Any, name: bytes
+    stand: Stand, connect: Any, name: bytes
 ) -> None:
     patch = await stand.load()
     reader, _ = await ask(connect, name + b":  pirate \t ")
@@ -104,7 +108,7 @@ async def test_a_good_header_is_read_in_any_case_and_with_space_around_it(
 
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_an_answer_that_is_read_to_its_end_counts_as_ok(
-    stand: Any, connect: Any, is_stream: bool
+    stand: Stand, connect: Any, is_stream: bool
 ) -> None:
     """Servers report a disconnect at the end of every exchange, which must not count as one."""
     await stand.load()
@@ -116,7 +120,7 @@ async def test_an_answer_that_is_read_to_its_end_counts_as_ok(
     assert stand.value('policy_patch_requests_total{outcome="ok",patch="pirate"}') == 1
 
 
-async def test_a_client_that_hangs_up_frees_its_patch(stand: Any, connect: Any) -> None:
+async def test_a_client_that_hangs_up_frees_its_patch(stand: Stand, connect: Any) -> None:
     await stand.load()
     stand.engine.may_go_on.clear()
     reader, writer = await ask(connect, b"X-Policy-Patch: pirate", stream=True)

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from tests.server.stand import Stand
+
 
 async def connect(
-    stand: Any, *headers: bytes, extensions: dict[str, Any] | None = None
+    stand: Stand, *headers: bytes, extensions: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     """Open a connection to a route that accepts everything; gives what the server answers."""
     sent: list[dict[str, Any]] = []
@@ -33,7 +35,7 @@ async def connect(
 
 
 @pytest.fixture(autouse=True)
-def route(stand: Any) -> None:
+def route(stand: Stand) -> None:
     @stand.app.websocket("/v1/realtime")
     async def realtime(websocket: Any) -> None:
         await websocket.accept()
@@ -61,7 +63,7 @@ def route(stand: Any) -> None:
     ],
 )
 async def test_a_connection_that_has_a_patch_is_refused(
-    stand: Any, headers: list[bytes], policy: dict[str, Any]
+    stand: Stand, headers: list[bytes], policy: dict[str, Any]
 ) -> None:
     await stand.load()
     stand.use(**policy)
@@ -70,7 +72,7 @@ async def test_a_connection_that_has_a_patch_is_refused(
     assert stand.engine.decisions == []
 
 
-async def test_the_refusal_is_an_error_object_where_the_server_can_send_one(stand: Any) -> None:
+async def test_the_refusal_is_an_error_object_where_the_server_can_send_one(stand: Stand) -> None:
     start, body = await connect(stand, b"pirate", extensions={"websocket.http.response": {}})
     assert (start["type"], start["status"]) == ("websocket.http.response.start", 400)
     assert json.loads(body["body"])["error"]["code"] == "unsupported_with_patch"
@@ -80,7 +82,7 @@ async def test_the_refusal_is_an_error_object_where_the_server_can_send_one(stan
     ("headers", "policy"), [([], {}), ([b"none"], {}), ([b"none"], {"default_patch": "pirate"})]
 )
 async def test_a_connection_without_a_patch_is_served_by_the_base(
-    stand: Any, headers: list[bytes], policy: dict[str, Any]
+    stand: Stand, headers: list[bytes], policy: dict[str, Any]
 ) -> None:
     await stand.load()
     stand.use(**policy)

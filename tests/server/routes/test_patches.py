@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from tests.server.stand import Stand
 
-async def test_the_list_describes_every_version_and_every_refusal(stand: Any) -> None:
+
+async def test_the_list_describes_every_version_and_every_refusal(stand: Stand) -> None:
     old = await stand.load("pirate", "1.0.0", license="Apache-2.0", changelog="First.")
     new = await stand.load("pirate", "1.1.0", num_tokens=16)
     (stand.folder / "bad.safetensors").write_bytes(b"no")
@@ -53,14 +55,14 @@ def version(
     }
 
 
-async def test_an_empty_catalog_is_an_empty_list(stand: Any) -> None:
+async def test_an_empty_catalog_is_an_empty_list(stand: Stand) -> None:
     stand.use(default_patch="pirate@1.0.0", require_patch=True)
     document = (await stand.client.get("/v1/patches")).json()
     assert (document["data"], document["failures"]) == ([], [])
     assert (document["default_patch"], document["is_patch_required"]) == ("pirate@1.0.0", True)
 
 
-async def test_replaced_content_that_drains_stands_behind_what_serves(stand: Any) -> None:
+async def test_replaced_content_that_drains_stands_behind_what_serves(stand: Stand) -> None:
     old = await stand.load(fill=1.0)
     stand.catalog.residents.acquire(old)
     await stand.load(fill=2.0)
@@ -72,14 +74,14 @@ async def test_replaced_content_that_drains_stands_behind_what_serves(stand: Any
     stand.catalog.residents.release(old)
 
 
-async def test_one_patch_is_described_by_name(stand: Any) -> None:
+async def test_one_patch_is_described_by_name(stand: Stand) -> None:
     await stand.load("pirate")
     await stand.load("sailor")
     assert (await stand.client.get("/v1/patches/sailor")).json()["name"] == "sailor"
 
 
 @pytest.mark.parametrize("name", ["unknown", "Pirate", "none", "x" * 5000, "%E2%98%A0"])
-async def test_an_unknown_name_is_a_404_error_object(stand: Any, name: str) -> None:
+async def test_an_unknown_name_is_a_404_error_object(stand: Stand, name: str) -> None:
     await stand.load()
     response = await stand.client.get(f"/v1/patches/{name}")
     assert response.status_code == 404
@@ -89,24 +91,24 @@ async def test_an_unknown_name_is_a_404_error_object(stand: Any, name: str) -> N
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-async def test_the_catalog_cannot_be_changed_over_http(stand: Any, method: str) -> None:
+async def test_the_catalog_cannot_be_changed_over_http(stand: Stand, method: str) -> None:
     await stand.load()
     for path in ("/v1/patches", "/v1/patches/pirate", "/v1/patches/pirate/activate"):
         assert (await stand.client.request(method, path)).status_code in (404, 405)
 
 
-async def test_the_routes_are_in_the_openapi_document(stand: Any) -> None:
+async def test_the_routes_are_in_the_openapi_document(stand: Stand) -> None:
     paths = (await stand.client.get("/openapi.json")).json()["paths"]
     assert set(paths["/v1/patches/{name}"]["get"]["responses"]) >= {"200", "404"}
     schema = paths["/v1/patches"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/PatchList"}
 
 
-async def test_an_empty_catalog_has_no_aliases(stand: Any) -> None:
+async def test_an_empty_catalog_has_no_aliases(stand: Stand) -> None:
     assert stand.decider.aliases("demo") == {}
 
 
-async def test_aliases_name_every_patch_below_the_served_name(stand: Any) -> None:
+async def test_aliases_name_every_patch_below_the_served_name(stand: Stand) -> None:
     await stand.load("sailor")
     await stand.load("pirate")
     assert list(stand.decider.aliases("demo")) == ["demo:pirate", "demo:sailor"]

@@ -14,6 +14,7 @@ from patches.signing.keys import generate_keys, load_private_key
 from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import make_statement
 from server.trust.trust import Trust, TrustSources
+from tests.server.stand import Stand
 
 
 @dataclass
@@ -93,14 +94,14 @@ def notary(some_keys: Path, tmp_path: Path) -> Notary:
 
 
 @pytest.fixture
-def strict(stand: Any, notary: Notary) -> Any:
+def strict(stand: Stand, notary: Notary) -> Any:
     """The stand, with a catalog that demands signatures."""
     stand.catalog.intake.trust = notary.trust()
     return stand
 
 
 @pytest.fixture
-def publish(stand: Any, notary: Notary) -> Callable[..., Path]:
+def publish(stand: Stand, notary: Notary) -> Callable[..., Path]:
     """Put a patch and its signature into the folder, without loading it."""
 
     def put(

@@ -8,6 +8,7 @@ import pytest
 
 from patches.signing.signature import signature_path
 from server.catalog.folder import PatchFolder
+from tests.server.stand import Stand
 
 Publish = Callable[..., Path]
 
@@ -18,7 +19,7 @@ async def watching(strict: Any) -> AsyncIterator[PatchFolder]:
         yield folder
 
 
-def reasons(stand: Any) -> list[str]:
+def reasons(stand: Stand) -> list[str]:
     return [failure.reason for failure in stand.catalog.failures()]
 
 

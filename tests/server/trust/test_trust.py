@@ -13,6 +13,7 @@ from patches.signing.signature import signature_path
 from server.errors import FileRefused
 from server.trust.trust import SETTLE_S, Trust, TrustError, TrustSources
 from server.versions.view import ServedPatch
+from tests.server.stand import Stand
 
 Publish = Callable[..., Path]
 
@@ -42,7 +43,7 @@ def refusal(trust: Trust, patch: ServedPatch) -> str | None:
     return found.reason if found is not None else None
 
 
-def test_without_sources_everything_is_believed(stand: Any) -> None:
+def test_without_sources_everything_is_believed(stand: Stand) -> None:
     trust = Trust()
     path = stand.put()
     assert check(trust, path) is None
@@ -50,7 +51,7 @@ def test_without_sources_everything_is_believed(stand: Any) -> None:
     assert not trust.is_signature_required
 
 
-def test_only_trusted_signatures_pass(notary: Any, stand: Any, publish: Publish) -> None:
+def test_only_trusted_signatures_pass(notary: Any, stand: Stand, publish: Publish) -> None:
     trust = notary.trust()
     assert check(trust, publish()) is None
     assert check(trust, stand.put("naked")) == "unsigned"
@@ -130,7 +131,7 @@ def test_a_revocation_takes_effect_on_what_is_served(notary: Any, publish: Publi
     assert refusal(trust, patch) == check(trust, path) == "revoked"
 
 
-def test_a_revocation_works_without_keys(notary: Any, stand: Any) -> None:
+def test_a_revocation_works_without_keys(notary: Any, stand: Stand) -> None:
     path = stand.put()
     notary.revoke(read_patch(path).digest)
     assert check(Trust(TrustSources(revoked=notary.revoked)), path) == "revoked"

@@ -9,6 +9,7 @@ import pytest
 from server.admin.operator import Operator
 from server.audit import AuditEvent
 from server.trust.audit import SignerAudit
+from tests.server.stand import Stand
 
 Publish = Callable[..., Path]
 
@@ -50,7 +51,7 @@ async def test_the_audit_log_names_the_signer(strict: Any, publish: Publish, eve
     ]
 
 
-async def test_a_server_without_keys_names_no_signer(stand: Any) -> None:
+async def test_a_server_without_keys_names_no_signer(stand: Stand) -> None:
     events = Events()
     stand.decider.audit = SignerAudit(events, stand.catalog.trust)
     await stand.load()

@@ -9,6 +9,7 @@ import pytest
 from patches.signing.signature import signature_path
 from server.catalog.trust_watch import TrustWatch
 from server.versions.view import FileFailure, ServedPatch
+from tests.server.stand import Stand
 
 Publish = Callable[..., Path]
 
@@ -19,7 +20,7 @@ def watch(strict: Any) -> TrustWatch:
     return TrustWatch(strict.catalog.trust, strict.catalog, strict.metrics)
 
 
-def served(stand: Any) -> dict[str, str]:
+def served(stand: Stand) -> dict[str, str]:
     """Reference -> digest of everything that a request can get."""
     return {
         patch.reference: patch.digest
@@ -28,7 +29,7 @@ def served(stand: Any) -> dict[str, str]:
     }
 
 
-def reasons(stand: Any) -> dict[str, str]:
+def reasons(stand: Stand) -> dict[str, str]:
     return {failure.file: failure.reason for failure in stand.catalog.failures()}
 
 

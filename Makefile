@@ -77,7 +77,7 @@ demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000
 test: $(INSTALLED_DEV) ## every test that needs no GPU, those against a real vLLM server included
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"
 	@POLICYPATCH_DEMO_MODEL="$(DEMO_MODEL)" $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) \
-	    --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	    --dist loadfile --no-loadscope-reorder --durations 10 $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED_DEV) ## ruff, mypy, hadolint

@@ -20,6 +20,7 @@ from patches.model import LoadedModel, load_model
 from tests.e2e.preload import Preload, can_preload
 from tests.e2e.running_server import Answer, RunningServer
 from tests.e2e.servers import problems
+from tests.tiny_model import save_tiny_model
 
 StartServer = Callable[..., RunningServer]
 
@@ -202,28 +203,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Pa
 
     Steps take a millisecond, so tests that need many of them, or servers of their own, use this one.
     """
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("tiny-model")
-    tokenizer = AutoTokenizer.from_pretrained(demo_model)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=2048,
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "max_position_embeddings": 2048}
+    save_tiny_model(
+        folder,
+        tokenizer=AutoTokenizer.from_pretrained(demo_model),
         tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
         # Wide enough that random attention tells prompts apart.
         initializer_range=0.2,
+        **sizes,
     )
-    LlamaForCausalLM(config).float().save_pretrained(folder)
     return folder
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Make patches from recipes: read the prompts, have the model answer, choose pairs, train. A recipe is a file of
-YAML; those of the ready patches are in examples/recipes, and `policypatch train` says what its options do.
+YAML: the first versions of the ready patches are in examples/recipes, the later ones, which continue them, in
+examples/recipes/beside (`make patches` runs all in order). `policypatch train` says what its options do.
 
 Everything lies under --output: a recipe's data in DIR/RECIPE, its patches in DIR/RECIPE/seed-S. Prompts and
 pairs may hold harmful text: keep them to yourself. A step whose result exists is not taken again, and one

@@ -156,9 +156,9 @@ def _request(ready: Ready) -> str | None:
     patch = next((patch for patch in candidates if ready.may_have(patch)), None)
     if patch is None and not ready.may_have(None):
         return None
-    words = ["curl", f"{ready.base_url}/chat/completions"]
+    words = ["curl", "-i", f"{ready.base_url}/chat/completions"]
     if ready.listen_address.startswith(_UNIX):
-        words[1:1] = ["--unix-socket", ready.listen_address.removeprefix(_UNIX)]
+        words[2:2] = ["--unix-socket", ready.listen_address.removeprefix(_UNIX)]
     headers = ["-H 'Content-Type: application/json'"]
     if patch is not None:
         headers.append(f"-H '{PATCH_HEADER}: {patch.name}'")

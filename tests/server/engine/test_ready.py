@@ -65,7 +65,7 @@ def test_the_block_names_address_model_and_each_patch_with_how_it_was_made() -> 
 
 def test_the_command_can_be_pasted_and_names_a_patch_whose_effect_shows() -> None:
     words = request_of(block_of())
-    assert words[:2] == ["curl", "http://127.0.0.1:8000/v1/chat/completions"]
+    assert words[:3] == ["curl", "-i", "http://127.0.0.1:8000/v1/chat/completions"]
     assert header_values(words) == ["Content-Type: application/json", "X-Policy-Patch: pirate"]
     assert json.loads(words[words.index("-d") + 1])["model"] == "smollm2"
 
@@ -105,7 +105,7 @@ def test_the_address_is_one_that_a_client_here_can_use(address: str, url: str) -
 def test_a_unix_socket_is_asked_through_curls_own_flag() -> None:
     text = block_of(address="unix:/run/a b.sock")
     assert "  address   unix:/run/a b.sock, model" in text
-    assert request_of(text)[1:4] == ["--unix-socket", "/run/a b.sock", "http://localhost/v1/chat/completions"]
+    assert request_of(text)[2:5] == ["--unix-socket", "/run/a b.sock", "http://localhost/v1/chat/completions"]
 
 
 def test_a_key_of_the_server_is_asked_for_by_name_and_never_shown() -> None:

@@ -15,13 +15,18 @@ def number(value: float) -> str:
 
 
 def sparkline(values: Sequence[float], width: int, blocks: str = BLOCKS) -> str:
-    """Return at most ``width`` blocks, from left to right means of equal parts of ``values``."""
+    """Return at most ``width`` blocks, from left to right means of equal parts of ``values``.
+
+    A curve that stays where it is has no low and no high: it runs through the middle.
+    """
     num = min(width, len(values))
     bounds = [round(i * len(values) / num) for i in range(num + 1)]
     parts = [values[a:b] for a, b in pairwise(bounds)]
     means = [sum(part) / len(part) for part in parts]
     low, high = min(means), max(means)
-    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    if high <= low:
+        return blocks[len(blocks) // 2] * num
+    scale = (len(blocks) - 1) / (high - low)
     return "".join(blocks[round((mean - low) * scale)] for mean in means)
 
 

@@ -15,7 +15,10 @@ def test_numbers_have_three_digits_and_counts_all(value: float, text: str) -> No
 
 def test_a_curve_runs_from_its_lowest_to_its_highest_block() -> None:
     assert sparkline(range(8), 8) == "▁▂▃▄▅▆▇█"
-    assert sparkline([3.0, 3.0], 8) == "▁▁"
+
+
+def test_a_flat_curve_runs_through_the_middle_for_it_may_be_flat_at_its_best() -> None:
+    assert sparkline([1.0, 1.0], 8) == "▅▅"
 
 
 def test_a_long_curve_is_drawn_from_means() -> None:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from watchfiles import awatch
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +104,13 @@ class Watcher(ABC):
             except OSError as error:
                 # The folder is gone, or the kernel has no more watches to give.
                 logger.debug("%s: no events (%s), looking every %s s", self._what, error, pause_s)
-            except Exception:
+            except Exception as error:
                 # Nothing may end the watch: changes would go unnoticed for the rest of the process.
-                logger.exception("%s: watching failed; the watch continues", self._what)
+                if _is_of_watchfiles(error):
+                    # It can't name a file whose name is no text; the look that follows finds it all the same.
+                    logger.debug("%s: an event was lost (%s), looking now", self._what, error)
+                else:
+                    logger.exception("%s: watching failed; the watch continues", self._what)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause_s)
             await self._look_safely()
@@ -135,3 +140,10 @@ class Watcher(ABC):
                 await self._look_safely()
                 if self.identity() != identity:
                     return
+
+
+def _is_of_watchfiles(error: Exception) -> bool:
+    """Return whether nothing but watchfiles' own errors is in ``error``, alone or in a group of its tasks."""
+    if isinstance(error, ExceptionGroup):
+        return error.split(WatchfilesRustInternalError)[1] is None
+    return isinstance(error, WatchfilesRustInternalError)

@@ -20,6 +20,10 @@ from server.versions.composition import SelectedPatch
 
 T = TypeVar("T")
 
+#: What vLLM raises, and answers with 400, where a request can't be run as it was sent. A stream has its
+#: status 200 by then, so that the status tells nothing.
+_MISTAKES = (ValueError, TypeError, OverflowError, NotImplementedError)
+
 
 class Lease:
     """One generation under a patch: keeps the tensors, measures the latency."""
@@ -72,14 +76,16 @@ class Lease:
         for resident in self._residents:
             resident.uses.discard(self)
         # Cancellation and a closed generator are no Exceptions: they mean that the client went away.
-        if isinstance(error, Exception):
+        if isinstance(error, _MISTAKES) and self._token_s is None and not isinstance(error, PolicyPatchError):
+            scope.is_mistaken = True
+        elif isinstance(error, Exception):
             scope.has_failed = True
             if isinstance(error, PolicyPatchError) and scope.error is None:
                 scope.error = error
         scope.num_leases -= 1
         if scope.judge_later is not None and scope.num_leases == 0:
             judge, scope.judge_later = scope.judge_later, None
-            judge("ok" if kind is None else "server_error" if scope.has_failed else "cancelled")
+            judge(_outcome(scope, kind))
         self._leases.release(scope)
 
     async def ready(self) -> None:
@@ -144,6 +150,14 @@ class Lease:
         now_s = time.monotonic()
         self._latency.inter_token.observe((now_s - self._token_s) / num_tokens, num_tokens)
         self._token_s = now_s
+
+
+def _outcome(scope: RequestScope, kind: type[BaseException] | None) -> str:
+    if scope.has_failed:
+        return "server_error"
+    if scope.is_mistaken:
+        return "client_error"
+    return "ok" if kind is None else "cancelled"
 
 
 class Leases:

@@ -308,6 +308,8 @@ class _Exchange:
             return "client_error"
         if self._request.has_failed or self._status >= 500:
             return "server_error"
+        if self._request.is_mistaken:
+            return "client_error"
         return "ok" if self._is_complete else "cancelled"
 
 

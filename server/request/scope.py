@@ -35,6 +35,7 @@ class RequestScope:
         "holds_patch",
         "is_closed",
         "is_counted_as_base",
+        "is_mistaken",
         "judge_later",
         "kind",
         "num_leases",
@@ -64,6 +65,8 @@ class RequestScope:
         self.error: PolicyPatchError | None = None
         #: A generation ended with an exception that is not the client's going away.
         self.has_failed = False
+        #: A generation ended before its first token because of what the client sent.
+        self.is_mistaken = False
         #: This request is counted in the catalog's in-flight number of ``selection.patch``.
         self.holds_patch = False
         #: This request is counted as running on the base model.

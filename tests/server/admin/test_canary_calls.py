@@ -151,6 +151,19 @@ async def test_what_never_reached_the_engine_promotes_nothing(
     assert not re.search(r'policy_patch_requests_total\{.*patch="pirate"', stand.exposition())
 
 
+async def test_a_clients_mistake_that_the_engine_finds_in_a_stream_judges_nothing(
+    stand: Stand, admin: Any, trial: CanaryWatch
+) -> None:
+    """A stream of a pattern that is no pattern once aborted the canary for everyone."""
+    await start(admin, share=1.0, max_error_rate=0.01, min_requests=3)
+    stand.engine.fails_after, stand.engine.failure = 0, ValueError("regex: ((( is no pattern")
+    for _ in range(5):
+        await stand.chat("pirate", stream=True)
+    await trial.settled()
+    assert stand.catalog.record("pirate").canary is not None
+    assert stand.value('policy_patch_requests_total{outcome="client_error",patch="pirate"}') == 5
+
+
 async def test_a_generation_that_outlives_its_exchange_is_judged_when_it_ends(
     stand: Stand, admin: Any, trial: CanaryWatch
 ) -> None:

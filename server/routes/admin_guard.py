@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message
@@ -40,6 +41,9 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
                     return await handle(request)
                 except RequestValidationError as error:
                     raise _invalid(error) from None
+                except HTTPException as error:
+                    # FastAPI's own answer to a body that its JSON reader gives up on.
+                    raise AdminCallInvalid("body: expected JSON, got something else") from error
                 except ClientDisconnect:
                     logger.info("%s %s: the caller broke it off", request.method, request.url.path)
                     # It reaches no one; a status has to stand in the server's own log.

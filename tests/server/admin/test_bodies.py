@@ -56,6 +56,19 @@ async def test_numbers_without_a_finite_value_are_refused(stand: Stand, admin: A
     assert stand.catalog.record("pirate").canary is None
 
 
+@pytest.mark.parametrize(
+    "body", [b"[" * 60_000, b'{"version": "\xff"}', b'{"min_requests": ' + b"9" * 5000 + b"}"]
+)
+async def test_a_body_that_no_reader_takes_is_refused_in_the_usual_shape(
+    stand: Stand, admin: Any, body: bytes
+) -> None:
+    await stand.load("pirate")
+    for order in ("activate", "canary", "rollback"):
+        answer = await admin.client.post(f"/v1/patches/pirate/{order}", headers=JSON, content=body)
+        assert "error" in answer.json(), answer.text
+        assert stand.code(answer) == (400, "invalid_admin_call")
+
+
 async def test_half_a_character_is_refused_in_plain_words(stand: Stand, admin: Any) -> None:
     await stand.load("pirate")
     answer = await admin.client.post(

@@ -151,9 +151,17 @@ class Decider:
         return any(arm.canary.sticks_to.needs_body for arm in self._catalog.view.canaries.values())
 
     def finished(self, scope: RequestScope, outcome: str) -> None:
-        """Report to the canaries how a request went."""
-        if scope.arm is not None and self.canaries is not None:
-            self.canaries.finished(*scope.arm, outcome, scope.first_token_s)
+        """Report to the canaries how a request went, unless it chose its arm by naming the version.
+
+        A canary is tried on a share of what names the bare name; a caller of one version proves nothing.
+        """
+        if scope.arm is None or self.canaries is None:
+            return
+        name, arm = scope.arm
+        wish = scope.header if scope.header is not None else scope.alias
+        refs = wish if isinstance(wish, tuple) else ()
+        if not any(ref.name == name and (ref.version or ref.digest) for ref in refs):
+            self.canaries.finished(name, arm, outcome, scope.first_token_s)
 
     def close(self, scope: RequestScope) -> None:
         """End the HTTP exchange of ``scope``; generations in the background may still run."""

@@ -52,11 +52,22 @@ async def test_headers_and_metrics_tell_the_arms_apart(stand: Stand, admin: Any)
     )
     response = await stand.chat("pirate@1.0.0")
     assert response.headers["x-policy-patch-arm"] == "stable"
-    for arm in ("canary", "stable"):
-        labels = f'{{arm="{arm}",outcome="ok",patch="pirate"}}'
-        assert stand.value(f"policy_patch_arm_requests_total{labels}") == 1
-        labels = f'{{arm="{arm}",patch="pirate"}}'
-        assert stand.value(f"policy_patch_arm_first_token_seconds_count{labels}") == 1
+    labels = '{arm="canary",outcome="ok",patch="pirate"}'
+    assert stand.value(f"policy_patch_arm_requests_total{labels}") == 1
+    labels = '{arm="canary",patch="pirate"}'
+    assert stand.value(f"policy_patch_arm_first_token_seconds_count{labels}") == 1
+
+
+async def test_a_request_that_names_the_version_is_no_trial_of_the_canary(
+    stand: Stand, admin: Any, trial: CanaryWatch
+) -> None:
+    await start(admin, share=1e-9, promote_after_s=1e-6, min_requests=3)
+    for _ in range(5):
+        response = await stand.chat("pirate@1.1.0")
+        assert response.headers["x-policy-patch-arm"] == "canary"
+    await trial.settled()
+    assert stand.catalog.record("pirate").canary is not None
+    assert 'policy_patch_arm_requests_total{arm="canary"' not in stand.exposition()
 
 
 @pytest.mark.usefixtures("trial")

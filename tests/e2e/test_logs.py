@@ -32,7 +32,8 @@ def test_the_block_of_a_ready_server_holds_a_command_that_works(shared_server: R
         time.sleep(0.1)
     assert f"  address   {shared_server.url}/v1, model base\n" in log_of(shared_server)
     done = subprocess.run(["sh", "-c", shown[1]], capture_output=True, text=True, timeout=300, check=True)
-    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+    _, _, body = done.stdout.partition("\n\n")
+    assert json.loads(body)["choices"][0]["message"]["content"]
 
 
 def log_of(server: RunningServer) -> str:

@@ -9,7 +9,6 @@ from starlette.types import Scope
 from patches.headers import PATCH_HEADER, asgi_name
 from server.audit import AuditDecision, AuditEvent
 from server.errors import PolicyPatchError
-from server.request.prompt_routes import RouteKind
 from server.request.scope import RequestScope
 
 _REQUEST_ID_HEADER = b"x-request-id"
@@ -33,7 +32,7 @@ def request_event(
     decision: AuditDecision = "allowed"
     if rejection is not None:
         decision, status = "denied", rejection.status
-    elif not request.reached_engine and not _may_run_later(request, status):
+    elif not request.reached_engine and not request.may_run_later(status):
         if status < HTTPStatus.BAD_REQUEST:
             return None
         # A mistake in the body, or a client that went away: nothing was answered under the patch.
@@ -55,10 +54,6 @@ def request_event(
         status=int(status),
         code=rejection.code if rejection is not None else None,
     )
-
-
-def _may_run_later(request: RequestScope, status: int) -> bool:
-    return request.kind is RouteKind.GENERATES_LATER and HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
 
 
 def _request_id(scope: Scope) -> str:

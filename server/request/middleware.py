@@ -232,7 +232,11 @@ class _Exchange:
     def _bypass(self) -> PolicyPatchError | None:
         """Return the error that replaces a successful answer in which the engine client had no part."""
         request = self._request
-        if not self._is_patched_success() or request.reached_engine or self._may_run_later():
+        if (
+            not self._is_patched_success()
+            or request.reached_engine
+            or self._request.may_run_later(self._status)
+        ):
             return None
         if self._is_cut:
             # A handler that notices the disconnect returns nothing.
@@ -244,13 +248,12 @@ class _Exchange:
         selection = self._request.selection
         return 200 <= self._status < 300 and selection is not None and selection.patch is not None
 
-    def _may_run_later(self) -> bool:
-        return self._request.kind is RouteKind.GENERATES_LATER and 200 <= self._status < 300
-
     def _response_headers(self) -> Iterable[tuple[bytes, bytes]]:
         """Name what answers; what never reached the engine claims nothing."""
         selection = self._request.selection
-        if selection is not None and (self._request.reached_engine or self._may_run_later()):
+        if selection is not None and (
+            self._request.reached_engine or self._request.may_run_later(self._status)
+        ):
             return _selection_headers(selection, self._request.arm)
         # Only the base model can have answered there.
         return _BASE_HEADERS if self._request.kind is RouteKind.ENCODES and 200 <= self._status < 300 else ()
@@ -288,7 +291,7 @@ class _Exchange:
         elif request.reached_engine:
             self._metrics.request_finished(patch, self._outcome())
             self._judge(self._outcome())
-        elif patch is not None and self._may_run_later():
+        elif patch is not None and self._request.may_run_later(self._status):
             request.judge_later = partial(_judge_later, self._decider, self._metrics, request, patch)
         elif request.kind is not RouteKind.OTHER and (outcome := self._outcome()) != "ok":
             # No patch had a part in it, whatever was decided.

@@ -86,6 +86,10 @@ class RequestScope:
         #: The HTTP exchange is over; generations in the background may still run.
         self.is_closed = False
 
+    def may_run_later(self, status: int) -> bool:
+        """Return whether an answer of this status may have been sent before the engine is asked."""
+        return self.kind is RouteKind.GENERATES_LATER and 200 <= status < 300
+
     def header_value(self, name: str) -> str | None:
         """Return the first value of a header; see ``server.versions.sticky.Shown``."""
         sent = self.credentials.values(name.lower().encode("ascii"))

@@ -101,6 +101,8 @@ class PolicyPatchMiddleware:
             self._refuse(error, request, scope)
             await refuse_websocket(error, scope, send)
             return
+        # What is let in is the base model's, whenever its input comes: the decision is on record from here.
+        request.reached_engine = True
         event = request_event(request, scope, None, HTTPStatus.SWITCHING_PROTOCOLS)
         if event is not None:
             self._decider.audit.record(event)

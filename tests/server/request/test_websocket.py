@@ -1,6 +1,7 @@
 """Realtime input can't carry a patch: such connections are refused before they are accepted."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +87,10 @@ async def test_a_connection_without_a_patch_is_served_by_the_base(
 ) -> None:
     await stand.load()
     stand.use(**policy)
+    events: list[Any] = []
+    stand.decider.audit = SimpleNamespace(record=events.append)
     sent = await connect(stand, *headers)
     assert sent[0]["type"] == "websocket.accept"
+    decision = "allowed" if headers else "defaulted"
+    assert [(event.decision, event.status) for event in events] == [(decision, 101)]
     assert [decision.patch for decision in stand.engine.decisions] == [None]

@@ -1,4 +1,4 @@
-"""What a patched request carries from the engine client to the scheduler: its claim on a prefix.
+"""What a patched request carries from the engine client to the scheduler: its claim on a prefix and a vector.
 
 The claim travels in ``SamplingParams.extra_args["kv_transfer_params"]``. The engine client refuses every
 request whose caller put something there, so a claim on the scheduler's side was always made by us.
@@ -19,40 +19,56 @@ class PrefixPart(NamedTuple):
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixClaim:
-    """The first ``num_tokens`` positions of a request are the prefix ``digest``.
-
-    ``parts`` are the resident prefixes that it is put together from, in order: of a patch the patch itself.
-    """
+class VectorClaim(NamedTuple):
+    """A steering patch that acts on the request, behind any prefix."""
 
     digest: str
+    #: It acts from the last prompt token on, not from the first: ``Steering.tokens`` is ``answer``.
+    from_answer: bool = False
+    #: Whether a condition decides at the last prompt token if it acts.
+    is_conditional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PatchClaim:
+    """The first ``num_tokens`` positions of a request are a prefix, and ``vector`` acts behind them."""
+
+    #: The identity of all that acts on the request: its blocks are salted by it.
+    digest: str
+    #: 0 where only a vector acts.
     num_tokens: int
+    #: The resident prefixes that lie in front, in order: by default the one of ``digest``.
     parts: tuple[PrefixPart, ...] = ()
     #: Its blocks are to stay in the KV cache, as far as there is room for such.
     is_pinned: bool = False
+    vector: VectorClaim | None = None
 
     def __post_init__(self) -> None:
-        if not self.parts:
+        if not self.parts and self.num_tokens:
             object.__setattr__(self, "parts", (PrefixPart(self.digest, self.num_tokens),))
 
     def to_params(self) -> dict[str, Any]:
         """Return the ``kv_transfer_params`` of the request; ``from_params`` is its inverse."""
         parts = [list(part) for part in self.parts]
-        return {CLAIM_KEY: [self.digest, self.num_tokens, parts, self.is_pinned]}
+        vector = list(self.vector) if self.vector is not None else None
+        return {CLAIM_KEY: [self.digest, self.num_tokens, parts, self.is_pinned, vector]}
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any] | None) -> "PrefixClaim | None":
+    def from_params(cls, params: Mapping[str, Any] | None) -> "PatchClaim | None":
         """Read the claim out of ``Request.kv_transfer_params``; None for a request without a patch."""
         if not params or CLAIM_KEY not in params:
             return None
-        digest, num_tokens, parts, is_pinned = params[CLAIM_KEY]
+        digest, num_tokens, parts, is_pinned, vector = params[CLAIM_KEY]
         of_parts = tuple(PrefixPart(str(d), int(n)) for d, n in parts)
-        return cls(str(digest), int(num_tokens), of_parts, bool(is_pinned))
+        of_vector = None
+        if vector is not None:
+            vector_digest, from_answer, is_conditional = vector
+            of_vector = VectorClaim(str(vector_digest), bool(from_answer), bool(is_conditional))
+        return cls(str(digest), int(num_tokens), of_parts, bool(is_pinned), of_vector)
 
 
 def scoped_cache_salt(
-    claim: PrefixClaim | None, caller_salt: str | None, partition: str | None = None
+    claim: PatchClaim | None, caller_salt: str | None, partition: str | None = None
 ) -> str | None:
     """Return the prefix-cache salt under which a request's blocks are hashed.
 
@@ -71,7 +87,7 @@ def scoped_cache_salt(
     return salt if partition is None else f"of:{len(partition)}:{partition}:{salt or ''}"
 
 
-def _salt(claim: PrefixClaim | None, caller_salt: str | None) -> str | None:
+def _salt(claim: PatchClaim | None, caller_salt: str | None) -> str | None:
     if claim is not None:
         return f"patch:{claim.digest}:{caller_salt}" if caller_salt is not None else f"patch:{claim.digest}"
     return None if caller_salt is None else f"caller:{caller_salt}"

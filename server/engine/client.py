@@ -21,7 +21,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from patches.headers import PATCH_HEADER
 from server.engine.block_pins import PINNED_NAMES_KEY
-from server.engine.claim import PrefixClaim, PrefixPart, scoped_cache_salt
+from server.engine.claim import PatchClaim, PrefixPart, scoped_cache_salt
 from server.engine.context_length import fitting_max_tokens
 from server.engine.placeholder import placeholder_token_id
 from server.errors import NotInStep, PatchNotApplied, UnsupportedWithPatch
@@ -165,14 +165,14 @@ class PatchedAsyncLLM(AsyncLLM):
         parts = tuple(PrefixPart(part.digest, part.num_tokens) for part in patch.parts)
         # What a caller's own salt keeps apart is of no use to others.
         is_pinned = patch.name in self._pinned_names and prompt.get("cache_salt") is None
-        claim = PrefixClaim(patch.digest, patch.num_tokens, parts, is_pinned)
+        claim = PatchClaim(patch.digest, patch.num_tokens, parts, is_pinned)
         params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": claim.to_params()}
         return params
 
     async def _send_prefixed(self, request: EngineCoreRequest) -> None:
         params = request.sampling_params
         claim = (
-            PrefixClaim.from_params((params.extra_args or {}).get("kv_transfer_params")) if params else None
+            PatchClaim.from_params((params.extra_args or {}).get("kv_transfer_params")) if params else None
         )
         assert self._gate is not None
         request.cache_salt = scoped_cache_salt(claim, request.cache_salt, self._gate.cache_partition())

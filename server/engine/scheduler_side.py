@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm.v1.request import RequestStatus
 
 from server.engine.block_pins import BlockPins
-from server.engine.claim import PrefixClaim
+from server.engine.claim import PatchClaim
 from server.engine.plan import BlockSpan, PrefixLoad, StepPlan
 from server.engine.stats import InjectionStats
 
@@ -36,7 +36,7 @@ class SchedulerSide:
 
     def __init__(self, kv_cache_config: "KVCacheConfig") -> None:
         self._block_sizes = [group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups]
-        self._claims: dict[str, PrefixClaim] = {}
+        self._claims: dict[str, PatchClaim] = {}
         self._loads: dict[str, PrefixLoad] = {}
         self._unbacked: dict[str, set[int]] = {}
         self._stats = InjectionStats()
@@ -55,7 +55,7 @@ class SchedulerSide:
 
     def on_new_request(self, request: "Request") -> None:
         """Note the request's claim, before the scheduler looks at it for the first time."""
-        claim = PrefixClaim.from_params(request.kv_transfer_params)
+        claim = PatchClaim.from_params(request.kv_transfer_params)
         if claim is None:
             return
         self._claims[request.request_id] = claim
@@ -85,7 +85,7 @@ class SchedulerSide:
             request.request_id, claim.digest, claim.num_tokens, spans, claim.parts
         )
 
-    def _count(self, claim: PrefixClaim, first: int) -> None:
+    def _count(self, claim: PatchClaim, first: int) -> None:
         """Count the positions from ``first`` on as injected, those before as shared, for each part."""
         for part in claim.parts:
             num_shared = min(max(first, 0), part.num_tokens)

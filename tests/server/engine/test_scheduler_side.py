@@ -8,7 +8,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.request import Request, RequestStatus
 
-from server.engine.claim import PrefixClaim, PrefixPart
+from server.engine.claim import PatchClaim, PrefixPart
 from server.engine.scheduler_side import SchedulerSide
 
 DIGEST = "sha256:" + "a" * 64
@@ -23,7 +23,7 @@ def _side(*block_sizes: int) -> SchedulerSide:
 
 
 def _request(num_prefix: int | None = 40, request_id: str = "r", **params: Any) -> Request:
-    extra = {} if num_prefix is None else {"kv_transfer_params": PrefixClaim(DIGEST, num_prefix).to_params()}
+    extra = {} if num_prefix is None else {"kv_transfer_params": PatchClaim(DIGEST, num_prefix).to_params()}
     sampling = SamplingParams(max_tokens=4, extra_args=extra, **params)
     return Request(request_id, [0] * ((num_prefix or 0) + 5), sampling, None)
 
@@ -141,7 +141,7 @@ def test_tokens_of_several_parts_are_counted_for_each(
     side = _side()
     parts = (PrefixPart("a", 24), PrefixPart("b", 16))
     params = SamplingParams(
-        max_tokens=4, extra_args={"kv_transfer_params": PrefixClaim(DIGEST, 40, parts).to_params()}
+        max_tokens=4, extra_args={"kv_transfer_params": PatchClaim(DIGEST, 40, parts).to_params()}
     )
     request = Request("r", [0] * 45, params, None)
     side.on_new_request(request)
@@ -167,7 +167,7 @@ def test_whole_blocks_of_a_pinned_prefix_are_kept_when_a_request_ends_well(
 ) -> None:
     side, pool = _side(), BlockPool(33, enable_caching=True, hash_block_size=BLOCK)
     side.bind_pool(pool, 0.5, max_model_len=64)
-    claim = PrefixClaim(DIGEST, 40, is_pinned=is_pinned)
+    claim = PatchClaim(DIGEST, 40, is_pinned=is_pinned)
     params = SamplingParams(max_tokens=4, extra_args={"kv_transfer_params": claim.to_params()})
     request = Request("r", [0] * 45, params, None, block_hasher=lambda _: [b"1", b"2"])
     side.on_new_request(request)

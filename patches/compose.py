@@ -11,7 +11,7 @@ import torch
 
 from patches.compile import compile_patch
 from patches.errors import BaseModelMismatch, ComposeError, InvalidName
-from patches.fingerprint import require_same_base_model
+from patches.fingerprint import require_fits
 from patches.format import Patch
 from patches.label import Label
 from patches.manifest import MAX_NUM_VIRTUAL_TOKENS
@@ -58,7 +58,7 @@ def require_composable(patch: Patch, model: LoadedModel) -> None:
         BaseModelMismatch: It does not; each difference names the patch.
     """
     try:
-        require_same_base_model(patch.manifest.base_model, model.base_model)
+        require_fits(model.base_model, patch.manifest.base_model)
     except BaseModelMismatch as error:
         raise BaseModelMismatch([f"{patch.manifest.name}: {text}" for text in error.differences]) from None
 

@@ -16,6 +16,7 @@ attention layer where a model has several (Gemma 3). Both configuration forms th
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def require_same_base_model(expected: BaseModel, actual: BaseModel) -> None:
     """Compare two fingerprints.
 
     Args:
-        expected: The fingerprint that the patch carries.
-        actual: The fingerprint of the model at hand.
+        expected: One of them, such as the model's at hand.
+        actual: The other, such as the patch's.
 
     Raises:
         BaseModelMismatch: They differ; every difference is named.
@@ -82,6 +83,32 @@ def require_same_base_model(expected: BaseModel, actual: BaseModel) -> None:
             differences.append(f"{key}: expected {wanted}, got {got}")
     if differences:
         raise BaseModelMismatch(differences)
+
+
+def holds_exactly(dtype: str, other: str) -> bool:
+    """Return whether every value of ``other`` is one of ``dtype`` too, so that K/V can be widened."""
+    return dtype in (other, "float32")
+
+
+def require_fits(model: BaseModel, patch: BaseModel) -> None:
+    """Check that a patch can be used with a model: made for the same, or in a dtype that the model's holds.
+
+    Args:
+        model: The fingerprint of the model at hand.
+        patch: The fingerprint that the patch carries.
+
+    Raises:
+        BaseModelMismatch: It can't; every difference is named, and what helps where it is the dtype alone.
+    """
+    if holds_exactly(model.dtype, patch.dtype):
+        patch = replace(patch, dtype=model.dtype)
+    try:
+        require_same_base_model(model, patch)
+    except BaseModelMismatch as error:
+        if patch.dtype == model.dtype or len(error.differences) > 1:
+            raise
+        command = f"policypatch convert FILE --dtype {model.dtype} -o DIR"
+        raise BaseModelMismatch([f"{error.differences[0]}; `{command}` makes a patch for it"]) from None
 
 
 def canonical_rope(config: Any) -> dict[str, JsonValue]:

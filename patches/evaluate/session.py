@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,6 @@ def offline_arms(
         BaseModelMismatch: A patch belongs to another model.
         EvaluationError: Two arms have one name, or two files one digest.
     """
-    patches = [in_dtype(patch, model.base_model.dtype) for patch in patches]
     own = patch_arms(patches)
     arms = [*_plain_arms(system_text), *own]
     require_distinct(arms)
@@ -63,18 +61,6 @@ def offline_arms(
         composed = compose_patches(model, parts, Label(composed_name([names[i] for i in order]), "1.0.0"))
         arms.append(Arm(name, "composition", selection=name, patch=composed, digest=composed.digest))
     return arms
-
-
-def in_dtype(patch: Patch, dtype: str) -> Patch:
-    """Widen a patch to float32, which holds every other dtype's values exactly; its digest stays its name.
-
-    A CPU without bfloat16 units computes in float32 several times as fast.
-    """
-    manifest = patch.manifest
-    if dtype != "float32" or manifest.base_model.dtype == dtype:
-        return patch
-    widened = replace(manifest, base_model=replace(manifest.base_model, dtype=dtype))
-    return replace(patch, manifest=widened, kv=None if patch.kv is None else patch.kv.float())
 
 
 def remote_arms(patches: Sequence[Patch | str], *, compose: str | None, system_text: str | None) -> list[Arm]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from patches.errors import BaseModelMismatch, PatchFormatError
-from patches.fingerprint import require_same_base_model
+from patches.fingerprint import require_fits
 from patches.format import Patch
 from patches.manifest import BaseModel, Manifest
 from patches.terminal import one_line, printable
@@ -108,7 +108,7 @@ def require_servable(patch: Patch, base_model: BaseModel, max_num_tokens: int) -
         FileRefused: It is too long, or has no K/V.
     """
     manifest = patch.manifest
-    require_same_base_model(base_model, manifest.base_model)
+    require_fits(base_model, manifest.base_model)
     if manifest.num_virtual_tokens > max_num_tokens:
         raise PatchTooLarge(
             f"num_virtual_tokens: expected at most {max_num_tokens} (what the context leaves), "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patches.errors import BaseModelMismatch, PatchFormatError
-from patches.fingerprint import fingerprint_model, require_same_base_model
+from patches.fingerprint import fingerprint_model, holds_exactly, require_fits
 from patches.manifest import DTYPES, BaseModel
 from patches.signing.keys import TrustedKeys
 from patches.signing.revocations import read_revocations, revoked_part
@@ -110,15 +110,15 @@ def _tell_good(path: Path, patch: "Patch", demands: _Demands, signature: Signatu
     if patch.kv is None:
         say("  note: has no K/V, so a server can't serve it; `policypatch compile` or `compose` gives it one")
     if demands.base_model is not None and not demands.is_dtype_given:
-        dtype = manifest.base_model.dtype
-        say(f"  note: made for {dtype}; the server must run with --dtype {dtype}")
+        made_for = manifest.base_model.dtype
+        dtypes = " or ".join(dtype for dtype in DTYPES if holds_exactly(dtype, made_for))
+        say(f"  note: made for {made_for}; the server must run with --dtype {dtypes}")
 
 
 def _differences(patch: "Patch", base_model: BaseModel, is_dtype_given: bool) -> list[str]:
-    expected = patch.manifest.base_model
-    actual = base_model if is_dtype_given else replace(base_model, dtype=expected.dtype)
+    made_for = patch.manifest.base_model
     try:
-        require_same_base_model(expected, actual)
+        require_fits(base_model if is_dtype_given else replace(base_model, dtype=made_for.dtype), made_for)
     except BaseModelMismatch as error:
         return [f"base_model_mismatch: {text}" for text in error.differences]
     return []

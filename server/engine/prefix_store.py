@@ -34,8 +34,10 @@ class RankLayout:
         Raises:
             ValueError: They don't fit.
         """
-        two, num_kv_heads, head_size = shape[1], shape[3], shape[4]
-        if (two, num_kv_heads, head_size) != (2, self.num_kv_heads, self.head_size) or dtype != self.dtype:
+        heads = (shape[1], shape[3], shape[4])
+        # What holds both exactly is the model's own: a narrower prefix is widened, and nothing is rounded.
+        holds_exactly = torch.promote_types(dtype, self.dtype) == self.dtype
+        if heads != (2, self.num_kv_heads, self.head_size) or not holds_exactly:
             raise ValueError(
                 f"kv: expected [L, 2, N, {self.num_kv_heads}, {self.head_size}] {self.dtype}, "
                 f"got {list(shape)} {dtype}"
@@ -94,7 +96,8 @@ class PrefixStore:
 
         Args:
             digest: The patch's digest.
-            blob: Safetensors bytes with one tensor ``kv``, ``[L, 2, N, H_kv, D]``, of the whole model.
+            blob: Safetensors bytes with one tensor ``kv``, ``[L, 2, N, H_kv, D]``, of the whole model, in its
+                dtype or a narrower one.
             is_pinned: Its device slot is the last to be given up.
         """
         if is_pinned:
@@ -105,7 +108,7 @@ class PrefixStore:
     def _host(self, digest: str, blob: bytes) -> _Hosted:
         kv = load_safetensors(blob)["kv"]
         self.check(digest, kv.shape, str(kv.dtype).removeprefix("torch."))
-        tensor = shard_prefix_kv(kv, self._layout.layers, self._layout.heads)
+        tensor = shard_prefix_kv(kv, self._layout.layers, self._layout.heads).to(self._layout.dtype)
         return _Hosted(tensor.pin_memory() if self._device.type == "cuda" else tensor, tuple(kv.shape))
 
     def loaded(self, digest: str) -> dict[str, Any] | None:

@@ -320,11 +320,6 @@ BAD_FILES: dict[str, tuple[Callable[[Patch], bytes], str, str]] = {
         "base_model_mismatch",
         "tokenizer",
     ),
-    "other dtype": (
-        lambda patch: with_base_model(patch, dtype="bfloat16"),
-        "base_model_mismatch",
-        "bfloat16",
-    ),
 }
 
 

@@ -12,7 +12,6 @@ import pytest
 from patches.evaluate.arms import BASE, Arm, patch_arm
 from patches.evaluate.judges.refusal import refuses_by_rule
 from patches.evaluate.measures.bias import has_gendered_word
-from patches.evaluate.session import in_dtype
 from patches.evaluate.subjects.local import TransformersSubject
 from patches.evaluate.subjects.subject import Sampling
 from patches.format import Patch, read_patch
@@ -49,7 +48,7 @@ def subject_of(model: LoadedModel, name: str | None) -> TransformersSubject:
 
 def ready(name: str) -> Patch:
     (path,) = (EXAMPLES / "patches").glob(f"{name}-*.safetensors")
-    return in_dtype(read_patch(path), "float32")
+    return read_patch(path)
 
 
 def test_refuse_harm_declines_more_than_the_base_and_still_answers(demo_fp32: LoadedModel) -> None:

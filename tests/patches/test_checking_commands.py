@@ -159,7 +159,7 @@ def test_verify_names_every_problem(
     assert ": good: pirate@1.0.0" in captured.out
     assert main(["verify", str(good), "--model", str(tiny_model_folder), "--dtype", "float32"]) == 1
     errors = capsys.readouterr().err
-    for key in ("head_size", "hidden_size", "dtype", "tokenizer_digest", "weights_digest"):
+    for key in ("head_size", "hidden_size", "tokenizer_digest", "weights_digest"):
         assert f"base_model_mismatch: {key}: expected" in errors
 
 
@@ -169,9 +169,12 @@ def test_verify_compares_the_dtype_only_where_it_is_given(
     path = compiled(load_model(tiny_model_folder, dtype="bfloat16"), "kind", tmp_path)
     command = ["verify", str(path), "--model", str(tiny_model_folder)]
     assert main(command) == 0
-    assert "the server must run with --dtype bfloat16" in capsys.readouterr().out
-    assert main([*command, "--dtype", "float32"]) == 1
-    assert "dtype: expected bfloat16, got float32" in capsys.readouterr().err
+    assert "the server must run with --dtype bfloat16 or float32" in capsys.readouterr().out
+    assert main([*command, "--dtype", "float32"]) == 0
+    assert main([*command, "--dtype", "float16"]) == 1
+    errors = capsys.readouterr().err
+    assert "dtype: expected float16, got bfloat16" in errors
+    assert "policypatch convert FILE --dtype float16 -o DIR" in errors
 
 
 def test_verify_notes_a_patch_that_no_server_can_use(

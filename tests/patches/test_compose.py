@@ -86,7 +86,7 @@ def test_a_patch_of_another_model_is_refused_and_named(
     with pytest.raises(BaseModelMismatch) as caught:
         compose_patches(tiny_model, [parts[0], make("stranger")], LABEL)
     assert all(text.startswith("stranger: ") for text in caught.value.differences)
-    assert "stranger: dtype: expected bfloat16, got float32" in caught.value.differences
+    assert "stranger: head_size: expected 8, got 4" in caught.value.differences
 
 
 def test_one_patch_is_no_composition(tiny_model: LoadedModel, parts: list[Patch]) -> None:

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig
 
 from patches.errors import BaseModelMismatch, ModelUnusable
-from patches.fingerprint import canonical_rope, fingerprint_model, require_same_base_model
-from patches.manifest import BaseModel
+from patches.fingerprint import canonical_rope, fingerprint_model, require_fits, require_same_base_model
+from patches.manifest import DTYPES, BaseModel
 from patches.tokenizer_digest import tokenizer_digest
 from patches.weights_digest import weights_digest
 
@@ -288,6 +288,30 @@ def test_every_difference_is_named(base_model: BaseModel) -> None:
     require_same_base_model(
         base_model, replace(base_model, rope={"rope_type": "default", "rope_theta": 10000.0})
     )
+
+
+@pytest.mark.parametrize("served", DTYPES)
+@pytest.mark.parametrize("made_for", DTYPES)
+def test_a_patch_fits_a_model_that_computes_in_its_dtype_or_in_float32(
+    base_model: BaseModel, served: str, made_for: str
+) -> None:
+    model, patch = replace(base_model, dtype=served), replace(base_model, dtype=made_for)
+    if served in (made_for, "float32"):
+        require_fits(model, patch)
+        return
+    with pytest.raises(BaseModelMismatch, match=f"policypatch convert FILE --dtype {served} -o DIR"):
+        require_fits(model, patch)
+
+
+def test_converting_is_not_advised_where_more_than_the_dtype_differs(base_model: BaseModel) -> None:
+    stranger = replace(base_model, dtype="float32", weights_digest="sha256:" + "9" * 64)
+    for patch in (stranger, replace(stranger, dtype=base_model.dtype)):
+        with pytest.raises(BaseModelMismatch) as caught:
+            require_fits(base_model, patch)
+        assert "convert" not in str(caught.value)
+    with pytest.raises(BaseModelMismatch) as caught:
+        require_fits(replace(base_model, dtype="float32"), replace(stranger, dtype="bfloat16"))
+    assert [text.split(":")[0] for text in caught.value.differences] == ["weights_digest"]
 
 
 def test_another_model_of_the_same_shape_differs_in_its_weights(

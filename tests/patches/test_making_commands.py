@@ -254,7 +254,7 @@ def test_compose_refuses_what_cannot_be_joined(
     rest = ["--model", str(tiny_model_folder), "-o", str(tmp_path / "out")]
     for files, message in (
         ([good], "at least two"),
-        ([good, stranger], "stranger: dtype: expected bfloat16"),
+        ([good, stranger], "stranger: head_size: expected 8, got 4"),
         ([good, tmp_path / "gone.safetensors"], "gone.safetensors: "),
     ):
         assert main(["compose", *map(str, files), *rest]) == 2

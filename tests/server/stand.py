@@ -45,9 +45,10 @@ def patch_bytes(
     manifest = Manifest(
         1, "prefix", name, version, base_model, num_tokens, origin or {"method": "text"}, **notes
     )
-    embeddings = torch.full((num_tokens, 4), fill)
+    embeddings = torch.full((num_tokens, base_model.hidden_size), fill)
     dtype = getattr(torch, base_model.dtype)
-    kv = torch.full((1, 2, num_tokens, 1, 2), fill, dtype=dtype) if has_kv else None
+    shape = (base_model.num_layers, 2, num_tokens, base_model.num_kv_heads, base_model.head_size)
+    kv = torch.full(shape, fill, dtype=dtype) if has_kv else None
     return encode_patch(manifest, embeddings, kv)
 
 

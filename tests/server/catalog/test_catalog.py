@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from patches.format import read_patch
 from server.errors import PatchNotReady
 from server.memory.residency import ResidencyError
 from server.versions.view import FileFailure, ServedPatch
@@ -215,10 +216,6 @@ REFUSALS: dict[str, tuple[Any, str]] = {
         ),
         "base_model_mismatch",
     ),
-    "wrong dtype": (
-        lambda stand: stand.bytes(base_model=stand.other_model(dtype="bfloat16")),
-        "base_model_mismatch",
-    ),
     "too long": (lambda stand: stand.bytes(num_tokens=65), "too_many_tokens"),
     "not compiled": (lambda stand: stand.bytes(has_kv=False), "not_compiled"),
 }
@@ -243,12 +240,22 @@ async def test_a_bad_file_is_refused_and_changes_nothing_that_serves(
     assert f"is refused ({failure.reason})" in caplog.text
 
 
-@pytest.mark.parametrize("kind", sorted(set(REFUSALS) - {"empty", "no patch", "truncated", "wrong dtype"}))
+@pytest.mark.parametrize("kind", sorted(set(REFUSALS) - {"empty", "no patch", "truncated"}))
 async def test_the_reason_of_a_refusal_is_exact(stand: Stand, kind: str) -> None:
     make, reason = REFUSALS[kind]
     path = stand.folder / "x.safetensors"
     path.write_bytes(make(stand))
     assert (await stand.catalog.load_file(path)).reason == reason
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+async def test_a_patch_of_a_narrower_dtype_is_served_under_the_digest_of_its_file(
+    stand: Stand, dtype: str
+) -> None:
+    path = stand.put(base_model=stand.other_model(dtype=dtype))
+    served = await stand.catalog.load_file(path)
+    assert isinstance(served, ServedPatch)
+    assert served.digest == read_patch(path).digest
 
 
 async def test_the_longest_prefix_that_fits_is_served(stand: Stand) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def test_steps_go_on_while_a_prefix_is_on_its_way(monkeypatch: Any) -> None:
     [
         ([4, 2, 5, 3, 8], torch.float32, "expected .*, 2, 8"),
         ([4, 2, 5, 2, 4], torch.float32, "expected .*, 2, 8"),
-        ([4, 2, 5, 2, 8], torch.bfloat16, "float32"),
+        ([4, 2, 5, 2, 8], torch.float64, "float32"),
         ([3, 2, 5, 2, 8], torch.float32, "at least 4 layers"),
     ],
 )
@@ -80,6 +81,34 @@ def test_what_does_not_fit_the_model_is_refused_before_and_when_it_is_sent(
     with pytest.raises(ValueError, match=message):
         load(held, "d", prefix(shape=shape).to(dtype))
     assert held.resident() == {}
+
+
+@pytest.mark.parametrize(
+    ("own", "made_for", "is_taken"),
+    [
+        (torch.float32, torch.bfloat16, True),
+        (torch.float32, torch.float16, True),
+        (torch.bfloat16, torch.float16, False),
+        (torch.float16, torch.bfloat16, False),
+        (torch.bfloat16, torch.float32, False),
+        (torch.float16, torch.float32, False),
+    ],
+)
+def test_a_narrower_prefix_is_widened_and_no_other_is_taken(
+    own: torch.dtype, made_for: torch.dtype, is_taken: bool
+) -> None:
+    held = PrefixStore(replace(LAYOUT, dtype=own), torch.device("cpu"), 1 << 20)
+    kv = prefix().to(made_for)
+    name = str(made_for).removeprefix("torch.")
+    if not is_taken:
+        with pytest.raises(ValueError, match=f"{own}, got .* {made_for}"):
+            held.check("d", SHAPE, name)
+        return
+    expected = {"digest": "d", "shape": SHAPE, "nbytes": NBYTES}
+    assert held.check("d", SHAPE, name) == load(held, "d", kv) == expected
+    (batch,) = held.together(["d"])
+    assert batch["d"].dtype == own
+    assert torch.equal(batch["d"], kv[2:, :, :, 1:].to(own))
 
 
 def test_a_prefix_larger_than_all_slots_is_refused() -> None:

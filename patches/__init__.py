@@ -20,6 +20,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``compile``           from text, token ids or embeddings to a patch
 ``float64``           computing in float64 with narrower weights
 ``compose``           several patches as one, their K/V computed anew
+``convert``           the same patch for a model that runs in another dtype
 ``join``              prefixes side by side, their keys moved
 ``peft_import``       from a PEFT adapter to a patch
 ``peft_export``       from a patch to a PEFT adapter

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("server.commands.serve", "serve a model with the patches of a folder"),
     "compile": ("server.commands.compile", "make a patch from policy text or a PEFT adapter"),
     "compose": ("server.commands.compose", "join patches, in order, into one"),
+    "convert": ("server.commands.convert", "make patches for another dtype than they were made for"),
     "inspect": ("server.commands.inspect", "show what a patch file holds"),
     "verify": ("server.commands.verify", "check a patch file, and that it fits a model"),
     "keygen": ("server.commands.keygen", "make a key pair that signs patches"),

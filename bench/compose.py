@@ -36,13 +36,13 @@ from bench.run.question import (
 )
 from bench.run.reader import Batch, Reader
 from bench.servers.environment import describe_environment, without_places
+from patches.base_model import DTYPES
 from patches.compile import compile_patch
 from patches.compose import compose_patches
 from patches.errors import ComposeError
 from patches.format import Patch, read_patch
 from patches.join import join_kv, rotary_of_network
 from patches.label import Label
-from patches.manifest import DTYPES
 from patches.model import LoadedModel, load_model
 
 QUESTION = "compose"

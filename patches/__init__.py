@@ -6,6 +6,8 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``format``            the patch file, its bytes; the specification
 ``container``         the safetensors container, read with bounds on everything
 ``manifest``          what a patch says about itself
+``kinds``             the part of it that depends on the kind of patch
+``base_model``        the part of it that says which model the patch is for
 ``label``             the part of it that its maker writes
 ``fields``            typed reading of a JSON object; collects every mistake
 ``names``             the grammar of names, versions and digests

@@ -17,8 +17,8 @@ from patches.errors import CompileError
 from patches.fingerprint import canonical_rope
 from patches.float64 import computing_in, widest_dtype
 from patches.format import Patch, make_patch
+from patches.kinds.prefix import MAX_NUM_VIRTUAL_TOKENS, PrefixBody
 from patches.label import Label
-from patches.manifest import MAX_NUM_VIRTUAL_TOKENS
 from patches.model import LoadedModel
 from patches.rendering import RenderedText, cut, filler_token_id, pad, render_raw, render_system
 
@@ -114,8 +114,8 @@ def compile_patch(
     if embeddings.dtype != getattr(torch, model.base_model.dtype):
         embeddings = embeddings.float()
     kv = compile_embeddings(model.network, embeddings)
-    manifest = label.manifest(model.base_model, embeddings.shape[0], origin)
-    return make_patch(manifest, embeddings, kv)
+    manifest = label.manifest(model.base_model, PrefixBody(embeddings.shape[0]), origin)
+    return make_patch(manifest, {"embeddings": embeddings, "kv": kv})
 
 
 def compile_embeddings(network: Any, embeddings: torch.Tensor) -> torch.Tensor:

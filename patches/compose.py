@@ -13,8 +13,8 @@ from patches.compile import compile_patch
 from patches.errors import BaseModelMismatch, ComposeError, InvalidName
 from patches.fingerprint import require_fits
 from patches.format import Patch
+from patches.kinds.prefix import MAX_NUM_VIRTUAL_TOKENS
 from patches.label import Label
-from patches.manifest import MAX_NUM_VIRTUAL_TOKENS
 from patches.model import LoadedModel
 from patches.names import validate_name
 

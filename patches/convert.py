@@ -57,7 +57,8 @@ def convert_patch(patch: Patch, dtype: str, model: LoadedModel | None = None) ->
         "kv": "none" if kv is None else "computed" if is_computed else "rounded",
     }
     origin = {**manifest.origin, "converted_from": converted_from}
-    return make_patch(replace(manifest, base_model=base_model, origin=origin), embeddings, kv)
+    converted = replace(manifest, base_model=base_model, origin=origin)
+    return make_patch(converted, {"embeddings": embeddings, "kv": kv})
 
 
 def _require_finite(kv: torch.Tensor, dtype: str) -> None:

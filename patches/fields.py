@@ -63,6 +63,28 @@ class FieldReader:
             self.problem(key, expected, value)
         return value if self.is_good(key) else minimum
 
+    def integers(self, key: str, minimum: int, maximum: int) -> Sequence[int]:
+        """Read a list of integers, each within inclusive limits."""
+        value, is_there = self._take(key)
+        is_list = isinstance(value, list) and all(type(v) is int and minimum <= v <= maximum for v in value)
+        if is_there and not is_list:
+            self.problem(key, f"a list of integers from {minimum} to {maximum}", value)
+        return value if self.is_good(key) else []
+
+    def number(self, key: str, minimum: float, maximum: float) -> float:
+        """Read a number within inclusive limits."""
+        value, is_there = self._take(key)
+        if is_there and (type(value) not in (int, float) or not minimum <= value <= maximum):
+            self.problem(key, f"a number from {minimum:g} to {maximum:g}", value)
+        return float(value) if self.is_good(key) else float(minimum)
+
+    def boolean(self, key: str) -> bool:
+        """Read true or false."""
+        value, is_there = self._take(key)
+        if is_there and not isinstance(value, bool):
+            self.problem(key, "true or false", value)
+        return value if self.is_good(key) else False
+
     def text(self, key: str) -> str:
         """Read a text."""
         value, is_there = self._take(key)
@@ -102,11 +124,16 @@ class FieldReader:
             self.problem(key, "an object", value)
         return FieldReader(f"{self._path}.{key}", value, self.problems)
 
-    def objects(self, key: str, minimum: int) -> list["FieldReader"]:
+    def optional_object(self, key: str) -> "FieldReader | None":
+        """Read an inner object that may be left out."""
+        return self.object(key) if key in self._document else None
+
+    def objects(self, key: str, minimum: int, maximum: int | None = None) -> list["FieldReader"]:
         """Read a list of at least ``minimum`` objects."""
         value, is_there = self._take(key)
-        if is_there and not (isinstance(value, list) and len(value) >= minimum):
-            self.problem(key, f"a list of at least {minimum} objects", value)
+        if is_there and not (isinstance(value, list) and minimum <= len(value) <= (maximum or len(value))):
+            expected = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+            self.problem(key, f"a list of {expected} objects", value)
         if not self.is_good(key):
             return []
         return [FieldReader(f"{self._path}.{key}[{i}]", item, self.problems) for i, item in enumerate(value)]

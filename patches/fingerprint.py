@@ -20,9 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from patches.base_model import DTYPES, BaseModel
 from patches.canonical import JsonValue, canonical_json, parse_json
 from patches.errors import BaseModelMismatch, ModelUnusable
-from patches.manifest import DTYPES, BaseModel
 from patches.model_files import model_folder, require_config
 from patches.tokenizer_digest import tokenizer_digest
 from patches.weights_digest import weights_digest

@@ -1,4 +1,4 @@
-"""The patch file, format version 1.
+"""The patch file, format versions 1 and 2.
 
 This docstring is the specification. MUST, MUST NOT and MAY mean what RFC 2119 says. A reader refuses a file
 that breaks a MUST, with an error that names what is wrong; it repairs nothing.
@@ -12,8 +12,8 @@ Tensors MAY come in any order. Nothing in a file is ever executed.
 **File name.** A writer names the file ``NAME-VERSION.safetensors``. A reader MUST ignore the name: what a
 patch is called stands in its manifest.
 
-**Limits.** The file MUST NOT exceed 1 GiB, its header 1 MiB, the manifest 256 KiB, and N, the number of
-virtual tokens, 4096.
+**Limits.** The file MUST NOT exceed 1 GiB, and 16 MiB where its kind is ``steering``; its header MUST NOT
+exceed 1 MiB, the manifest 256 KiB, and N, the number of virtual tokens, 4096.
 
 **Metadata.** ``__metadata__`` MUST have exactly two keys:
 
@@ -44,19 +44,21 @@ virtual tokens, 4096.
       "supersedes": "0.9.0"
     }
 
-- ``format_version`` MUST be 1; a reader MUST refuse any other before it looks at the rest.
-- ``kind`` MUST be ``prefix``. Other kinds will come with their own tensors.
+- ``format_version`` MUST be 1 where ``kind`` is ``prefix``, and 2 where it is ``steering``; a reader MUST
+  refuse a version that it does not know before it looks at the rest. There is no other kind.
+- ``num_virtual_tokens`` is there for the kind ``prefix`` only, ``steering`` and ``condition`` for the kind
+  ``steering`` only; see below.
 - ``name`` and ``version`` follow ``patches.names``: at most 64 of ``a-z0-9._-``, and a semantic version.
 - ``base_model`` is the fingerprint that ``patches.fingerprint`` defines. A patch MUST NOT be used with a
   model whose fingerprint differs in any part.
 - ``origin`` says how the patch was made. Its ``method`` MUST be ``text``, ``peft``, ``compose`` or
-  ``trained``; further keys are free, except that ``compose`` MUST have ``components``, the list in order of
-  at least two objects of exactly ``name``, ``version`` and ``digest``. It holds no time and no path: equal
-  input gives an equal digest.
+  ``trained`` for a prefix, and ``icv``, ``trained`` or ``import`` for a steering patch; further keys are
+  free, except that ``compose`` MUST have ``components``, the list in order of at least two objects of exactly
+  ``name``, ``version`` and ``digest``. It holds no time and no path: equal input gives an equal digest.
 - ``evaluation`` (optional) is a free object. ``license`` and ``changelog`` (optional) are single lines of
   at most 1000 printable characters. ``supersedes`` (optional) is a version or a digest.
 
-**Tensors.** At least one of the two MUST be there, and no other. All values MUST be finite.
+**Tensors of a prefix.** At least one of the two MUST be there, and no other. All values MUST be finite.
 
 - ``embeddings``: ``[N, hidden_size]``, in the base model's dtype or in float32: the rows that take the
   place of the first N token embeddings.
@@ -65,11 +67,44 @@ virtual tokens, 4096.
   ``embeddings`` are there too, ``kv`` is what the model computes from them, cast to its dtype, at those
   positions. A server needs ``kv``; a patch without it MAY be completed by recomputing.
 
-Law: ``decode_patch(encode_patch(m, e, k))`` gives back ``m``, ``e`` and ``k``, and encoding is deterministic.
+**Steering.** In place of ``num_virtual_tokens`` the manifest of a steering patch has::
+
+    "steering": {
+      "site": "residual", "scale": "relative", "strength": 0.1,
+      "opposed_gain": 0, "renormalise": true, "tokens": "answer"
+    },
+    "condition": {
+      "probes": [{"layers": [9, 12, 15, 18], "pool": "mean", "bias": -4.5, "threshold": 0.25}],
+      "combine": "any", "shadow": false
+    }
+
+- Layers count from 0. ``site`` MUST be ``residual``, the output of a decoder layer, or ``mlp``, the output of
+  its MLP. ``patches.kinds.steering`` has the arithmetic: ``strength`` is its ``a`` where ``scale`` is
+  ``absolute`` and its ``r`` where it is ``relative``, ``opposed_gain`` its g.
+- ``strength`` MUST be more than 0, and at most 1 where the scale is relative; ``opposed_gain`` MUST be from 0
+  to 100. ``renormalise`` is true or false.
+- ``tokens`` MUST be ``all``, all tokens of prompt and answer, or ``answer``, the last token of the prompt and
+  all that follow. Tokens of a prefix in front are never steered.
+- ``condition`` (optional) needs ``answer``. It MUST have 1 to 4 ``probes``. ``layers`` is a rising list of 1
+  to 64 layers. A token's score is the sum over ``layers`` of the dot product of the probe's row and the
+  layer's output; a request's is ``bias`` and the mean over the tokens of the prompt, or that of the
+  last one (``pool``: ``mean``, ``last``). A probe is met where that exceeds ``threshold``; ``combine`` is
+  ``any`` or ``all``. Where the condition is not met, or ``shadow`` is true, nothing is steered.
+
+**Tensors of a steering patch.** ``vector`` MUST be there, ``probes`` where there is a condition, and no
+other. All values MUST be finite.
+
+- ``vector``: float32 ``[num_layers, hidden_size]``; a layer with a row of zeros is left as it is. One row at
+  least MUST NOT be zero. Where the scale is relative no row MUST be longer than 1, but for rounding. With a
+  condition the rows up to the last layer that it reads MUST be zero.
+- ``probes``: float32 ``[rows, hidden_size]``, a row for each layer of each probe, in their order.
+
+Law: ``decode_patch(encode_patch(m, t))`` gives back ``m`` and ``t``, and encoding is deterministic.
 """
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +125,6 @@ MAX_FILE_BYTES = 1024**3
 
 _SAFETENSORS_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 _TORCH_DTYPES = {name: dtype for dtype, name in _SAFETENSORS_DTYPES.items()}
-_DTYPE_BY_MANIFEST_NAME = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +134,18 @@ class Patch:
     manifest: Manifest
     #: ``sha256:`` and 64 hexadecimal digits.
     digest: str
-    #: ``[N, hidden_size]``, base-model dtype or float32, CPU, contiguous.
-    embeddings: torch.Tensor | None
-    #: ``[L, 2, N, H_kv, D]``, base-model dtype, CPU, contiguous; keys after RoPE at positions 0 … N-1.
-    kv: torch.Tensor | None
+    #: By name, as the specification lists them; CPU, contiguous.
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def embeddings(self) -> torch.Tensor | None:
+        """``[N, hidden_size]``, base-model dtype or float32."""
+        return self.tensors.get("embeddings")
+
+    @property
+    def kv(self) -> torch.Tensor | None:
+        """``[L, 2, N, H_kv, D]``, base-model dtype; keys after RoPE at positions 0 … N-1."""
+        return self.tensors.get("kv")
 
     @property
     def filename(self) -> str:
@@ -113,35 +155,38 @@ class Patch:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in (self.embeddings, self.kv) if tensor is not None)
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def make_patch(manifest: Manifest, embeddings: torch.Tensor | None, kv: torch.Tensor | None) -> Patch:
+#: The tensors of a patch by name; None for one that it does not have.
+Tensors = Mapping[str, torch.Tensor | None]
+
+
+def make_patch(manifest: Manifest, tensors: Tensors) -> Patch:
     """Put a patch together from its parts and compute its digest.
 
     Raises:
         PatchFormatError: The parts do not make a valid patch.
     """
-    embeddings, kv = _stored_form(embeddings), _stored_form(kv)
-    text, tensors = _checked_parts(manifest, embeddings, kv)
-    return Patch(manifest, _digest_of(text, tensors), embeddings, kv)
+    text, stored = _checked_parts(manifest, tensors)
+    return Patch(manifest, _digest_of(text, stored), stored)
 
 
-def encode_patch(manifest: Manifest, embeddings: torch.Tensor | None, kv: torch.Tensor | None) -> bytes:
+def encode_patch(manifest: Manifest, tensors: Tensors) -> bytes:
     """Write a patch as the bytes of its file; equal parts give equal bytes.
 
     Raises:
         PatchFormatError: The parts do not make a valid patch.
     """
-    text, tensors = _checked_parts(manifest, _stored_form(embeddings), _stored_form(kv))
+    text, stored = _checked_parts(manifest, tensors)
     header = write_header(
-        {MANIFEST_KEY: text, DIGEST_KEY: _digest_of(text, tensors)},
-        [(name, _SAFETENSORS_DTYPES[tensor.dtype], tensor.shape) for name, tensor in tensors.items()],
+        {MANIFEST_KEY: text, DIGEST_KEY: _digest_of(text, stored)},
+        [(name, _SAFETENSORS_DTYPES[tensor.dtype], tensor.shape) for name, tensor in stored.items()],
     )
-    size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
-    if size > MAX_FILE_BYTES:
-        raise PatchFormatError("too_large", f"file: expected at most {MAX_FILE_BYTES} bytes, got {size}")
-    return b"".join([header, *(_bytes_of(tensor) for tensor in tensors.values())])
+    size = len(header) + sum(tensor.nbytes for tensor in stored.values())
+    if problem := _size_problem(size, manifest.body.max_file_bytes):
+        raise problem
+    return b"".join([header, *(_bytes_of(tensor) for tensor in stored.values())])
 
 
 def decode_patch(data: bytes) -> Patch:
@@ -164,16 +209,16 @@ def find_problems(data: bytes) -> tuple[Patch | None, list[PatchFormatError]]:
         The patch and no problems, or ``None`` and at least one problem.
     """
     try:
-        if len(data) > MAX_FILE_BYTES:
-            raise PatchFormatError(
-                "too_large", f"file: expected at most {MAX_FILE_BYTES} bytes, got {len(data)}"
-            )
+        if problem := _size_problem(len(data), MAX_FILE_BYTES):
+            raise problem
         container = read_container(data)
         text = _manifest_text(container)
     except PatchFormatError as error:
         return None, [error]
     view = memoryview(data)
     manifest, problems = read_manifest_text(text)
+    if manifest is not None and (problem := _size_problem(len(data), manifest.body.max_file_bytes)):
+        problems.append(problem)
     if manifest is not None:
         problems += _layout_problems(manifest, {e.name: (e.dtype, e.shape) for e in container.entries})
     stored = container.metadata[DIGEST_KEY]
@@ -186,10 +231,10 @@ def find_problems(data: bytes) -> tuple[Patch | None, list[PatchFormatError]]:
     if manifest is None or problems:
         return None, problems
     tensors = {entry.name: _tensor_of(view, entry) for entry in container.entries}
-    problems = _value_problems(tensors)
+    problems = _value_problems(manifest, tensors)
     if problems:
         return None, problems
-    return Patch(manifest, actual, tensors.get("embeddings"), tensors.get("kv")), []
+    return Patch(manifest, actual, tensors), []
 
 
 def read_patch(path: str | os.PathLike[str]) -> Patch:
@@ -233,7 +278,7 @@ def write_patch(patch: Patch, directory: str | os.PathLike[str], *, overwrite: b
         PatchFormatError: The parts do not make a valid patch.
         OSError: The folder can't be written.
     """
-    data = encode_patch(patch.manifest, patch.embeddings, patch.kv)
+    data = encode_patch(patch.manifest, patch.tensors)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / patch.filename
@@ -264,50 +309,49 @@ def _manifest_text(container: Container) -> str:
     return container.metadata[MANIFEST_KEY]
 
 
-def _stored_form(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.detach().to("cpu").contiguous()
+def _size_problem(size: int, limit: int) -> PatchFormatError | None:
+    if size <= limit:
+        return None
+    return PatchFormatError("too_large", f"file: expected at most {limit} bytes, got {size}")
 
 
-def _checked_parts(
-    manifest: Manifest, embeddings: torch.Tensor | None, kv: torch.Tensor | None
-) -> tuple[str, dict[str, torch.Tensor]]:
+def _checked_parts(manifest: Manifest, tensors: Tensors) -> tuple[str, dict[str, torch.Tensor]]:
     text = encode_manifest(manifest)
-    tensors = {n: t for n, t in (("embeddings", embeddings), ("kv", kv)) if t is not None}
-    layout = {n: (_SAFETENSORS_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in tensors.items()}
-    if problems := _layout_problems(manifest, layout) or _value_problems(tensors):
+    stored = {n: t.detach().to("cpu").contiguous() for n, t in tensors.items() if t is not None}
+    layout = {n: (_SAFETENSORS_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in stored.items()}
+    if problems := _layout_problems(manifest, layout) or _value_problems(manifest, stored):
         raise problems[0]
-    return text, tensors
+    return text, stored
 
 
 def _layout_problems(
-    manifest: Manifest, layout: dict[str, tuple[str, tuple[int, ...]]]
+    manifest: Manifest, layout: Mapping[str, tuple[str, tuple[int, ...]]]
 ) -> list[PatchFormatError]:
-    model, n = manifest.base_model, manifest.num_virtual_tokens
-    model_dtype = _DTYPE_BY_MANIFEST_NAME[model.dtype]
-    expected = {
-        "embeddings": ((n, model.hidden_size), {model_dtype, "F32"}),
-        "kv": ((model.num_layers, 2, n, model.num_kv_heads, model.head_size), {model_dtype}),
-    }
-    problems = [] if layout else ["tensors: expected embeddings or kv, got none"]
+    rules = manifest.body.tensor_rules(manifest.base_model)
+    missing = manifest.body.missing(layout)
+    problems = [f"tensors: expected {missing}, got {', '.join(sorted(layout)) or 'none'}"] if missing else []
     for name, (dtype, shape) in sorted(layout.items()):
-        if name not in expected:
-            problems.append(f"tensor {ascii(name)[:80]}: unknown name; expected embeddings or kv")
+        rule = rules.get(name)
+        if rule is None:
+            known = " or ".join(rules)
+            problems.append(f"tensor {ascii(name)[:80]}: unknown name; expected {known}")
             continue
-        expected_shape, dtypes = expected[name]
-        if dtype not in dtypes:
-            problems.append(f"tensor {name}: expected dtype {' or '.join(sorted(dtypes))}, got {dtype}")
-        if shape != expected_shape:
-            problems.append(f"tensor {name}: expected shape {list(expected_shape)}, got {list(shape)}")
+        if dtype not in rule.dtypes:
+            problems.append(f"tensor {name}: expected dtype {' or '.join(sorted(rule.dtypes))}, got {dtype}")
+        if shape != rule.shape:
+            problems.append(f"tensor {name}: expected shape {list(rule.shape)}, got {list(shape)}")
     return [PatchFormatError("bad_tensor", problem) for problem in problems]
 
 
-def _value_problems(tensors: dict[str, torch.Tensor]) -> list[PatchFormatError]:
-    problems = []
-    for name, tensor in sorted(tensors.items()):
-        # Layer by layer: the mask of a whole large tensor would need half as much memory again.
-        if not all(bool(torch.isfinite(part).all()) for part in tensor):
-            problems.append(PatchFormatError("bad_tensor", f"tensor {name}: holds NaN or infinite values"))
-    return problems
+def _value_problems(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> list[PatchFormatError]:
+    # Layer by layer: the mask of a whole large tensor would need half as much memory again.
+    problems: Sequence[str] = [
+        f"tensor {name}: holds NaN or infinite values"
+        for name, tensor in sorted(tensors.items())
+        if not all(bool(torch.isfinite(part).all()) for part in tensor)
+    ]
+    problems = problems or manifest.body.value_problems(tensors)
+    return [PatchFormatError("bad_tensor", problem) for problem in problems]
 
 
 def _digest_of(text: str, tensors: dict[str, torch.Tensor]) -> str:

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from patches.base_model import BaseModel
 from patches.canonical import JsonValue
 from patches.errors import PatchFormatError
 from patches.fields import FieldReader
-from patches.manifest import FORMAT_VERSION, KIND, BaseModel, Manifest, read_notes
+from patches.kinds.body import Body
+from patches.manifest import Manifest, read_notes
 from patches.names import validate_name, validate_version
 
 
@@ -30,17 +32,13 @@ class Label:
         if reader.problems:
             raise PatchFormatError("bad_manifest", "; ".join(reader.problems))
 
-    def manifest(
-        self, base_model: BaseModel, num_virtual_tokens: int, origin: Mapping[str, JsonValue]
-    ) -> Manifest:
+    def manifest(self, base_model: BaseModel, body: Body, origin: Mapping[str, JsonValue]) -> Manifest:
         """Complete the label to a manifest."""
         return Manifest(
-            format_version=FORMAT_VERSION,
-            kind=KIND,
             name=self.name,
             version=self.version,
             base_model=base_model,
-            num_virtual_tokens=num_virtual_tokens,
+            body=body,
             origin=origin,
             evaluation=self.evaluation,
             license=self.license,

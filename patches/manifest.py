@@ -5,42 +5,20 @@ Frozen dataclasses with a typed, strict decode. Unknown keys, missing keys and w
 Law: ``decode_manifest(encode_manifest(m)) == m`` for every valid manifest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from patches.base_model import BaseModel, read_base_model
 from patches.canonical import JsonValue, canonical_json, parse_json
 from patches.errors import InvalidName, PatchFormatError
 from patches.fields import FieldReader
+from patches.kinds import FORMAT_VERSIONS, KINDS
+from patches.kinds.body import Body
 from patches.names import is_digest, validate_name, validate_version
 
-FORMAT_VERSION = 1
-KIND = "prefix"
-DTYPES = ("bfloat16", "float16", "float32")
-METHODS = ("text", "peft", "compose", "trained")
-MAX_NUM_VIRTUAL_TOKENS = 4096
 MAX_MANIFEST_BYTES = 256 * 1024
 MAX_LINE_LENGTH = 1000
-MAX_DIMENSION = 2**20
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """The fingerprint of the model that a patch belongs to; ``patches.fingerprint`` makes it."""
-
-    #: Class name in the model's configuration, such as ``LlamaForCausalLM``.
-    architecture: str
-    num_layers: int
-    #: Before any split over tensor-parallel ranks.
-    num_kv_heads: int
-    head_size: int
-    hidden_size: int
-    #: Canonical rotary parameters. Flat, or one object per kind of attention layer (Gemma 3).
-    rope: Mapping[str, JsonValue]
-    #: The dtype the model runs in, one of ``DTYPES``; not necessarily the one its weights are stored in.
-    dtype: str
-    tokenizer_digest: str
-    weights_digest: str
 
 
 @dataclass(frozen=True)
@@ -56,13 +34,12 @@ class Component:
 class Manifest:
     """Everything about a patch but its tensors."""
 
-    format_version: int
-    kind: str
     name: str
     version: str
     base_model: BaseModel
-    num_virtual_tokens: int
-    #: How the patch was made. ``method`` is one of ``METHODS``; the other keys depend on it.
+    #: What only patches of its kind have.
+    body: Body
+    #: How the patch was made. ``method`` is one of the body's ``methods``; the other keys depend on it.
     origin: Mapping[str, JsonValue]
     #: Results of an evaluation, free in form.
     evaluation: Mapping[str, JsonValue] | None = None
@@ -72,6 +49,21 @@ class Manifest:
     changelog: str | None = None
     #: The version, or the digest, that this one replaces.
     supersedes: str | None = None
+
+    @property
+    def format_version(self) -> int:
+        """The version of the format that a file of it has."""
+        return self.body.format_version
+
+    @property
+    def kind(self) -> str:
+        """The word for its kind."""
+        return self.body.kind
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """How many positions it takes in front of a prompt: 0 for a kind that takes none."""
+        return self.body.num_tokens
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -93,7 +85,7 @@ def encode_manifest(manifest: Manifest) -> str:
         "name": manifest.name,
         "version": manifest.version,
         "base_model": dict(vars(manifest.base_model)),
-        "num_virtual_tokens": manifest.num_virtual_tokens,
+        **manifest.body.document(),
         "origin": manifest.origin,
     }
     for key in ("evaluation", "license", "changelog", "supersedes"):
@@ -137,9 +129,10 @@ def read_manifest_text(text: str) -> tuple[Manifest | None, list[PatchFormatErro
         if not isinstance(document, dict):
             raise ValueError(f"expected an object, got {type(document).__name__}")
         version = document.get("format_version")
-        if type(version) is int and version != FORMAT_VERSION:
+        if type(version) is int and version not in FORMAT_VERSIONS:
+            known = " or ".join(map(str, FORMAT_VERSIONS))
             message = (
-                f"manifest.format_version: expected {FORMAT_VERSION}, got {str(version)[:20]}; "
+                f"manifest.format_version: expected {known}, got {str(version)[:20]}; "
                 "a newer policypatch may read this file"
             )
             return None, [PatchFormatError("unsupported_version", message)]
@@ -154,14 +147,15 @@ def _decode_document(document: dict[str, JsonValue]) -> tuple[Manifest | None, l
     reader = FieldReader("manifest", document)
     name_problems: list[PatchFormatError] = []
     license_, changelog, supersedes = read_notes(reader)
+    of_kind = KINDS[reader.one_of("kind", _kinds_of(document.get("format_version")))]
+    reader.integer("format_version", of_kind.format_version, of_kind.format_version)
+    base_model = read_base_model(reader.object("base_model"))
     manifest = Manifest(
-        format_version=reader.integer("format_version", FORMAT_VERSION, FORMAT_VERSION),
-        kind=reader.one_of("kind", (KIND,)),
         name=reader.text("name"),
         version=reader.text("version"),
-        base_model=_decode_base_model(reader.object("base_model")),
-        num_virtual_tokens=reader.integer("num_virtual_tokens", 1, MAX_NUM_VIRTUAL_TOKENS),
-        origin=_check_origin(reader.object("origin")),
+        base_model=base_model,
+        body=of_kind.read(reader, base_model),
+        origin=_check_origin(reader.object("origin"), of_kind.methods),
         evaluation=reader.object("evaluation").free() if "evaluation" in document else None,
         license=license_,
         changelog=changelog,
@@ -171,6 +165,11 @@ def _decode_document(document: dict[str, JsonValue]) -> tuple[Manifest | None, l
     _check_names(reader, manifest, name_problems)
     problems = name_problems + [PatchFormatError("bad_manifest", text) for text in reader.problems]
     return (None, problems) if problems else (manifest, [])
+
+
+def _kinds_of(format_version: JsonValue) -> tuple[str, ...]:
+    of_version = tuple(kind for kind, body in KINDS.items() if body.format_version == format_version)
+    return of_version or tuple(KINDS)
 
 
 def _check_names(reader: FieldReader, manifest: Manifest, problems: list[PatchFormatError]) -> None:
@@ -201,24 +200,8 @@ def read_notes(reader: FieldReader) -> tuple[str | None, str | None, str | None]
     return notes
 
 
-def _decode_base_model(reader: FieldReader) -> BaseModel:
-    base_model = BaseModel(
-        architecture=reader.line("architecture", 200),
-        num_layers=reader.integer("num_layers", 1, MAX_DIMENSION),
-        num_kv_heads=reader.integer("num_kv_heads", 1, MAX_DIMENSION),
-        head_size=reader.integer("head_size", 1, MAX_DIMENSION),
-        hidden_size=reader.integer("hidden_size", 1, MAX_DIMENSION),
-        rope=reader.object("rope").free(),
-        dtype=reader.one_of("dtype", DTYPES),
-        tokenizer_digest=reader.digest("tokenizer_digest"),
-        weights_digest=reader.digest("weights_digest"),
-    )
-    reader.finish()
-    return base_model
-
-
-def _check_origin(reader: FieldReader) -> Mapping[str, JsonValue]:
-    method = reader.one_of("method", METHODS)
+def _check_origin(reader: FieldReader, methods: Sequence[str]) -> Mapping[str, JsonValue]:
+    method = reader.one_of("method", methods)
     if method == "compose":
         components = reader.objects("components", minimum=2)
         for component in components:

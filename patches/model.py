@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from patches.base_model import DTYPES, BaseModel
 from patches.errors import ModelUnusable
 from patches.fingerprint import fingerprint_model
-from patches.manifest import DTYPES, BaseModel
 from patches.model_files import require_model
 from patches.text import lines_of
 

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from patches.base_model import BaseModel
 from patches.canonical import JsonValue, parse_json
 from patches.compile import compile_patch, stack_cache
 from patches.errors import AdapterError
 from patches.format import Patch, make_patch
+from patches.kinds.prefix import MAX_NUM_VIRTUAL_TOKENS, PrefixBody
 from patches.label import Label
-from patches.manifest import MAX_NUM_VIRTUAL_TOKENS, BaseModel
 from patches.model import LoadedModel
 from patches.text import read_text
 
@@ -61,7 +62,7 @@ def import_adapter(model: LoadedModel, folder: Path, label: Label) -> Patch:
         return compile_patch(model, prompt[0].detach().clone(), label, origin)
     num_tokens = int(config["num_virtual_tokens"])
     kv = stack_cache(prompt, num_tokens, model.base_model.num_layers)
-    return make_patch(label.manifest(model.base_model, num_tokens, origin), None, kv)
+    return make_patch(label.manifest(model.base_model, PrefixBody(num_tokens), origin), {"kv": kv})
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

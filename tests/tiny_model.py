@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from patches.manifest import BaseModel
+from patches.base_model import BaseModel
 
 # Like the demo model's: a default system message where the conversation has none.
 CHAT_TEMPLATE = (

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from patches.base_model import BaseModel
 from patches.digest import patch_digest
 from patches.format import DIGEST_KEY, MANIFEST_KEY, encode_patch
+from patches.kinds.prefix import PrefixBody
 from patches.label import Label
-from patches.manifest import BaseModel
 
 BASE_MODEL = BaseModel(
     architecture="LlamaForCausalLM",
@@ -31,12 +32,14 @@ def good_file() -> bytes:
     """Make the file that is damaged: valid, small, with every kind of field."""
     n, model = NUM_TOKENS, BASE_MODEL
     manifest = Label("pirate", "1.0.0", license="Apache-2.0", changelog="Speaks more plainly.").manifest(
-        model, n, {"method": "text"}
+        model, PrefixBody(n), {"method": "text"}
     )
     kv = torch.arange(model.num_layers * 2 * n * model.num_kv_heads * model.head_size)
     shape = (model.num_layers, 2, n, model.num_kv_heads, model.head_size)
     embeddings = torch.arange(n * model.hidden_size).reshape(n, model.hidden_size).float() / 64
-    return encode_patch(manifest, embeddings, (kv % 61 - 30).reshape(shape).to(torch.bfloat16))
+    return encode_patch(
+        manifest, {"embeddings": embeddings, "kv": (kv % 61 - 30).reshape(shape).to(torch.bfloat16)}
+    )
 
 
 def parts_of(data: bytes) -> tuple[Header, bytes]:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
+from patches.base_model import DTYPES, BaseModel
 from patches.errors import PatchError
 from patches.fingerprint import fingerprint_model
 from patches.format import Patch, make_patch, write_patch
+from patches.kinds.prefix import PrefixBody
 from patches.label import Label
-from patches.manifest import DTYPES, BaseModel
 
 
 def random_patch(base_model: BaseModel, num_tokens: int, label: Label, *, seed: int = 0) -> Patch:
@@ -30,8 +31,10 @@ def random_patch(base_model: BaseModel, num_tokens: int, label: Label, *, seed: 
     dtype = getattr(torch, base_model.dtype)
     shape = (base_model.num_layers, 2, num_tokens, base_model.num_kv_heads, base_model.head_size)
     kv = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    manifest = label.manifest(base_model, num_tokens, {"method": "trained", "values": f"random, seed {seed}"})
-    return make_patch(manifest, None, kv)
+    manifest = label.manifest(
+        base_model, PrefixBody(num_tokens), {"method": "trained", "values": f"random, seed {seed}"}
+    )
+    return make_patch(manifest, {"kv": kv})
 
 
 def num_policy_tokens(model: str, text: str, *, is_raw: bool) -> int:

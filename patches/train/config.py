@@ -6,9 +6,10 @@ with equal configurations on equal data give one digest on one machine.
 
 from dataclasses import asdict, dataclass
 
+from patches.base_model import DTYPES
 from patches.canonical import JsonValue
 from patches.errors import TrainingError
-from patches.manifest import DTYPES, MAX_NUM_VIRTUAL_TOKENS
+from patches.kinds.prefix import MAX_NUM_VIRTUAL_TOKENS
 
 KINDS = ("prompt", "prefix")
 STAGES = ("sft", "dpo")

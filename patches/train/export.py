@@ -11,6 +11,7 @@ import torch
 from patches.canonical import JsonValue
 from patches.compile import compile_patch
 from patches.format import Patch, make_patch
+from patches.kinds.prefix import PrefixBody
 from patches.label import Label
 from patches.model import LoadedModel
 
@@ -36,8 +37,8 @@ def make_trained_patch(
     """
     if kind == "prompt":
         return compile_patch(model, values, label, origin)
-    manifest = label.manifest(model.base_model, values.shape[2], origin)
-    return make_patch(manifest, None, values.to(getattr(torch, model.base_model.dtype)))
+    manifest = label.manifest(model.base_model, PrefixBody(values.shape[2]), origin)
+    return make_patch(manifest, {"kv": values.to(getattr(torch, model.base_model.dtype))})
 
 
 def curves_for_manifest(records: Sequence[Mapping[str, Any]]) -> dict[str, JsonValue]:

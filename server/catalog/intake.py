@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+from patches.base_model import BaseModel
 from patches.format import Patch, read_patch
-from patches.manifest import BaseModel
 from patches.signing.signature import Signature
 from server.catalog.refusals import refusal_of, require_servable
 from server.trust.trust import Trust

@@ -6,10 +6,11 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from patches.base_model import BaseModel
 from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import require_fits
 from patches.format import Patch
-from patches.manifest import BaseModel, Manifest
+from patches.manifest import Manifest
 from patches.terminal import one_line, printable
 from server.errors import BaseModelConflict, FileRefused, InvalidPatchFile, PatchConflict, PatchTooLarge
 from server.memory.residency import ResidencyError

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patches.manifest import DTYPES
+from patches.base_model import DTYPES
 from server.commands.patch_arguments import (
     add_output_arguments,
     load,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from patches.base_model import DTYPES
 from patches.evaluate.suite import BUILT_IN
-from patches.manifest import DTYPES
 from patches.train.baselines import BASELINES
 from server import __version__
 from server.commands.errors import CommandError

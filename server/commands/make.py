@@ -10,8 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from patches.base_model import DTYPES
 from patches.errors import DataUnavailable, PatchError
-from patches.manifest import DTYPES
 from patches.text import lines_of
 from server.commands import pairs, train
 from server.commands.command_parser import CommandParser

@@ -6,9 +6,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patches.base_model import DTYPES
 from patches.errors import PatchError, PatchExists
 from patches.label import Label
-from patches.manifest import DTYPES
 from server.commands.errors import CommandError
 from server.commands.output import complain, say
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patches.base_model import DTYPES, BaseModel
 from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import fingerprint_model, holds_exactly, require_fits
-from patches.manifest import DTYPES, BaseModel
 from patches.signing.keys import TrustedKeys
 from patches.signing.revocations import read_revocations, revoked_part
 from server.commands.errors import CommandError

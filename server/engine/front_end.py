@@ -26,8 +26,8 @@ from vllm.entrypoints.launchers.launcher import serve_http
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.usage.usage_lib import UsageContext
 
+from patches.base_model import BaseModel
 from patches.fingerprint import fingerprint_model
-from patches.manifest import BaseModel
 from server.admin.canary_watch import CanaryWatch
 from server.admin.control import Control
 from server.admin.listener import AdminListener, bind_admin

@@ -8,7 +8,7 @@ from vllm.model_executor.layers.attention import Attention
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from patches.manifest import BaseModel
+    from patches.base_model import BaseModel
 
 
 class UnsupportedSetup(ValueError):

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from patches.base_model import BaseModel
 from patches.errors import PatchError
 from patches.format import read_patch
-from patches.manifest import BaseModel, Manifest
+from patches.kinds.prefix import PrefixBody
+from patches.manifest import Manifest
 from server.catalog.folder import list_folder
 from server.policy.rules import Policy
 from server.versions.selection import PatchRef
@@ -99,5 +101,5 @@ def _imagined(name: str, version: str, digest: str | None = None) -> ServedPatch
     if digest is not None:
         made_up = digest + made_up[len(digest) :]
     model = BaseModel("", 0, 0, 0, 0, {}, "", "", "")
-    manifest = Manifest(1, "prefix", name, version, model, 1, {"method": "text"})
+    manifest = Manifest(name, version, model, PrefixBody(1), {"method": "text"})
     return ServedPatch(name, version, made_up, 1, manifest, 0)

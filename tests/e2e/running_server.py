@@ -135,7 +135,7 @@ class RunningServer:
         manifest = patch.manifest
         path = self.patches / f"{manifest.name}-{manifest.version}.safetensors"
         staged = self.patches / f".{path.name}.staged"
-        staged.write_bytes(encode_patch(manifest, patch.embeddings, patch.kv))
+        staged.write_bytes(encode_patch(manifest, patch.tensors))
         staged.rename(path)
         if wait:
             self.wait_for_digest(manifest.name, patch.digest)

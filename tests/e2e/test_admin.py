@@ -132,7 +132,7 @@ def test_activate_and_roll_back_change_what_answers(server: AdminServer, make: C
 
 def test_an_upload_answers_until_it_is_deleted(server: AdminServer, make: Callable[..., Patch]) -> None:
     patch = make("uploaded", 32, seed=2)
-    data = encode_patch(patch.manifest, patch.embeddings, patch.kv)
+    data = encode_patch(patch.manifest, patch.tensors)
     octets = {"Content-Type": "application/octet-stream"}
     answer = server.call("PUT", "uploaded/1.0.0", content=data, headers=octets)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "patch_unsigned")
@@ -184,7 +184,7 @@ def test_the_client_loads_tries_promotes_and_rolls_back(
     old, new = (make("trial", 32, seed=10 + i, version=f"1.{i}.0") for i in (0, 1))
     server.install(old)
     path = tmp_path / "trial-1.1.0.safetensors"
-    path.write_bytes(encode_patch(new.manifest, new.embeddings, new.kv))
+    path.write_bytes(encode_patch(new.manifest, new.tensors))
     signature_path(path).write_bytes(server.signature(new))
     assert server.patches("load", str(path), "--hold") == 0
     by_version = {f"trial@1.{i}.0": server.answer(f"trial@1.{i}.0")[1] for i in (0, 1)}

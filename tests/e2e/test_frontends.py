@@ -116,7 +116,7 @@ def lines(server: Any) -> Iterator[dict[str, Line]]:
 def put(server: Any, patch: Patch, name: str = "hot") -> None:
     """Rename content into the one file of ``hot``."""
     staged: Path = server.patches / f".{name}.staged"
-    staged.write_bytes(encode_patch(patch.manifest, patch.embeddings, patch.kv))
+    staged.write_bytes(encode_patch(patch.manifest, patch.tensors))
     staged.rename(server.patches / f"{name}.safetensors")
 
 

@@ -49,7 +49,7 @@ def put(path: Path, data: bytes) -> None:
 
 
 def bytes_of(patch: Patch) -> bytes:
-    return encode_patch(patch.manifest, patch.embeddings, patch.kv)
+    return encode_patch(patch.manifest, patch.tensors)
 
 
 def resident_digests(server: Any) -> set[str]:
@@ -296,7 +296,7 @@ def with_base_model(patch: Patch, **changes: Any) -> bytes:
     assert patch.kv is not None
     manifest = replace(patch.manifest, base_model=replace(patch.manifest.base_model, **changes))
     dtype = getattr(torch, manifest.base_model.dtype)
-    return encode_patch(manifest, None, patch.kv.to(dtype))
+    return encode_patch(manifest, {"kv": patch.kv.to(dtype)})
 
 
 def flipped(data: bytes) -> bytes:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from patches.base_model import BaseModel
 from patches.format import Patch, make_patch
+from patches.kinds.prefix import PrefixBody
 from patches.label import Label
-from patches.manifest import BaseModel
 from patches.model import LoadedModel, load_model
 from tests.tiny_model import BASE_MODEL, save_tiny_model
 
@@ -46,12 +47,12 @@ def make() -> Callable[..., Patch]:
         **notes: Any,
     ) -> Patch:
         manifest = Label(name, version, **notes).manifest(
-            base_model, num_tokens, origin or {"method": "text"}
+            base_model, PrefixBody(num_tokens), origin or {"method": "text"}
         )
         rows = exact_values((num_tokens, base_model.hidden_size), seed)
         shape = (base_model.num_layers, 2, num_tokens, base_model.num_kv_heads, base_model.head_size)
         cache = exact_values(shape, seed + 1).to(getattr(torch, base_model.dtype))
-        return make_patch(manifest, rows if embeddings else None, cache if kv else None)
+        return make_patch(manifest, {"embeddings": rows if embeddings else None, "kv": cache if kv else None})
 
     return make_small
 

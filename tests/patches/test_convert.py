@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from patches.base_model import DTYPES, BaseModel
 from patches.compile import compile_text
 from patches.compose import compose_patches
 from patches.convert import convert_patch
 from patches.errors import BaseModelMismatch, CompileError
 from patches.format import Patch, decode_patch, encode_patch, make_patch, read_patch, write_patch
 from patches.label import Label
-from patches.manifest import DTYPES, BaseModel
 from patches.model import LoadedModel, load_model
 from server.cli import main
 
@@ -50,7 +50,7 @@ def test_a_patch_is_rounded_once_to_the_dtype_asked_for(
         "kv": "rounded",
     }
     assert converted.digest != patch.digest
-    again = decode_patch(encode_patch(converted.manifest, converted.embeddings, converted.kv))
+    again = decode_patch(encode_patch(converted.manifest, converted.tensors))
     assert again.digest == converted.digest
 
 
@@ -85,7 +85,7 @@ def test_a_prefix_without_embeddings_is_rounded_though_the_model_is_there(
     models: dict[str, LoadedModel],
 ) -> None:
     compiled = compile_text(models["float32"], TEXT, LABEL)
-    bare = make_patch(compiled.manifest, None, compiled.kv)
+    bare = make_patch(compiled.manifest, {"kv": compiled.kv})
     converted = convert_patch(bare, "float16", models["float16"])
     assert torch.equal(kv_of(converted), kv_of(bare).half())
     assert converted.manifest.origin["converted_from"]["kv"] == "rounded"  # type: ignore[index, call-overload]
@@ -102,7 +102,7 @@ def test_a_value_that_float16_cannot_hold_is_refused(make: Callable[..., Patch],
     patch = make()
     large = kv_of(patch).clone()
     large[1, 0, 2, 1, 3] = value
-    patch = make_patch(patch.manifest, None, large)
+    patch = make_patch(patch.manifest, {"kv": large})
     with pytest.raises(CompileError, match=r"kv: expected values of at most 65504, .* layer 1; serve"):
         convert_patch(patch, "float16")
     assert torch.equal(kv_of(convert_patch(patch, "float32")), large.float())
@@ -111,7 +111,7 @@ def test_a_value_that_float16_cannot_hold_is_refused(make: Callable[..., Patch],
 def test_a_model_that_overflows_in_float16_is_refused(models: dict[str, LoadedModel]) -> None:
     wide = compile_text(models["float32"], TEXT, LABEL)
     assert wide.embeddings is not None
-    huge = make_patch(wide.manifest, wide.embeddings * 1e6, wide.kv)
+    huge = make_patch(wide.manifest, {"embeddings": wide.embeddings * 1e6, "kv": wide.kv})
     with pytest.raises(CompileError, match="kv: expected values of at most 65504"):
         convert_patch(huge, "float16", models["float16"])
 
@@ -187,7 +187,7 @@ def test_the_command_names_the_file_that_it_cannot_convert(
     make: Callable[..., Patch], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     patch = make()
-    path = write_patch(make_patch(patch.manifest, None, kv_of(patch) * 1e9), tmp_path)
+    path = write_patch(make_patch(patch.manifest, {"kv": kv_of(patch) * 1e9}), tmp_path)
     assert convert(path, "--dtype", "float16", "-o", tmp_path / "out") == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"policypatch convert: {path}: kv: expected values of at most 65504")

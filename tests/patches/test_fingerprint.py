@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig
 
+from patches.base_model import DTYPES, BaseModel
 from patches.errors import BaseModelMismatch, ModelUnusable
 from patches.fingerprint import canonical_rope, fingerprint_model, require_fits, require_same_base_model
-from patches.manifest import DTYPES, BaseModel
 from patches.tokenizer_digest import tokenizer_digest
 from patches.weights_digest import weights_digest
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from patches.base_model import BaseModel
 from patches.errors import FORMAT_REASONS, PatchExists, PatchFormatError
 from patches.format import (
     MAX_FILE_BYTES,
@@ -24,7 +25,6 @@ from patches.format import (
     read_patch,
     write_patch,
 )
-from patches.manifest import BaseModel
 
 GOLDEN = Path(__file__).parent / "golden"
 Make = Callable[..., Patch]
@@ -51,7 +51,7 @@ GOLDENS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def encode(patch: Patch) -> bytes:
-    return encode_patch(patch.manifest, patch.embeddings, patch.kv)
+    return encode_patch(patch.manifest, patch.tensors)
 
 
 def assert_same(left: Patch, right: Patch) -> None:
@@ -91,7 +91,7 @@ def test_encoding_is_deterministic_whatever_the_memory_layout(make: Make) -> Non
     assert patch.kv is not None
     strided = patch.kv.transpose(0, 1).contiguous().transpose(0, 1)
     assert not strided.is_contiguous()
-    assert encode_patch(patch.manifest, patch.embeddings, strided) == encode(patch)
+    assert encode_patch(patch.manifest, {"embeddings": patch.embeddings, "kv": strided}) == encode(patch)
 
 
 def test_a_file_is_read_by_safetensors_as_it_is(make: Make) -> None:
@@ -239,7 +239,7 @@ def test_parts_that_make_no_valid_patch_are_refused_when_encoding(make: Make) ->
         torch.full_like(patch.kv, float("nan")),
     ):
         with pytest.raises(PatchFormatError, match="tensor kv") as caught:
-            make_patch(patch.manifest, None, kv)
+            make_patch(patch.manifest, {"kv": kv})
         assert caught.value.reason == "bad_tensor"
     with pytest.raises(PatchFormatError, match="expected embeddings or kv, got none"):
-        make_patch(patch.manifest, None, None)
+        make_patch(patch.manifest, {})

@@ -22,7 +22,7 @@ Header = dict[str, Any]
 @pytest.fixture
 def data(make: Make) -> bytes:
     patch = make()
-    return encode_patch(patch.manifest, patch.embeddings, patch.kv)
+    return encode_patch(patch.manifest, patch.tensors)
 
 
 def parts(data: bytes) -> tuple[Header, bytes]:
@@ -213,12 +213,18 @@ MANIFEST_CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str, str]]
     ("null", lambda m: m.update(license=None), "bad_manifest", "license: expected a text, got None"),
     (
         "newer version",
-        lambda m: m.update(format_version=2, foo=1),
+        lambda m: m.update(format_version=3, foo=1),
         "unsupported_version",
-        "expected 1, got 2",
+        "expected 1 or 2, got 3",
     ),
     ("version a text", lambda m: m.update(format_version="1"), "bad_manifest", "format_version: expected 1"),
     ("other kind", lambda m: m.update(kind="delta"), "bad_manifest", "kind: expected 'prefix'"),
+    (
+        "kind of another version",
+        lambda m: m.update(kind="steering"),
+        "bad_manifest",
+        "kind: expected 'prefix'",
+    ),
     ("bad name", lambda m: m.update(name="../../etc"), "bad_name", "manifest.name: expected"),
     ("reserved name", lambda m: m.update(name="none"), "bad_name", "reserved"),
     ("bad version", lambda m: m.update(version="1"), "bad_name", "manifest.version: expected a semantic"),

@@ -81,7 +81,7 @@ def test_an_imported_adapter_answers_as_pefts_own_model(
     assert patch.manifest.num_virtual_tokens == 7
     is_kv = patch.manifest.origin["peft_type"] in ("PREFIX_TUNING", "CARTRIDGE")
     assert (patch.embeddings is None) == is_kv
-    assert decode_patch(encode_patch(patch.manifest, patch.embeddings, patch.kv)).digest == patch.digest
+    assert decode_patch(encode_patch(patch.manifest, patch.tensors)).digest == patch.digest
 
 
 def test_importing_is_deterministic_and_leaves_the_model_alone(

@@ -12,18 +12,14 @@ from pathlib import Path
 import pytest
 
 import patches.format
+from patches.base_model import BaseModel
 from patches.canonical import canonical_json
 from patches.errors import FORMAT_REASONS
 from patches.format import MAX_FILE_BYTES, Patch
-from patches.manifest import (
-    MAX_MANIFEST_BYTES,
-    MAX_NUM_VIRTUAL_TOKENS,
-    METHODS,
-    BaseModel,
-    Manifest,
-    decode_manifest,
-    encode_manifest,
-)
+from patches.kinds import KINDS
+from patches.kinds.prefix import MAX_NUM_VIRTUAL_TOKENS, PrefixBody
+from patches.kinds.steering import SteeringBody
+from patches.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECIFICATION = inspect.getdoc(patches.format) or ""
@@ -40,14 +36,14 @@ def example() -> Manifest:
 
 def test_the_example_of_the_specification_is_a_valid_manifest_with_every_key(example: Manifest) -> None:
     document = json.loads(encode_manifest(example))
-    assert set(document) == {field.name for field in fields(Manifest)}
+    common = {field.name for field in fields(Manifest)} - {"body"} | {"format_version", "kind"}
+    assert set(document) == common | set(example.body.document())
     assert set(document["base_model"]) == {field.name for field in fields(BaseModel)}
 
 
 def test_every_key_of_the_manifest_is_explained() -> None:
-    for field in fields(Manifest):
-        if field.name != "num_virtual_tokens":
-            assert f"``{field.name}``" in SPECIFICATION
+    for key in {field.name for field in fields(Manifest)} - {"body"} | {"format_version", "kind"}:
+        assert f"``{key}``" in SPECIFICATION
     assert "N, the number of virtual tokens" in " ".join(SPECIFICATION.split())
 
 
@@ -56,11 +52,24 @@ def test_the_limits_are_stated_as_they_are() -> None:
         assert "1 GiB" in text
         assert "256 KiB" in text
         assert "4096" in text
+        assert "16 MiB" in text
     assert (MAX_FILE_BYTES, MAX_MANIFEST_BYTES, MAX_NUM_VIRTUAL_TOKENS) == (1024**3, 256 * 1024, 4096)
+    assert (PrefixBody.max_file_bytes, SteeringBody.max_file_bytes) == (1024**3, 16 * 1024**2)
+
+
+def test_the_example_of_a_steering_patch_is_one_with_every_key(example: Manifest) -> None:
+    shown = re.search(r'^    "steering": \{.*?^    \}\n(?=\n)', SPECIFICATION, re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    of_kind = json.loads("{" + shown[0] + "}")
+    document = json.loads(encode_manifest(example)) | of_kind
+    del document["num_virtual_tokens"]
+    document |= {"format_version": 2, "kind": "steering", "origin": {"method": "icv"}}
+    body = decode_manifest(canonical_json(document)).body
+    assert json.loads(canonical_json(body.document())) == of_kind
 
 
 def test_the_page_explains_every_reason_and_every_method() -> None:
-    for word in (*FORMAT_REASONS, *METHODS):
+    for word in (*FORMAT_REASONS, *(method for body in KINDS.values() for method in body.methods)):
         assert f"| `{word}` |" in PAGE
 
 

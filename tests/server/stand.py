@@ -13,8 +13,10 @@ import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 
+from patches.base_model import BaseModel
 from patches.format import encode_patch
-from patches.manifest import BaseModel, Manifest
+from patches.kinds.prefix import PrefixBody
+from patches.manifest import Manifest
 from server.catalog.catalog import Catalog
 from server.catalog.intake import ServedModel
 from server.metrics.patches import PatchMetrics
@@ -43,13 +45,13 @@ def patch_bytes(
 ) -> bytes:
     """Make the bytes of a small valid patch file; another ``fill`` gives another digest."""
     manifest = Manifest(
-        1, "prefix", name, version, base_model, num_tokens, origin or {"method": "text"}, **notes
+        name, version, base_model, PrefixBody(num_tokens), origin or {"method": "text"}, **notes
     )
     embeddings = torch.full((num_tokens, base_model.hidden_size), fill)
     dtype = getattr(torch, base_model.dtype)
     shape = (base_model.num_layers, 2, num_tokens, base_model.num_kv_heads, base_model.head_size)
     kv = torch.full(shape, fill, dtype=dtype) if has_kv else None
-    return encode_patch(manifest, embeddings, kv)
+    return encode_patch(manifest, {"embeddings": embeddings, "kv": kv})
 
 
 def put(folder: Path, name: str = "pirate", version: str = "1.0.0", **parts: Any) -> Path:

@@ -170,7 +170,7 @@ def test_a_bfloat16_patch_is_widened_for_a_run_in_float32(
 
 def test_patches_without_embeddings_are_compared_as_a_server_joins_them(tiny_model: LoadedModel) -> None:
     made = [compile_text(tiny_model, text, Label(text, "1.0.0"), raw=True) for text in ("brief", "warm")]
-    bare = [replace(patch, embeddings=None) for patch in made]
+    bare = [replace(patch, tensors={"kv": patch.kv}) for patch in made]
     with pytest.raises(ComposeError, match="has no embeddings"):
         offline_arms(tiny_model, bare, compose="prepared", system_text=None)
     arms = offline_arms(tiny_model, bare, compose="joined", system_text=None)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig
 
+from patches.base_model import BaseModel
 from patches.compile import compile_embeddings
 from patches.join import join_kv, rotary_of_network
-from patches.manifest import BaseModel
 from patches.model import LoadedModel
 from patches.train import forward, stages
 from patches.train.contexts import ALONE, Context

@@ -52,7 +52,7 @@ def test_both_stages_learn_and_give_a_valid_patch(make_inputs: Make, small: Trai
     assert dpo[-1] < dpo[0]
     patch = result.patch
     assert patch is not None
-    assert find_problems(encode_patch(patch.manifest, patch.embeddings, patch.kv))[1] == []
+    assert find_problems(encode_patch(patch.manifest, patch.tensors))[1] == []
     assert patch.manifest.num_virtual_tokens == 8
     assert patch.embeddings is not None
     assert patch.embeddings.dtype == torch.float32
@@ -227,7 +227,7 @@ def test_training_among_other_patches_names_them_and_needs_their_values(
     stranger = write_patch(make("stranger"), tmp_path / "parts")
     with pytest.raises(BaseModelMismatch, match="stranger"):
         train_patch(make_inputs(compose_with=[stranger]), small)
-    bare = write_patch(make_patch(parts[0].manifest, None, parts[0].kv), tmp_path / "bare")
+    bare = write_patch(make_patch(parts[0].manifest, {"kv": parts[0].kv}), tmp_path / "bare")
     with pytest.raises(TrainingError, match="no embeddings to stand beside; choose kind prefix"):
         train_patch(make_inputs(compose_with=[bare]), small)
 

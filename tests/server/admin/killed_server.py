@@ -20,6 +20,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from patches.format import encode_patch
+from patches.kinds.prefix import PrefixBody
 from patches.manifest import Manifest
 from server.admin.operator import Operator
 from server.catalog.catalog import Catalog
@@ -34,7 +35,7 @@ from tests.tiny_model import SMALLEST_MODEL
 
 
 def put(folder: Path, version: str, fill: float) -> None:
-    manifest = Manifest(1, "prefix", "pirate", version, SMALLEST_MODEL, 2, {"method": "text"})
+    manifest = Manifest("pirate", version, SMALLEST_MODEL, PrefixBody(2), {"method": "text"})
     data = encode_patch(manifest, torch.full((2, 4), fill), torch.full((1, 2, 2, 1, 2), fill))
     (folder / f"pirate-{version}.safetensors").write_bytes(data)
 

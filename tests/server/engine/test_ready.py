@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from patches.kinds.prefix import PrefixBody
 from patches.manifest import Manifest
 from server.engine.ready import Ready, announce, announced, block, show
 from server.policy.file import parse_policy
@@ -27,7 +28,7 @@ def view_of(**methods: str) -> CatalogView:
     for name, method in methods.items():
         name = name.replace("_", "-")
         manifest = Manifest(
-            1, "prefix", name, "1.2.0", SMALLEST_MODEL, 2, {"method": method, "components": []}
+            name, "1.2.0", SMALLEST_MODEL, PrefixBody(2), {"method": method, "components": []}
         )
         digest = f"sha256:{name.encode().hex():0<64}"
         view = view.with_changes(ServedPatch(name, "1.2.0", digest, 2, manifest, 0), None)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from patches.kinds.prefix import PrefixBody
 from patches.manifest import Manifest
 from server.errors import (
     CompositionNotPrepared,
@@ -33,7 +34,7 @@ def served(name: str, version: str, digit: str, *components: ServedPatch) -> Ser
         parts = [{"name": c.name, "version": c.version, "digest": c.digest} for c in components]
         origin = {"method": "compose", "components": parts}
     digest = "sha256:" + digit * 64
-    manifest = Manifest(1, "prefix", name, version, None, 3, origin)  # type: ignore[arg-type]
+    manifest = Manifest(name, version, None, PrefixBody(3), origin)  # type: ignore[arg-type]
     return ServedPatch(name, version, digest, 3, manifest, 8)
 
 

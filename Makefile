@@ -90,6 +90,10 @@ lint: $(INSTALLED_DEV) ## ruff, mypy, hadolint
 docs: $(INSTALLED_DEV) ## write docs/cli.md from the commands' own help
 	$(BIN)/python tools/cli_reference.py docs/cli.md
 
+.PHONY: dashboards
+dashboards: $(INSTALLED_DEV) ## write the JSON of the Grafana dashboards
+	$(BIN)/python -m deploy.grafana
+
 .PHONY: compatibility
 compatibility: $(INSTALLED_DEV) ## run the tests that stand for a feature, and write docs/compatibility.md
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"

@@ -25,8 +25,10 @@ ALLOWED = {
     "prefix_kernels": {"prefix_kernels"},
     "server": {"server", "patches", "prefix_kernels"},
     "bench": {"bench", "server", "patches", "prefix_kernels"},
-    "tools": {"tools", "bench", "server", "patches", "prefix_kernels"},
-    "tests": {"tests", "tools", "bench", "server", "patches", "prefix_kernels"},
+    # Beside the product: only tools and tests import it.
+    "deploy": {"deploy"},
+    "tools": {"tools", "deploy", "bench", "server", "patches", "prefix_kernels"},
+    "tests": {"tests", "tools", "deploy", "bench", "server", "patches", "prefix_kernels"},
 }
 #: package -> its rooms, from the top floor down. A room is a folder, or a module beside the folders. A module
 #: imports from its own room and from the floors below; two rooms of one floor don't know each other.

@@ -142,7 +142,7 @@ def there_are_no_packages_under_tests(root: Path) -> list[str]:
 
 @rule({"server/routes/chat.py": '"""Unreachable from a wheel."""\n'})
 def packages_have_their_init(root: Path) -> list[str]:
-    folders = {path.parent for path, _ in python_files(root, *PACKAGES)}
+    folders = {path.parent for path, _ in python_files(root, *PACKAGES, "deploy")}
     return [
         f"{folder}: no __init__.py"
         for folder in sorted(folders)
@@ -160,7 +160,7 @@ def packages_have_their_init(root: Path) -> list[str]:
 def a_table_of_modules_lists_them_all(root: Path) -> list[str]:
     """Where a package's docstring has a table, its first column names each module and room beside it."""
     violations = []
-    for path, tree in python_files(root, *PACKAGES):
+    for path, tree in python_files(root, *PACKAGES, "deploy"):
         text = ast.get_docstring(tree) or ""
         if path.name != "__init__.py" or not re.search(r"^=+  =+$", text, re.MULTILINE):
             continue

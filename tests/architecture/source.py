@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("server", "prefix_kernels", "patches", "bench")
-CODE = (*PACKAGES, "tests", "tools")
+CODE = (*PACKAGES, "deploy", "tests", "tools")
 
 Check = Callable[[Path], list[str]]
 

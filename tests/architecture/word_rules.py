@@ -19,7 +19,7 @@ BANNED = {
 _OPENING = re.compile(r"(?:Give|Tell|Say|Let)s?\b")
 
 #: Packages whose docstrings and messages are held to the rules below.
-SWEPT = ("bench", "patches", "prefix_kernels", "server", "tools")
+SWEPT = ("bench", "deploy", "patches", "prefix_kernels", "server", "tools")
 #: Text that a model is asked to read, and no reader of ours.
 PROMPTS = {Path("bench/load/workloads.py")}
 

@@ -1,0 +1,201 @@
+"""Many servers: which versions each serves, who is out of step, how changes arrive, what room is left."""
+
+from dataclasses import replace
+
+from deploy.grafana.frame import Panels, Row
+from deploy.grafana.panels import GREEN, ORANGE, RED, Look, Query, lines, number, rows, timeline
+from deploy.grafana.queries import or_zero, or_zero_named, quantile, rate, select
+
+TITLE = "Fleet"
+ABOUT = "Many servers: who serves which version since when, who is out of step, how much room is left."
+_PATCHES = 'patch=~"$patch"'
+_ACTIVE = select("policy_patch_active_info", _PATCHES)
+#: Names that not all servers resolve to the same content.
+_SKEWED = f"count by (patch) (count by (patch, digest) ({_ACTIVE})) > 1"
+_SMALL = Look("", "", width=4, height=4, decimals=0)
+
+
+def dashboard_rows() -> list[Row]:
+    """Return the rows of the dashboard."""
+    return [
+        Row("At a glance", _glance()),
+        Row("Who serves what", _versions()),
+        Row("How changes arrive", _changes()),
+        Row("Room", _room()),
+        Row("Servers", _servers()),
+    ]
+
+
+def _glance() -> Panels:
+    scan = f"time() - min({select('policy_patch_folder_scan_timestamp_seconds')})"
+    out_of_step = select("policy_patch_front_ends", 'state="out_of_step"')
+    restarts = f"sum(changes({select('policy_patch_start_timestamp_seconds', window='$__range')}))"
+    return [
+        number(
+            replace(_SMALL, title="Servers", about="Servers whose metrics arrive."),
+            Query(or_zero(f"count({select('policy_patch_folder_readable')})")),
+        ),
+        number(
+            replace(
+                _SMALL,
+                title="Patches out of step",
+                about="Names that mean different contents on different servers.",
+                thresholds=((1, RED),),
+            ),
+            Query(or_zero(f"count({_SKEWED})")),
+        ),
+        number(
+            replace(
+                _SMALL,
+                title="Front ends out of step",
+                about="Processes that refuse every request since they missed a change.",
+                thresholds=((1, RED),),
+            ),
+            Query(or_zero(f"sum({out_of_step})")),
+        ),
+        number(
+            replace(_SMALL, title="Restarts", about="In the time shown.", thresholds=((1, ORANGE),)),
+            Query(or_zero(restarts), ""),
+            trend=False,
+        ),
+        number(
+            replace(
+                _SMALL,
+                title="Oldest folder scan",
+                about="Time since the server that is furthest behind could read its patch folder.",
+                unit="s",
+                thresholds=((30, ORANGE), (120, RED)),
+            ),
+            Query(scan),
+        ),
+        number(
+            replace(
+                _SMALL,
+                title="Unreadable folders",
+                about="Servers that cannot read their patch folder: changes have no effect there.",
+                thresholds=((1, RED),),
+            ),
+            Query(or_zero(f"count({select('policy_patch_folder_readable')} == 0)")),
+        ),
+    ]
+
+
+def _versions() -> Panels:
+    differs = f"count by (instance) ({_ACTIVE} and on (patch) ({_SKEWED}))"
+    in_step = f"({differs}) or on (instance) 0 * {select('policy_patch_folder_readable')}"
+    return [
+        timeline(
+            Look(
+                "Active versions",
+                "A bar for each version while a server serves it: skew shows as bars that overlap.",
+                width=14,
+                height=10,
+                texts={"1": ("active", GREEN)},
+            ),
+            Query(f"max by (patch, version, instance) ({_ACTIVE})", "{{patch}} {{version}} · {{instance}}"),
+        ),
+        timeline(
+            Look(
+                "In step",
+                "Red while a name means something else on another server; the value says how many names.",
+                width=10,
+                height=10,
+                texts={"0": ("in step", GREEN)},
+                thresholds=((1, RED),),
+            ),
+            Query(in_step, "{{instance}}"),
+        ),
+    ]
+
+
+def _changes() -> Panels:
+    look = Look("", "", without_value="Nothing was changed yet")
+    swaps = rate("policy_patch_swaps_total", _PATCHES, by="outcome")
+    starts = select("policy_patch_start_timestamp_seconds", window="1h")
+    return [
+        lines(
+            replace(
+                look,
+                title="Swap latency",
+                about="95th percentile, by cause: until every worker and process holds what serves.",
+                unit="s",
+            ),
+            Query(quantile(0.95, "policy_patch_swap_seconds", by="cause"), "{{cause}}"),
+        ),
+        lines(
+            replace(look, title="Swaps", about="Changes per second, by outcome.", unit="ops"),
+            Query(or_zero_named(swaps, "outcome", "ok"), "{{outcome}}"),
+            stacked=True,
+        ),
+        lines(
+            replace(look, title="Restarts", about="In the hour before, by server.", decimals=0),
+            Query(f"sum by (instance) (changes({starts}))", "{{instance}}"),
+        ),
+    ]
+
+
+def _room() -> Panels:
+    used = select("policy_patch_tier_bytes")
+    limit = select("policy_patch_tier_limit_bytes")
+    look = Look("", "", width=6)
+    return [
+        lines(
+            replace(look, title="Requests", about="In flight, by server; and those that wait."),
+            Query(f"sum by (instance) ({select('policy_patch_requests_running')})", "{{instance}}"),
+            Query(f"sum by (instance) ({select('vllm:num_requests_waiting')})", "{{instance}} waiting"),
+        ),
+        lines(
+            replace(look, title="KV cache used", about="Share of the blocks.", unit="percentunit", maximum=1),
+            Query(f"max by (instance) ({select('vllm:kv_cache_usage_perc')})", "{{instance}}"),
+        ),
+        lines(
+            replace(
+                look,
+                title="Memory of patches",
+                about="Share of what each tier may take.",
+                unit="percentunit",
+                thresholds=((0.9, ORANGE),),
+            ),
+            Query(
+                f"sum by (instance, tier) ({used}) / (sum by (instance, tier) ({limit}) > 0)",
+                "{{instance}} {{tier}}",
+            ),
+        ),
+        lines(
+            replace(
+                look,
+                title="Loads and evictions",
+                about="Prefixes per second that were brought into a tier, or evicted from it.",
+                unit="ops",
+            ),
+            Query(rate("policy_patch_tier_loads_total", by="tier"), "{{tier}} loads"),
+            Query(rate("policy_patch_tier_evictions_total", by="tier"), "{{tier}} evictions"),
+        ),
+    ]
+
+
+def _servers() -> Panels:
+    build = select("policy_patch_build_info")
+    started = f"max by (instance) ({select('policy_patch_start_timestamp_seconds')}) * 1000"
+    served = f"count by (instance) ({select('policy_patch_active_info')})"
+    refused = f"max by (instance) ({select('policy_patch_refused_files')})"
+    return [
+        rows(
+            Look("Servers", "What each runs, and since when.", width=24),
+            Query(f"max by (instance, version, vllm, model) ({build})"),
+            Query(started),
+            Query(served),
+            Query(refused),
+            columns={
+                "instance": "Server",
+                "version": "policypatch",
+                "vllm": "vLLM",
+                "model": "Model",
+                "Value #B": "Started",
+                "Value #C": "Patches",
+                "Value #D": "Refused files",
+            },
+            units={"Started": "dateTimeFromNow"},
+            order="Server",
+        )
+    ]

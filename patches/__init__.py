@@ -36,6 +36,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``errors``            what can go wrong, as a tree
 ``pairs``             preference pairs
 ``train``             the trainer
+``steer``             steering vectors in a transformers model, and their making
 ``recipes``           from a file of YAML to finished patches
 ``evaluate``          what a patch does, measured
 ``signing``           keys, signatures, revoked patches

@@ -1,0 +1,13 @@
+"""Steering in a transformers model: vectors at work, row by row, and what makes them.
+
+What a server computes is held to this: ``patches.kinds.steering`` says what the arithmetic is, these modules
+carry it out in plain torch, differentiably.
+
+==============  ===========================================================
+``arithmetic``  one function: hidden states in, steered hidden states out
+``network``     the decoder layers of the models that can be steered
+``vector``      what acts on a request: values, form, condition
+``batch``       a batch whose rows are steered, each by its own vector
+``conditions``  scores of a batch's rows, and whether a condition is met
+==============  ===========================================================
+"""

@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, make_asgi_app
@@ -27,6 +26,7 @@ from server.app import install
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
 from server.catalog.intake import ServedModel
+from server.memory.payload import Payload
 from server.memory.tiers import TieredResidency
 from server.metrics.patches import PatchMetrics
 from server.options import MemoryOptions
@@ -43,13 +43,13 @@ NUM_DECISIONS = 2000
 class InstantWorkers:
     """Confirms everything and holds nothing; ``server.memory.residency.Workers``."""
 
-    async def check(self, digest: str, kv: torch.Tensor) -> int:
+    async def check(self, payload: Payload) -> int:
         """See ``Workers.check``."""
-        return kv.nbytes
+        return payload.nbytes
 
-    async def load(self, digest: str, kv: torch.Tensor, *, is_pinned: bool = False) -> int:
+    async def load(self, payload: Payload, *, is_pinned: bool = False) -> int:
         """See ``Workers.load``."""
-        return kv.nbytes
+        return payload.nbytes
 
     async def unload(self, digest: str) -> None:
         """See ``Workers.unload``."""

@@ -201,12 +201,8 @@ class Residents:
         Raises:
             ResidencyError: One could not; no worker holds it then.
         """
-        manifest = patch.manifest
-        assert patch.kv is not None
-        nbytes = await self._residency.load(patch.digest, patch.kv, name=manifest.name, path=path)
-        served = ServedPatch(
-            manifest.name, manifest.version, patch.digest, manifest.num_virtual_tokens, manifest, nbytes
-        )
+        nbytes = await self._residency.load(patch, path)
+        served = ServedPatch.of(patch.manifest, patch.digest, nbytes)
         try:
             await self._processes.confirm(served)
         except NotInStep as error:

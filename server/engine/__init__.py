@@ -26,6 +26,7 @@ and ``client`` hides the prefix again.
 ``block_pins``        keeps blocks of chosen prefixes from being evicted
 ``worker_side``       writes prefixes into requests' blocks
 ``cache_writer``      the fastest way of writing that is right for these caches
+``stores``            what a worker holds, a store for each kind of patch
 ``prefix_store``      the prefixes of one worker, in host memory and device slots
 ``device_slots``      device slots within a bound, least recently used out first
 ``relocation``        whether this model's keys can be moved to other positions

@@ -4,7 +4,7 @@
 copied into pinned memory; ``loaded`` tells when it is there. Everything else runs on the thread of the steps.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors.torch import load as load_safetensors
 
 from prefix_kernels import shard_prefix_kv
 from server.engine.device_slots import DeviceSlots, SlotCounts
+from server.engine.stores import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ class RankLayout:
 class _Hosted:
     #: [L_rank, 2, N, h_kv, D] in the model's dtype: quantized caches are quantized as they are written.
     tensor: torch.Tensor
-    #: Of the whole prefix.
-    shape: tuple[int, ...]
+    #: Of the whole prefix, as it was sent.
+    layout: Layout
 
 
 class PrefixStore:
@@ -74,24 +75,25 @@ class PrefixStore:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
-    def check(self, digest: str, shape: Sequence[int], dtype: str) -> dict[str, Any]:
+    def check(self, digest: str, layout: Layout, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Confirm that a prefix could be held here.
 
         Returns:
-            ``digest``, ``shape`` of the whole prefix and ``nbytes`` of the part that this rank would hold.
+            ``digest``, ``layout`` of the whole prefix and ``nbytes`` of the part that this rank would hold.
 
         Raises:
             ValueError: It does not have this model's shape or dtype, or is larger than all slots together.
         """
+        shape, dtype = layout["kv"]
         self._layout.check(shape, getattr(torch, dtype))
         nbytes = self._layout.nbytes(shape)
         if nbytes > self._slots.max_bytes:
             raise ValueError(
                 f"kv: its {nbytes} bytes exceed the {self._slots.max_bytes} of --patch-device-memory"
             )
-        return {"digest": digest, "shape": list(shape), "nbytes": nbytes}
+        return {"digest": digest, "layout": dict(layout), "nbytes": nbytes}
 
-    def load(self, digest: str, blob: bytes, is_pinned: bool) -> None:
+    def load(self, digest: str, blob: bytes, is_pinned: bool, facts: Mapping[str, Any]) -> None:
         """Begin to put a prefix into host memory; what is there already stays as it is.
 
         Args:
@@ -99,6 +101,7 @@ class PrefixStore:
             blob: Safetensors bytes with one tensor ``kv``, ``[L, 2, N, H_kv, D]``, of the whole model, in its
                 dtype or a narrower one.
             is_pinned: Its device slot is the last to be given up.
+            facts: What the manifest says for its kind; not needed here.
         """
         if is_pinned:
             self._slots.pin(digest)
@@ -107,9 +110,10 @@ class PrefixStore:
 
     def _host(self, digest: str, blob: bytes) -> _Hosted:
         kv = load_safetensors(blob)["kv"]
-        self.check(digest, kv.shape, str(kv.dtype).removeprefix("torch."))
+        layout = {"kv": (list(kv.shape), str(kv.dtype).removeprefix("torch."))}
+        self.check(digest, layout, {})
         tensor = shard_prefix_kv(kv, self._layout.layers, self._layout.heads).to(self._layout.dtype)
-        return _Hosted(tensor.pin_memory() if self._device.type == "cuda" else tensor, tuple(kv.shape))
+        return _Hosted(tensor.pin_memory() if self._device.type == "cuda" else tensor, layout)
 
     def loaded(self, digest: str) -> dict[str, Any] | None:
         """Return what ``check`` says of a prefix that is in host memory; ``None`` while it is on its way.
@@ -126,7 +130,7 @@ class PrefixStore:
         if digest not in self._hosted:
             raise ValueError(f"prefix {digest} was not sent")
         hosted = self._hosted[digest]
-        return {"digest": digest, "shape": list(hosted.shape), "nbytes": hosted.tensor.nbytes}
+        return {"digest": digest, "layout": dict(hosted.layout), "nbytes": hosted.tensor.nbytes}
 
     def unload(self, digest: str) -> int:
         """Drop a prefix and return the bytes of host memory set free; 0 where it was not there."""

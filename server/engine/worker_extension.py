@@ -5,6 +5,7 @@ from typing import Any, cast
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 from server.engine.connector import PolicyPatchConnector
+from server.engine.stores import Layout
 from server.engine.worker_side import WorkerSide
 
 
@@ -13,7 +14,7 @@ def _side() -> WorkerSide:
 
 
 class PatchWorkerExtension:
-    """Residency of prefixes on one worker."""
+    """Residency of patches on one worker."""
 
     def policy_patch_layout(self) -> dict[str, object]:
         """See ``WorkerSide.layout``."""
@@ -23,25 +24,29 @@ class PatchWorkerExtension:
         """See ``WorkerSide.enable_composition``."""
         return _side().enable_composition(self.get_model())  # type: ignore[attr-defined]
 
-    def policy_patch_check(self, digest: str, shape: list[int], dtype: str) -> dict[str, Any]:
-        """See ``PrefixStore.check``."""
-        return _side().store.check(digest, shape, dtype)
+    def policy_patch_check(
+        self, digest: str, kind: str, layout: Layout, facts: dict[str, Any]
+    ) -> dict[str, Any]:
+        """See ``Stores.check``."""
+        return _side().stores.check(digest, kind, layout, facts)
 
-    def policy_patch_load(self, digest: str, blob: bytes, is_pinned: bool = False) -> None:
-        """See ``PrefixStore.load``."""
-        _side().store.load(digest, blob, is_pinned)
+    def policy_patch_load(
+        self, digest: str, kind: str, blob: bytes, facts: dict[str, Any], is_pinned: bool = False
+    ) -> None:
+        """See ``Stores.load``."""
+        _side().stores.load(digest, kind, blob, facts, is_pinned)
 
     def policy_patch_loaded(self, digest: str) -> dict[str, Any] | None:
-        """See ``PrefixStore.loaded``."""
-        return _side().store.loaded(digest)
+        """See ``Stores.loaded``."""
+        return _side().stores.loaded(digest)
 
     def policy_patch_unload(self, digest: str) -> int:
-        """See ``PrefixStore.unload``."""
-        return _side().store.unload(digest)
+        """See ``Stores.unload``."""
+        return _side().stores.unload(digest)
 
     def policy_patch_resident(self) -> dict[str, int]:
-        """See ``PrefixStore.resident``."""
-        return _side().store.resident()
+        """See ``Stores.resident``."""
+        return _side().stores.resident()
 
     def policy_patch_slots(self) -> list[str]:
         """See ``PrefixStore.in_slots``."""

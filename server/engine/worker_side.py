@@ -23,6 +23,7 @@ from server.engine.plan import PrefixLoad, StepPlan
 from server.engine.prefix_store import PrefixStore, RankLayout
 from server.engine.relocation import KeysNotMovable, rotary_of_model
 from server.engine.stats import InjectionStats
+from server.engine.stores import Stores
 from server.engine.support import layer_problems
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ DEFAULT_DEVICE_BYTES = 1 << 30
 
 
 class WorkerSide:
-    """Writes the prefixes of this rank, once per step; ``store`` is filled over vLLM's worker RPC."""
+    """Writes the prefixes of this rank, once per step; ``stores`` are filled over vLLM's worker RPC."""
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
         self._static_layers = vllm_config.compilation_config.static_forward_context
@@ -55,6 +56,8 @@ class WorkerSide:
         transfer = vllm_config.kv_transfer_config
         assert transfer is not None, "the launcher configures the connector"
         self._max_device_bytes = int(transfer.get_from_extra_config(DEVICE_BYTES_KEY, DEFAULT_DEVICE_BYTES))
+        #: What this rank holds of patches, of every kind.
+        self.stores = Stores()
         self._store: PrefixStore | None = None
         # None until keys may be moved: prefixes of several parts fail before that.
         self._rotary: Rotary | None = None
@@ -75,7 +78,9 @@ class WorkerSide:
         self._device = next(iter(kv_caches.values())).device
         self._writer = CacheWriter(self._layers, self._dtype)
         # Caches may be bound anew; what is held of prefixes does not depend on them.
-        self._store = self._store or self._make_store()
+        if self._store is None:
+            self._store = self._make_store()
+            self.stores.add("prefix", self._store)
 
     def _make_store(self) -> PrefixStore:
         heads = rank_heads(

@@ -12,8 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 
-import torch
-
+from patches.format import Patch
 from server.catalog.residents import Residents
 from server.frontends.channel import Body, Channel, ChannelError
 from server.frontends.mirror import Mirror
@@ -73,9 +72,9 @@ class FollowedResidency:
     def bind(self, must_stay: Callable[[str], bool]) -> None:
         """See ``Residency.bind``; the leader knows what must stay."""
 
-    async def load(self, digest: str, kv: torch.Tensor, *, name: str, path: Path) -> int:
+    async def load(self, patch: Patch, path: Path) -> int:
         """Never called: contents come from the leader."""
-        raise ResidencyError(f"{digest}: only the leading process loads")
+        raise ResidencyError(f"{patch.digest}: only the leading process loads")
 
     def is_ready(self, digest: str) -> bool:
         """See ``Residency.is_ready``."""

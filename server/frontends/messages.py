@@ -35,15 +35,7 @@ def content_of(body: Body) -> tuple[ServedPatch, str | None]:
         PatchFormatError: The manifest can't be read.
     """
     manifest = decode_manifest(body["manifest"])
-    patch = ServedPatch(
-        manifest.name,
-        manifest.version,
-        body["digest"],
-        manifest.num_virtual_tokens,
-        manifest,
-        body["nbytes"],
-    )
-    return patch, body["signer"]
+    return ServedPatch.of(manifest, body["digest"], body["nbytes"]), body["signer"]
 
 
 def name_body(view: CatalogView, name: str) -> Body | None:

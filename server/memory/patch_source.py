@@ -11,11 +11,10 @@ import stat
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from patches.container import read_metadata
 from patches.errors import PatchFormatError
 from patches.format import DIGEST_KEY, MAX_FILE_BYTES, decode_patch
+from server.memory.payload import Payload
 from server.memory.residency import ResidencyError
 
 
@@ -54,8 +53,8 @@ class PatchSource:
         """Return whether the file still holds what it held when it was opened, as far as its times show."""
         return self._look() == self._content
 
-    def read(self) -> torch.Tensor:
-        """Read ``[L, 2, N, H_kv, D]`` again, and check that it is still the content of the digest.
+    def read(self) -> Payload:
+        """Read the file again, and check that it still holds the content of the digest.
 
         Raises:
             ResidencyError: It is not, or can't be read.
@@ -64,9 +63,9 @@ class PatchSource:
             patch = decode_patch(self._bytes())
         except (OSError, PatchFormatError) as error:
             raise ResidencyError(f"{self._digest}: its file can't be read any more: {error}") from error
-        if patch.digest != self._digest or patch.kv is None:
+        if patch.digest != self._digest:
             raise ResidencyError(f"{self._digest}: its file was overwritten in place with {patch.digest}")
-        return patch.kv
+        return Payload.of(patch)
 
     def _bytes(self) -> bytes:
         # From offset 0 on each time: several readers may share the descriptor, and none moves it.

@@ -1,4 +1,4 @@
-"""The seam to the workers: who holds which prefix tensors.
+"""The seam to the workers: who holds which tensors of which patch.
 
 The catalog calls ``Residency``, one change at a time; ``server.memory.tiers`` implements it over ``Workers``,
 which the engine implements (``server/engine``). ``NullResidency`` stands in where there is no engine.
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import torch
+from patches.format import Patch
+from server.memory.payload import Payload
 
 
 class ResidencyError(RuntimeError):
@@ -18,10 +19,10 @@ class ResidencyError(RuntimeError):
 
 
 class Workers(Protocol):
-    """All workers of one engine, each with its part of a prefix in its own host memory."""
+    """All workers of one engine, each with its part of every patch in its own host memory."""
 
-    async def check(self, digest: str, kv: torch.Tensor) -> int:
-        """Ask every worker whether it could hold ``kv`` under ``digest``; no tensor is sent.
+    async def check(self, payload: Payload) -> int:
+        """Ask every worker whether it could hold ``payload``; no tensor is sent.
 
         Returns:
             The bytes that it would take, added up over all workers.
@@ -31,19 +32,18 @@ class Workers(Protocol):
         """
         ...
 
-    async def load(self, digest: str, kv: torch.Tensor, *, is_pinned: bool = False) -> int:
-        """Put ``kv`` on every worker; the engine continues its steps meanwhile.
+    async def load(self, payload: Payload, *, is_pinned: bool = False) -> int:
+        """Put ``payload`` on every worker; the engine continues its steps meanwhile.
 
         Args:
-            digest: The content digest, ``sha256:`` and 64 hexadecimal digits.
-            kv: ``[L, 2, N, H_kv, D]``, on the CPU; not mutated, not kept.
+            payload: Its tensors are not kept.
             is_pinned: Its device slot is the last to be given up.
 
         Returns:
-            The bytes held, added up over all workers. Only when every worker confirmed digest and shape.
+            The bytes held, added up over all workers. Only when every worker confirmed digest and layout.
 
         Raises:
-            ResidencyError: A worker refused, or did not answer. No worker holds ``digest`` then.
+            ResidencyError: A worker refused, or did not answer. No worker holds the digest then.
         """
         ...
 
@@ -57,7 +57,7 @@ class Workers(Protocol):
 
 
 class Residency(Protocol):
-    """Knows the prefix tensors of every served patch, and has them on the workers when they are needed."""
+    """Knows the tensors of every served patch, and has them on the workers when they are needed."""
 
     def bind(self, must_stay: Callable[[str], bool]) -> None:
         """Ask ``must_stay`` from now on whether memory may not give a digest up. Called once.
@@ -66,20 +66,18 @@ class Residency(Protocol):
         """
         ...
 
-    async def load(self, digest: str, kv: torch.Tensor, *, name: str, path: Path) -> int:
-        """Make ``digest`` one that requests can wait for with ``ready``.
+    async def load(self, patch: Patch, path: Path) -> int:
+        """Make the digest of ``patch`` one that requests can wait for with ``ready``.
 
         Args:
-            digest: The content digest, ``sha256:`` and 64 hexadecimal digits.
-            kv: ``[L, 2, N, H_kv, D]``, on the CPU; not mutated, not kept.
-            name: The patch's name.
-            path: The file that was just read.
+            patch: Its tensors are not mutated, and not kept.
+            path: The file that it was just read from.
 
         Returns:
-            Bytes of the tensors, added up over all workers. Only when all of them confirmed digest and shape.
+            Bytes of the tensors, added up over all workers. Only when all confirmed digest and layout.
 
         Raises:
-            ResidencyError: A worker refused, or did not answer. No worker holds ``digest`` then.
+            ResidencyError: A worker refused, or did not answer. No worker holds the digest then.
         """
         ...
 
@@ -119,10 +117,10 @@ class NullResidency:
         """See ``Residency.bind``."""
         self.must_stay = must_stay
 
-    async def load(self, digest: str, kv: torch.Tensor, *, name: str, path: Path) -> int:
+    async def load(self, patch: Patch, path: Path) -> int:
         """See ``Residency.load``."""
-        self.resident[digest] = kv.numel() * kv.element_size()
-        return self.resident[digest]
+        self.resident[patch.digest] = Payload.of(patch).nbytes
+        return self.resident[patch.digest]
 
     async def ready(self, digest: str) -> None:
         """See ``Residency.ready``."""

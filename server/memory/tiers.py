@@ -1,4 +1,4 @@
-"""Where the prefix tensors of each patch are: on disk, in the workers' host memory, in device slots.
+"""Where the tensors of each patch are: on disk, in the workers' host memory, in device slots.
 
 This module moves them between disk and host memory; each worker fills its own device slots from its host
 memory (``server.engine.prefix_store``), which takes a copy of a few MiB and no decision from outside. So a
@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
+from patches.format import Patch
 from server.memory.patch_source import PatchSource
+from server.memory.payload import Payload
 from server.memory.residency import ResidencyError, Workers
 from server.metrics.tiers import TierMetrics
 from server.options import MemoryOptions
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class _Prefix:
+class _Content:
     """One content that the catalog knows."""
 
     digest: str
@@ -62,7 +62,7 @@ class TieredResidency:
         self._options = options
         self._metrics = metrics
         #: Least recently used first.
-        self._prefixes: OrderedDict[str, _Prefix] = OrderedDict()
+        self._contents: OrderedDict[str, _Content] = OrderedDict()
         self._num_warm: Counter[str] = Counter()
         self._host_bytes = 0
         self._must_stay: Callable[[str], bool] = lambda digest: False
@@ -73,26 +73,27 @@ class TieredResidency:
         """See ``Residency.bind``."""
         self._must_stay = must_stay
 
-    async def load(self, digest: str, kv: torch.Tensor, *, name: str, path: Path) -> int:
-        """Ask every worker to confirm a prefix, and load what will be wanted; see ``Residency.load``."""
-        nbytes = await self._workers.check(digest, kv)
+    async def load(self, patch: Patch, path: Path) -> int:
+        """Ask every worker to confirm a patch, and load what will be wanted; see ``Residency.load``."""
+        payload, digest, name = Payload.of(patch), patch.digest, patch.manifest.name
+        nbytes = await self._workers.check(payload)
         try:
             source = PatchSource(path, digest)
         except OSError as error:
             logger.warning("%s: it stays in memory, since its file can't be kept open: %s", name, error)
             source = None
-        prefix = _Prefix(digest, name, nbytes, name in self._options.pin_patch, source)
+        prefix = _Content(digest, name, nbytes, name in self._options.pin_patch, source)
         if self._is_wanted(prefix):
             try:
-                await self._fill(prefix, kv)
+                await self._fill(prefix, payload)
             except BaseException:
                 self._close(prefix)
                 raise
-        self._prefixes[digest] = prefix
+        self._contents[digest] = prefix
         self._note()
         return nbytes
 
-    def _is_wanted(self, prefix: _Prefix) -> bool:
+    def _is_wanted(self, prefix: _Content) -> bool:
         """Return whether to load before the first request.
 
         What is pinned, what could not be read again, and another version of a name that is in host memory:
@@ -108,15 +109,15 @@ class TieredResidency:
 
     def is_ready(self, digest: str) -> bool:
         """See ``Residency.is_ready``."""
-        prefix = self._prefixes.get(digest)
+        prefix = self._contents.get(digest)
         return prefix is not None and prefix.is_warm
 
     async def ready(self, digest: str) -> None:
         """Wait for a prefix that is in use; see ``Residency.ready``."""
-        prefix = self._prefixes.get(digest)
+        prefix = self._contents.get(digest)
         if prefix is None:
             raise ResidencyError(f"{digest}: it is not served any more")
-        self._prefixes.move_to_end(digest)
+        self._contents.move_to_end(digest)
         while not prefix.is_warm:
             if prefix.loading is None:
                 prefix.loading = asyncio.create_task(self._fetch(prefix))
@@ -124,7 +125,7 @@ class TieredResidency:
             # One request that goes away takes nothing from the others that wait.
             await asyncio.shield(prefix.loading)
 
-    async def _fetch(self, prefix: _Prefix) -> None:
+    async def _fetch(self, prefix: _Content) -> None:
         started_s = time.monotonic()
         try:
             if prefix.source is None:
@@ -134,7 +135,7 @@ class TieredResidency:
             prefix.loading = None
         self._metrics.waited(time.monotonic() - started_s)
 
-    async def _fill(self, prefix: _Prefix, kv: torch.Tensor) -> None:
+    async def _fill(self, prefix: _Content, payload: Payload) -> None:
         """Put a prefix on the workers, in place of what was not used for longest."""
         async with prefix.order:
             # Before anything waits: others who need room at the same time count with it.
@@ -142,7 +143,7 @@ class TieredResidency:
             try:
                 await self._drop_all(self._give_up_surplus())
                 await self._clear(prefix)
-                await self._workers.load(prefix.digest, kv, is_pinned=prefix.is_pinned)
+                await self._workers.load(payload, is_pinned=prefix.is_pinned)
             except BaseException:
                 self._host_bytes -= prefix.nbytes
                 self._note()
@@ -165,7 +166,7 @@ class TieredResidency:
         self._trims.add(trim)
         trim.add_done_callback(self._trims.discard)
 
-    def _give_up_surplus(self) -> list[_Prefix]:
+    def _give_up_surplus(self) -> list[_Content]:
         """Release what is not in use, as far as host memory is beyond its bound."""
         victims = list(self._victims())
         for victim in victims:
@@ -173,26 +174,26 @@ class TieredResidency:
             self._metrics.evicted("host")
         return victims
 
-    async def _drop_all(self, victims: Sequence[_Prefix]) -> None:
+    async def _drop_all(self, victims: Sequence[_Content]) -> None:
         await asyncio.gather(*(self._drop(victim) for victim in victims))
         self._note()
 
-    def _victims(self) -> Iterator[_Prefix]:
+    def _victims(self) -> Iterator[_Content]:
         surplus = self._host_bytes - self._options.patch_host_memory
-        for prefix in self._prefixes.values():
+        for prefix in self._contents.values():
             if surplus <= 0:
                 return
             if prefix.is_warm and not self._must_stay(prefix.digest) and prefix.can_go():
                 surplus -= prefix.nbytes
                 yield prefix
 
-    def _cool(self, prefix: _Prefix) -> None:
+    def _cool(self, prefix: _Content) -> None:
         """Release a prefix: from now on requests load it anew, after the workers dropped it."""
         prefix.is_warm, prefix.is_stale = False, True
         self._num_warm[prefix.name] -= 1
         self._host_bytes -= prefix.nbytes
 
-    async def _drop(self, prefix: _Prefix) -> None:
+    async def _drop(self, prefix: _Content) -> None:
         async with prefix.order:
             try:
                 await self._clear(prefix)
@@ -200,7 +201,7 @@ class TieredResidency:
                 # The load that needs the room continues: a worker that is in trouble will fail it as well.
                 logger.exception("%s: the workers did not confirm that it is dropped", prefix.digest)
 
-    async def _clear(self, prefix: _Prefix) -> None:
+    async def _clear(self, prefix: _Content) -> None:
         # The first that has the lock does it: the drop of a prefix, or a load that needs it again meanwhile.
         if prefix.is_stale:
             await self._workers.unload(prefix.digest)
@@ -208,7 +209,7 @@ class TieredResidency:
 
     async def unload(self, digest: str) -> None:
         """Forget a prefix that no request uses; see ``Residency.unload``."""
-        prefix = self._prefixes.pop(digest, None)
+        prefix = self._contents.pop(digest, None)
         if prefix is None:
             raise ResidencyError(f"digest: {digest} is not resident")
         if prefix.loading is not None:
@@ -224,13 +225,13 @@ class TieredResidency:
             self._note()
 
     @staticmethod
-    def _close(prefix: _Prefix) -> None:
+    def _close(prefix: _Content) -> None:
         if prefix.source is not None:
             prefix.source.close()
 
     def _note(self) -> None:
         num_warm = self._num_warm.total()
-        self._metrics.set_host(self._host_bytes, num_warm, max(0, len(self._prefixes) - num_warm))
+        self._metrics.set_host(self._host_bytes, num_warm, max(0, len(self._contents) - num_warm))
 
 
 def _retrieve(loading: "asyncio.Task[None]") -> None:

@@ -48,9 +48,7 @@ def view_of_folder(folder: Path) -> FolderView:
         if rival is not None and rival.digest != patch.digest:
             result.refused.append(f"{path.name}: {rival.reference} is in another file with other content")
             continue
-        served = ServedPatch(
-            manifest.name, manifest.version, patch.digest, manifest.num_virtual_tokens, manifest, patch.nbytes
-        )
+        served = ServedPatch.of(manifest, patch.digest, patch.nbytes)
         view = view.with_changes(served, None)
     return replace(result, view=view)
 

@@ -26,6 +26,16 @@ class ServedPatch:
     #: Device bytes, added up over all workers.
     nbytes: int = field(compare=False)
 
+    @classmethod
+    def of(cls, manifest: Manifest, digest: str, nbytes: int) -> "ServedPatch":
+        """Return the patch that ``manifest`` describes."""
+        return cls(manifest.name, manifest.version, digest, manifest.num_virtual_tokens, manifest, nbytes)
+
+    @property
+    def kind(self) -> str:
+        """The word for its kind."""
+        return self.manifest.kind
+
     @property
     def reference(self) -> str:
         """The exact reference that a client can send back: ``name@version``."""

@@ -27,6 +27,7 @@ from server.engine.connector import PolicyPatchConnector
 from server.engine.rpc_workers import RpcWorkers
 from server.engine.scheduler_side import SchedulerSide
 from server.errors import PatchNotApplied
+from server.memory.payload import Payload
 
 PROMPT = [11, 222, 333, 44]
 
@@ -153,7 +154,7 @@ async def main(model: str, guards: str, patch_file: str) -> None:
     engine = InsistingClient.from_vllm_config(engine_args(model, guards).create_engine_config())
     gate = OpenGate()
     engine.bind_gate(gate)
-    await RpcWorkers(engine).load(patch.digest, patch.kv)
+    await RpcWorkers(engine).load(Payload.of(patch))
     gate.patch = SimpleNamespace(
         name="random",
         digest=patch.digest,

@@ -32,6 +32,7 @@ from patches.label import Label
 from server.engine.client import PatchedAsyncLLM
 from server.engine.rpc_workers import RpcWorkers
 from server.engine.stats import injection_logger_factory
+from server.memory.payload import Payload
 from server.metrics.patches import PatchMetrics
 
 
@@ -114,7 +115,7 @@ class Rehearsal:
 
     async def load(self, name: str, num_tokens: int) -> Any:
         patch = random_patch(self.base_model, num_tokens, Label(name, "1.0.0"), seed=num_tokens)
-        await self.residency.load(patch.digest, patch.kv)
+        await self.residency.load(Payload.of(patch))
         return SimpleNamespace(
             digest=patch.digest, num_tokens=num_tokens, reference=f"{name}@1.0.0", kv=patch.kv
         )

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from patches.format import Patch
 from server.memory.residency import NullResidency, ResidencyError
 from server.request.gate import PatchGate
 from server.versions.selection import Selection
@@ -31,13 +31,13 @@ class ScriptedResidency(NullResidency):
         self.may_unload = asyncio.Event()
         self.may_unload.set()
 
-    async def load(self, digest: str, kv: torch.Tensor, *, name: str, path: Path) -> int:
-        self.calls.append(("load", digest))
+    async def load(self, patch: Patch, path: Path) -> int:
+        self.calls.append(("load", patch.digest))
         await self.may_load.wait()
         if self.refusals:
             self.refusals -= 1
             raise ResidencyError("worker 1 says no")
-        return await super().load(digest, kv, name=name, path=path)
+        return await super().load(patch, path)
 
     async def unload(self, digest: str) -> None:
         self.calls.append(("unload", digest))

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,10 @@ def prefix(seed: int = 0, shape: list[int] = SHAPE) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def layout(shape: Sequence[int] = SHAPE, dtype: str = "float32") -> dict[str, tuple[list[int], str]]:
+    return {"kv": (list(shape), dtype)}
+
+
 def wait_loaded(held: PrefixStore, digest: str) -> dict[str, Any]:
     deadline = time.monotonic() + 30
     while (answer := held.loaded(digest)) is None:
@@ -35,14 +40,14 @@ def wait_loaded(held: PrefixStore, digest: str) -> dict[str, Any]:
 
 
 def load(held: PrefixStore, digest: str, kv: torch.Tensor) -> dict[str, Any]:
-    held.load(digest, save({"kv": kv}), False)
+    held.load(digest, save({"kv": kv}), False, {})
     return wait_loaded(held, digest)
 
 
 def test_a_rank_holds_its_layers_and_heads_and_confirms_the_whole_shape() -> None:
     held, kv = store(), prefix()
-    expected = {"digest": "d", "shape": SHAPE, "nbytes": NBYTES}
-    assert held.check("d", SHAPE, "float32") == expected
+    expected = {"digest": "d", "layout": layout(), "nbytes": NBYTES}
+    assert held.check("d", layout(), {}) == expected
     assert "d" not in held
     assert load(held, "d", kv) == expected
     (batch,) = held.together(["d"])
@@ -55,7 +60,7 @@ def test_steps_go_on_while_a_prefix_is_on_its_way(monkeypatch: Any) -> None:
     cut = prefix_shelf.shard_prefix_kv
     monkeypatch.setattr(prefix_shelf, "shard_prefix_kv", lambda *a: may_go_on.wait(30) and cut(*a))
     held = store()
-    held.load("d", save({"kv": prefix()}), False)
+    held.load("d", save({"kv": prefix()}), False, {})
     assert held.loaded("d") is None
     assert "d" not in held
     may_go_on.set()
@@ -77,7 +82,7 @@ def test_what_does_not_fit_the_model_is_refused_before_and_when_it_is_sent(
 ) -> None:
     held = store()
     with pytest.raises(ValueError, match=message):
-        held.check("d", shape, str(dtype).removeprefix("torch."))
+        held.check("d", layout(shape, str(dtype).removeprefix("torch.")), {})
     with pytest.raises(ValueError, match=message):
         load(held, "d", prefix(shape=shape).to(dtype))
     assert held.resident() == {}
@@ -102,10 +107,10 @@ def test_a_narrower_prefix_is_widened_and_no_other_is_taken(
     name = str(made_for).removeprefix("torch.")
     if not is_taken:
         with pytest.raises(ValueError, match=f"{own}, got .* {made_for}"):
-            held.check("d", SHAPE, name)
+            held.check("d", layout(SHAPE, name), {})
         return
-    expected = {"digest": "d", "shape": SHAPE, "nbytes": NBYTES}
-    assert held.check("d", SHAPE, name) == load(held, "d", kv) == expected
+    expected = {"digest": "d", "layout": layout(SHAPE, name), "nbytes": NBYTES}
+    assert held.check("d", layout(SHAPE, name), {}) == load(held, "d", kv) == expected
     (batch,) = held.together(["d"])
     assert batch["d"].dtype == own
     assert torch.equal(batch["d"], kv[2:, :, :, 1:].to(own))
@@ -113,7 +118,7 @@ def test_a_narrower_prefix_is_widened_and_no_other_is_taken(
 
 def test_a_prefix_larger_than_all_slots_is_refused() -> None:
     with pytest.raises(ValueError, match=f"{NBYTES} bytes exceed the {NBYTES - 1}"):
-        store(NBYTES - 1).check("d", SHAPE, "float32")
+        store(NBYTES - 1).check("d", layout(), {})
 
 
 def test_loading_again_changes_nothing() -> None:

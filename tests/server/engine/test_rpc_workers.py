@@ -8,21 +8,24 @@ import torch
 
 from server.engine.client import PatchedAsyncLLM
 from server.engine.rpc_workers import RpcWorkers
+from server.memory.payload import Payload
 from server.memory.residency import ResidencyError
 
-KV = torch.zeros(1, 2, 4, 1, 2)
+PAYLOAD = Payload("d", "prefix", {"kv": torch.zeros(1, 2, 4, 1, 2)}, {"num_virtual_tokens": 4})
 
 
 class Ranks:
     """Two engines of one worker each."""
 
     def __init__(self) -> None:
-        self.shapes = [list(KV.shape), list(KV.shape)]
+        self.shapes = [[1, 2, 4, 1, 2], [1, 2, 4, 1, 2]]
         self.asked: list[tuple[Any, ...]] = []
 
     async def call_utility_all_async(self, *call: Any) -> list[list[Any]]:
         self.asked.append(call)
-        return [[{"digest": "d", "shape": shape, "nbytes": 10}] for shape in self.shapes]
+        return [
+            [{"digest": "d", "layout": {"kv": (shape, "float32")}, "nbytes": 10}] for shape in self.shapes
+        ]
 
 
 @pytest.fixture
@@ -38,9 +41,15 @@ def residency(ranks: Ranks) -> RpcWorkers:
 
 
 async def test_bytes_of_all_ranks_are_added_up(ranks: Ranks, residency: RpcWorkers) -> None:
-    assert await residency.check("d", KV) == 20
+    assert await residency.check(PAYLOAD) == 20
     (call,) = ranks.asked
-    assert call == ("collective_rpc", "policy_patch_check", 120.0, ("d", list(KV.shape), "float32"), None)
+    assert call == (
+        "collective_rpc",
+        "policy_patch_check",
+        120.0,
+        ("d", "prefix", PAYLOAD.layout, {"num_virtual_tokens": 4}),
+        None,
+    )
 
 
 async def test_one_rank_that_confirms_something_else_is_enough_to_refuse(
@@ -48,4 +57,4 @@ async def test_one_rank_that_confirms_something_else_is_enough_to_refuse(
 ) -> None:
     ranks.shapes[1] = [1, 2, 3, 1, 2]
     with pytest.raises(ResidencyError, match="expected every worker to confirm"):
-        await residency.check("d", KV)
+        await residency.check(PAYLOAD)

@@ -82,7 +82,7 @@ def side(monkeypatch: pytest.MonkeyPatch) -> WorkerSide:
     made._writer = CacheWriter(made._layers, torch.float32)
     made._store = made._make_store()
     for seed, part in enumerate((A, B)):
-        made.store.load(part.digest, save({"kv": prefix(part, seed)}), is_pinned=False)
+        made.store.load(part.digest, save({"kv": prefix(part, seed)}), False, {})
         while made.store.loaded(part.digest) is None:
             time.sleep(0.001)
     return made

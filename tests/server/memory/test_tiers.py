@@ -10,6 +10,7 @@ import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
 from patches.format import read_patch
+from server.memory.payload import Payload
 from server.memory.residency import ResidencyError
 from server.memory.tiers import TieredResidency
 from server.metrics.tiers import TierMetrics
@@ -36,21 +37,22 @@ class FakeWorkers:
     def count(self, call: str) -> int:
         return sum(name == call for name, _ in self.calls)
 
-    async def check(self, digest: str, kv: torch.Tensor) -> int:
-        self.note("check", digest)
-        return kv.nbytes
+    async def check(self, payload: Payload) -> int:
+        self.note("check", payload.digest)
+        return payload.nbytes
 
-    async def load(self, digest: str, kv: torch.Tensor, *, is_pinned: bool = False) -> int:
+    async def load(self, payload: Payload, *, is_pinned: bool = False) -> int:
+        digest = payload.digest
         self.note("load", digest)
         await self.may_load.wait()
         if self.refusals:
             self.refusals -= 1
             raise ResidencyError("worker 1 says no")
         assert digest not in self.held, "loaded twice"
-        self.held[digest] = kv
+        self.held[digest] = payload.tensors["kv"]
         if is_pinned:
             self.pinned.add(digest)
-        return kv.nbytes
+        return payload.nbytes
 
     async def unload(self, digest: str) -> None:
         self.note("unload", digest)
@@ -78,7 +80,7 @@ class Tiers:
         """Make a file and load it as the catalog does; gives its digest."""
         path = self.stand.put(name, version, fill=fill)
         patch = read_patch(path)
-        nbytes = await self.residency.load(patch.digest, patch.kv, name=name, path=path)
+        nbytes = await self.residency.load(patch, path)
         assert nbytes == NBYTES
         self.paths[patch.digest] = path
         return str(patch.digest)
@@ -267,7 +269,7 @@ async def test_a_file_that_is_replaced_between_reading_and_opening_stays_in_memo
     if rest != "gone":
         data = t.stand.bytes("a", "1.0.0", fill=5.0)
         path.write_bytes(data if rest == "other" else data[:20])
-    await t.residency.load(patch.digest, patch.kv, name="a", path=path)
+    await t.residency.load(patch, path)
     await t.use(patch.digest)
     assert bool((t.workers.held[patch.digest] == 1.0).all())
 

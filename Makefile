@@ -87,8 +87,9 @@ lint: $(INSTALLED_DEV) ## ruff, mypy, hadolint
 	$(BIN)/hadolint Dockerfile
 
 .PHONY: docs
-docs: $(INSTALLED_DEV) ## write docs/cli.md from the commands' own help
+docs: $(INSTALLED_DEV) ## write docs/cli.md and the table of docs/metrics.md from the code
 	$(BIN)/python tools/cli_reference.py docs/cli.md
+	$(BIN)/python tools/metrics_reference.py docs/metrics.md
 
 .PHONY: dashboards
 dashboards: $(INSTALLED_DEV) ## write the JSON of the Grafana dashboards

@@ -46,14 +46,18 @@ def prose() -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in written)
 
 
-@pytest.fixture(scope="module")
-def cli_reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "tools" / "cli_reference.py")
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def cli_reference() -> ModuleType:
+    return tool("cli_reference")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,11 @@ def test_every_command_is_used_somewhere_in_the_docs(command: str) -> None:
 @pytest.mark.parametrize("code", sorted(ERROR_CODES))
 def test_every_error_code_is_documented(code: str) -> None:
     assert f"`{code}`" in prose()
+
+
+def test_the_table_of_metrics_is_what_the_code_says() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert page == tool("metrics_reference").with_table(page), "run `make docs`"
 
 
 def test_every_metric_is_documented_and_none_is_invented() -> None:

@@ -94,7 +94,7 @@ def build_app(
         assert patch is not None
         with gate.lease(patch) as lease:
             await lease.ready()
-            lease.tokens(1)
+            lease.meter.tokens(1)
         return {"digest": patch.digest}
 
     install(app, catalog=catalog, decider=decider, metrics=metrics)

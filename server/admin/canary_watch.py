@@ -10,7 +10,7 @@ from server.audit import Audit, AuditEvent
 from server.errors import PolicyPatchError
 from server.metrics.canaries import CanaryMetrics
 from server.versions.activation import Canary, NameRecord, Target
-from server.versions.canary import Sample, Verdict, Window, judge
+from server.versions.canary import Progress, Sample, Verdict, Window, judge
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,15 @@ class CanaryWatch:
         #: The canary, when this process first saw it, and how its requests went.
         self._windows: dict[str, tuple[Canary, float, Window]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        metrics.bind(self.progress)
+
+    def progress(self, name: str, canary: Canary) -> Progress:
+        """Return how a canary goes; nothing was seen of one that no request of its name came for."""
+        now_s = self._clock()
+        known, since_s, window = self._windows.get(name, (None, now_s, Window()))
+        if known != canary:
+            return Progress()
+        return Progress.of(window.since(now_s - canary.rules.window_s), now_s - since_s, window.given_ratio)
 
     def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
         """Count a request of an arm; one that its client broke off or got wrong is not judged."""
@@ -74,10 +83,11 @@ class CanaryWatch:
         if known != canary:
             since_s, window = now_s, Window()
         self._windows[name] = canary, since_s, window
+        window.count(arm)
         if arm != "canary" or outcome not in ("ok", "server_error"):
             return
         window.add(Sample(now_s, outcome == "server_error", first_token_s))
-        judged = judge(canary, window.since(now_s - canary.rules.window_s), now_s - since_s)
+        judged = judge(canary.rules, self.progress(name, canary))
         if judged is not None and name not in self._ending:
             task = asyncio.get_running_loop().create_task(self._end(name, canary, *judged))
             self._ending[name] = task

@@ -70,7 +70,7 @@ class Operator:
                 raise StateNotSaved(message) from error
             return await self._catalog.change(name, decide)
 
-        return await self._unbroken(carry_out())
+        return await self._carry_out("activate", name, by, carry_out())
 
     async def follow(self, name: str, by: str) -> NameRecord:
         """Remove the pin: the files decide again.
@@ -88,7 +88,7 @@ class Operator:
                 raise OrderRefused(f"no file of '{name}' could become active; nothing was changed")
             return record
 
-        return await self._unbroken(self._catalog.change(name, decide))
+        return await self._carry_out("follow", name, by, self._catalog.change(name, decide))
 
     async def rollback(self, name: str, by: str, *, expected: str | None = None) -> NameRecord:
         """Go back to what was active before. Reads no file of the folder.
@@ -117,7 +117,7 @@ class Operator:
             has_file = target in situation.files
             return rolled_back(record, target, self._cause("rollback", by), has_file=has_file)
 
-        return await self._unbroken(self._catalog.change(name, decide))
+        return await self._carry_out("rollback", name, by, self._catalog.change(name, decide))
 
     async def start_canary(
         self, name: str, version: str, by: str, *, share: float, key: str, rules: CanaryRules
@@ -142,7 +142,7 @@ class Operator:
             canary = Canary(target, share, key, rules, by, cause.at_s, was_pinned)
             return canaried(record, canary, cause)
 
-        return await self._unbroken(self._catalog.change(name, decide))
+        return await self._carry_out("canary", name, by, self._catalog.change(name, decide))
 
     async def end_canary(
         self,
@@ -171,14 +171,15 @@ class Operator:
             has_file = target in situation.files
             return canary_ended(record, cause, is_promoted=verdict == "promote", has_file=has_file)
 
-        return await self._unbroken(self._catalog.change(name, decide))
+        return await self._carry_out(verdict, name, by, self._catalog.change(name, decide))
 
     def holder(self, by: str) -> Callable[[str, Target], Awaitable[None]]:
         """Return a callback that orders a content, before it is loaded, never to become active by itself."""
 
         async def hold(name: str, target: Target) -> None:
             cause = self._cause("hold", by)
-            await self._unbroken(self._catalog.change(name, lambda s: held(s.record, target, cause)))
+            order = self._catalog.change(name, lambda s: held(s.record, target, cause))
+            await self._carry_out("hold", name, by, order)
 
         return hold
 
@@ -215,7 +216,7 @@ class Operator:
                 await self._catalog.residents.withdraw(leaving)
             return record, num_in_flight
 
-        return await self._unbroken(carry_out())
+        return await self._carry_out("remove", name, by, carry_out())
 
     def record(self, name: str) -> NameRecord:
         """Return what is remembered about ``name``.
@@ -231,11 +232,20 @@ class Operator:
     def _cause(self, action: str, by: str) -> Cause:
         return Cause(action, by, self._clock())
 
-    async def _unbroken(self, order: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.get_running_loop().create_task(order)
+    async def _carry_out(self, action: str, name: str, by: str, order: Coroutine[Any, Any, T]) -> T:
+        """Carry ``order`` out to its end, also where the caller hangs up, and count it."""
+        task = asyncio.get_running_loop().create_task(self._counted(action, name, by, order))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
+
+    async def _counted(self, action: str, name: str, by: str, order: Coroutine[Any, Any, T]) -> T:
+        with self._catalog.swaps.ordered(name, action, by, lambda: self._active_version(name)):
+            return await order
+
+    def _active_version(self, name: str) -> str:
+        active = self._catalog.record(name).active
+        return active.version if active is not None else ""
 
 
 def find_target(targets: Sequence[Target], name: str, version: str) -> Target:

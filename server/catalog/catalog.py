@@ -27,6 +27,7 @@ from server.catalog.residents import Resident, ResidentRow, Residents
 from server.errors import FileRefused, PatchNotFound
 from server.memory.residency import Residency
 from server.metrics.patches import PatchMetrics
+from server.metrics.swaps import SwapMetrics
 from server.trust.trust import Trust
 from server.versions import activation
 from server.versions.activation import Cause, NameRecord, Situation, Target
@@ -64,7 +65,7 @@ class Catalog:
         self.intake = Intake(model, control.trust)
         self._files = Loading(self.publication, self.intake, metrics)
         self._orders = Orders(self._changes, self.publication.situation, self._hold)
-        metrics.bind(lambda: list(self.rows()))
+        metrics.bind(self.rows, self.record)
 
     @property
     def view(self) -> CatalogView:
@@ -75,6 +76,11 @@ class Catalog:
     def residents(self) -> Residents:
         """What the workers hold, and which requests use it."""
         return self.publication.residents
+
+    @property
+    def swaps(self) -> SwapMetrics:
+        """Counts changes of what serves."""
+        return self._metrics.swaps
 
     @property
     def trust(self) -> Trust:
@@ -119,7 +125,7 @@ class Catalog:
 
     def note_folder(self, path: Path, error: OSError | None) -> None:
         """Record that the folder can't be scanned, or that it can again. Nothing that serves changes."""
-        self._metrics.set_folder_readable(error is None)
+        self._metrics.files.folder_scanned(is_readable=error is None)
         if error is not None:
             message = f"the patch folder can't be read: {error.strerror or error}"
             self._files.refusals.add(path, FileRefused(message, reason="folder_unreadable"))
@@ -135,6 +141,7 @@ class Catalog:
         async with self._changes:
             records = self.publication.records
             self.publication.is_starting = False
+            self.publication.change_began_s = None
             names = {*records.names, *(r.patch.name for r in self.residents.all())}
             for name in sorted(names):
                 for target in records.kept(name):

@@ -43,7 +43,7 @@ class Loading:
 
     async def load(self, path: Path) -> ServedPatch | FileFailure:
         """Serve what ``path`` holds now, or refuse it."""
-        started_s = time.monotonic()
+        self._publication.change_began_s = started_s = time.monotonic()
         patch = None
         try:
             patch = await self._intake.read(path)
@@ -55,7 +55,7 @@ class Loading:
             # The file is untrusted: whatever it does to the reader, the other files must still be served.
             manifest = patch.manifest if patch is not None else None
             return self.refusals.add(path, refusal_of(path, error), manifest)
-        self._metrics.load_succeeded(time.monotonic() - started_s)
+        self._metrics.files.load_succeeded(time.monotonic() - started_s)
         return served
 
     async def restore(self, target: Target) -> None:
@@ -76,6 +76,7 @@ class Loading:
 
     async def forget(self, path: Path) -> None:
         """Stop serving what ``path`` held, where no other path holds it."""
+        self._publication.change_began_s = time.monotonic()
         self.refusals.drop(path)
         resident = self._residents.get(self._digests.pop(path, ""))
         if resident is None:
@@ -173,6 +174,7 @@ class Loading:
 
     async def _drop_distrusted(self) -> None:
         """Take from files, and where necessary from orders, what is not accepted any more."""
+        self._publication.change_began_s = time.monotonic()
         for resident in self._residents.all():
             refusal = self._intake.trust.refusal(resident.patch)
             # A downgrade is refused to files only; an operator's order may go back.

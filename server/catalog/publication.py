@@ -47,6 +47,9 @@ class Publication:
         self.residents = Residents(residency, metrics, changes, self._is_kept, processes)
         #: What is active is decided once the whole folder was looked at.
         self.is_starting = False
+        #: When the change of a file began, by a monotonic clock; ``None`` where the server starts.
+        self.change_began_s: float | None = None
+        self._swaps = metrics.swaps
 
     def situation(self, name: str) -> Situation:
         """Return what an order about ``name`` is decided on."""
@@ -74,6 +77,7 @@ class Publication:
 
     async def refresh(self, *names: str) -> None:
         """Bring records, view and workers in line with the files of ``names``."""
+        moved = []
         if not self.is_starting:
             cause = Cause(BY_FOLDER, BY_FOLDER, time.time())
             for name in sorted(set(names)):
@@ -82,8 +86,12 @@ class Publication:
                 if changed is not record:
                     await self.note(name, changed)
                 if changed.active != record.active:
+                    moved.append(name)
                     self.audit.record(folder_event(name, changed.active))
         await self.show(*names)
+        if self.change_began_s is not None:
+            for name in moved:
+                self._swaps.followed_folder(name, time.monotonic() - self.change_began_s)
         await self.sweep(*names)
 
     async def show(self, *names: str) -> None:

@@ -39,6 +39,7 @@ class Refusals:
 
     def __init__(self, metrics: PatchMetrics) -> None:
         self._metrics = metrics
+        metrics.files.expect_reasons(CATALOG_REASONS)
         self._failures: dict[Path, FileFailure] = {}
 
     def all(self) -> list[FileFailure]:
@@ -89,14 +90,16 @@ class Refusals:
             version=manifest.version if manifest is not None else None,
         )
         self._failures[path] = failure
-        self._metrics.load_failed(reason)
+        self._metrics.files.load_failed(reason)
         self._count()
+        if is_news and reason != "folder_unreadable":
+            self._metrics.swaps.file_refused(failure.name)
         if is_news:
             logger.error("%s is refused (%s): %s", failure.file, reason, message)
         return failure
 
     def _count(self) -> None:
-        self._metrics.set_refused_files(
+        self._metrics.files.set_refused_files(
             sum(failure.reason != "folder_unreadable" for failure in self._failures.values())
         )
 

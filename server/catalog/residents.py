@@ -279,6 +279,6 @@ class Residents:
         except Exception:
             # Whatever the engine raises, this must stay right: nothing refers to these tensors any more.
             logger.exception("%s: the workers did not confirm that it is dropped", patch.reference)
-            self._metrics.load_failed("unload_failed")
+            self._metrics.files.load_failed("unload_failed")
         self.forget(resident)
         logger.info("%s (%s) is unloaded", patch.reference, patch.digest)

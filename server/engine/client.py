@@ -28,6 +28,7 @@ from server.errors import NotInStep, PatchNotApplied, UnsupportedWithPatch
 
 if TYPE_CHECKING:
     from server.request.gate import PatchGate
+    from server.request.meter import Meter
     from server.versions.composition import SelectedPatch
 
 
@@ -111,7 +112,8 @@ class PatchedAsyncLLM(AsyncLLM):
             raise self._gate.reject(NotInStep("the server is stopping; try another, or again"))
         patch = self._gate.selection().patch
         if patch is None:
-            return super().generate(prompt, sampling_params, request_id, **kwargs)
+            outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
+            return _metered(outputs, self._gate.base_meter())
         try:
             refuse_unsupported(prompt, sampling_params)
             params = self._patched_params(prompt, sampling_params, patch)
@@ -128,7 +130,7 @@ class PatchedAsyncLLM(AsyncLLM):
             async with aclosing(super().generate(*args, **kwargs)) as outputs:
                 while (output := await lease.take(outputs)) is not None:
                     num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
-                    lease.tokens(num_tokens)
+                    note(lease.meter, output, num_tokens)
                     self._hide_prefix(output, patch, num_tokens)
                     yield output
 
@@ -217,6 +219,25 @@ class PatchedAsyncLLM(AsyncLLM):
         self._gate.refuse_if_patched("a pooling request")
         async for output in super().encode(*args, **kwargs):
             yield output
+
+
+async def _metered(
+    outputs: AsyncGenerator[RequestOutput, None], meter: "Meter"
+) -> AsyncGenerator[RequestOutput, None]:
+    async with aclosing(outputs):
+        async for output in outputs:
+            note(meter, output, sum(len(completion.token_ids) for completion in output.outputs))
+            yield output
+
+
+def note(meter: "Meter", output: RequestOutput, num_tokens: int) -> None:
+    """Count what an output holds; in one that is the first and the last, the engine says when tokens came."""
+    if num_tokens and not meter.has_token:
+        meter.prompt(len(output.prompt_token_ids or ()))
+        if output.finished and output.metrics is not None:
+            meter.all_tokens(num_tokens, len(output.outputs), output.metrics)
+            return
+    meter.tokens(num_tokens)
 
 
 def end_calls(calls: Mapping[int, Future[Any]]) -> None:

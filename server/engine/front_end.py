@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import vllm
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 from starlette.middleware import Middleware
-from vllm import envs
-from vllm.config import KVTransferConfig, ModelConfig, VllmConfig
-from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.config import ModelConfig, VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import serve_http
-from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.usage.usage_lib import UsageContext
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
+import server
 from patches.base_model import BaseModel
 from patches.fingerprint import fingerprint_model
 from server.admin.canary_watch import CanaryWatch
@@ -39,26 +40,25 @@ from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
 from server.catalog.intake import ServedModel
 from server.catalog.trust_watch import TrustWatch
-from server.engine.block_pins import PINNED_NAMES_KEY, PINNED_SHARE_KEY
 from server.engine.client import PatchedAsyncLLM
+from server.engine.configuration import engine_config, http_options
 from server.engine.context_length import hand_out_remaining_context
 from server.engine.model_registry import add_aliases
 from server.engine.options import ServeOptions
 from server.engine.ready import announce, announced
 from server.engine.rpc_workers import RPC_TIMEOUT_S, RpcWorkers
-from server.engine.start_errors import flags_judged
 from server.engine.stats import injection_logger_factory
-from server.engine.support import require_matching_rank_layout, require_movable_keys, require_supported_model
-from server.engine.worker_side import DEVICE_BYTES_KEY
-from server.frontends.figures import MetricsPage
+from server.engine.support import require_matching_rank_layout, require_movable_keys
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
 from server.frontends.mirror import Mirror, MirrorAudit
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps
 from server.memory.tiers import TieredResidency
+from server.metrics.page import MetricsPage, no_others
 from server.metrics.patches import PatchMetrics
 from server.options import MemoryOptions
+from server.policy.reach import references_served
 from server.policy.watch import PolicyWatch
 from server.request.decider import Decider
 from server.request.gate import PatchGate
@@ -67,15 +67,6 @@ from server.routes.admin_app import Admin
 from server.trust.trust import Trust
 
 logger = logging.getLogger(__name__)
-
-_CONNECTOR = {
-    "kv_connector": "PolicyPatchConnector",
-    "kv_connector_module_path": "server.engine.connector",
-    # Nothing is handed off either way; the producer role only spares the costs that vLLM adds for
-    # consumers, whose loads are not ordered with the forward pass.
-    "kv_role": "kv_producer",
-    "kv_load_failure_policy": "fail",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +143,7 @@ class FrontEnd:
                 app = await self._app(engine)
                 admin_here = admin if control.listener is None else None
                 install(app, catalog=catalog, decider=decider, metrics=metrics, admin=admin_here)
+                self._describe(app, catalog, decider, followers)
                 await _init_state(app, engine, self.args, gate, decider)
                 async with (
                     admin.listen(decider, control.listener),
@@ -256,9 +248,25 @@ class FrontEnd:
         """Answer what followers pass on, while the context lasts; for the app of a leader."""
         if self.seat is None or followers is None:
             return contextlib.nullcontext()
-        page = Middleware(MetricsPage, metrics=self.metrics, others=followers.figures)
-        app.user_middleware.insert(0, page)
         return AdminListener(FromFollowers(app), bind_admin(f"unix:{self.seat.relay_address}"))
+
+    def _describe(
+        self, app: FastAPI, catalog: Catalog, decider: Decider, followers: FollowerPool | None
+    ) -> None:
+        """Describe in the metrics what serves, and answer ``/metrics`` for the whole server."""
+        metrics, serving = self.metrics, self.metrics.serving
+        model = (self.args.served_model_name or [self.args.model])[0]
+        serving.built(version=server.__version__, vllm=vllm.__version__, model=model)
+        serving.bind_references(lambda: references_served(decider.policy, catalog.view))
+        if followers is not None:
+            serving.bind_front_ends(lambda: followers.num_in_step(self.args.api_server_count))
+        registry = get_prometheus_registry()
+        if registry is not REGISTRY:
+            # As a reader of the files that all processes write, it has no collector of ours yet.
+            registry.register(metrics.catalog_collector)
+        others = followers.figures if followers is not None else no_others
+        page = Middleware(MetricsPage, metrics=metrics, registry=registry, others=others)
+        app.user_middleware.insert(0, page)
 
     def _announced(self, catalog: Catalog, decider: Decider) -> AbstractAsyncContextManager[None]:
         def tell() -> None:
@@ -272,38 +280,13 @@ class FrontEnd:
         options: dict[str, Any] = {"proxy_headers": False} if is_strict else {}
         if "api_server_loads" in self.client:
             options["peer_loads"] = (self.client["api_server_loads"], self.client["client_index"])
-        return await serve_http(app, sock=self.sock, **_http_options(self.args), **options)
+        return await serve_http(app, sock=self.sock, **http_options(self.args), **options)
 
     async def _end(self, shutdown: Any) -> None:
         try:
             await shutdown
         finally:
             self.sock.close()
-
-
-def engine_config(
-    options: ServeOptions, args: argparse.Namespace, *, process_count: int, process_rank: int
-) -> VllmConfig:
-    """Resolve vLLM's configuration with our connector in it.
-
-    Args:
-        options: Our flags.
-        args: vLLM's.
-        process_count: How many processes answer HTTP.
-        process_rank: Which of them this one is; -1 for the one that only starts the others.
-
-    Raises:
-        UnsupportedSetup: the model cannot be served with patches.
-    """
-    with flags_judged():
-        engine_args = AsyncEngineArgs.from_cli_args(args)
-        engine_args.kv_transfer_config = _kv_transfer_config(options.flags.memory)
-        engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
-        engine_args._api_process_count = process_count
-        engine_args._api_process_rank = process_rank
-        config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    require_supported_model(config)
-    return config
 
 
 def _end_start_on_sigterm() -> None:
@@ -353,13 +336,6 @@ def _fingerprint(model_config: ModelConfig) -> BaseModel:
     )
 
 
-def _kv_transfer_config(memory: MemoryOptions) -> KVTransferConfig:
-    extra: dict[str, Any] = {DEVICE_BYTES_KEY: int(memory.patch_device_memory)}
-    if memory.pin_blocks:
-        extra |= {PINNED_SHARE_KEY: memory.pin_blocks_share, PINNED_NAMES_KEY: sorted(memory.pin_blocks)}
-    return KVTransferConfig(**_CONNECTOR, kv_connector_extra_config=extra)
-
-
 def _residency(
     engine: PatchedAsyncLLM, num_workers: int, memory: MemoryOptions, metrics: PatchMetrics
 ) -> TieredResidency:
@@ -374,23 +350,3 @@ async def _init_state(
     await init_app_state(engine, app.state, args, await engine.get_supported_tasks())
     hand_out_remaining_context(app.state, gate)
     add_aliases(app.state.openai_serving_models, gate, decider)
-
-
-def _http_options(args: argparse.Namespace) -> dict[str, Any]:
-    options = {
-        "enable_ssl_refresh": args.enable_ssl_refresh,
-        "host": args.host,
-        "port": args.port,
-        "log_level": args.uvicorn_log_level,
-        "access_log": not args.disable_uvicorn_access_log,
-        "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
-        "ssl_keyfile": args.ssl_keyfile,
-        "ssl_certfile": args.ssl_certfile,
-        "ssl_ca_certs": args.ssl_ca_certs,
-        "ssl_cert_reqs": args.ssl_cert_reqs,
-        "ssl_ciphers": args.ssl_ciphers,
-        "h11_max_incomplete_event_size": args.h11_max_incomplete_event_size,
-        "h11_max_header_count": args.h11_max_header_count,
-    }
-    log_config = get_uvicorn_log_config(args)
-    return options if log_config is None else options | {"log_config": log_config}

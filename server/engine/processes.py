@@ -34,7 +34,8 @@ from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failur
 from server.admin.control import open_control
 from server.audit import open_audit
 from server.engine.address import bind_server
-from server.engine.front_end import FrontEnd, Seat, engine_config
+from server.engine.configuration import engine_config
+from server.engine.front_end import FrontEnd, Seat
 from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
 from server.engine.start_errors import START_ERRORS, engine_started

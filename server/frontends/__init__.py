@@ -15,6 +15,5 @@ or lost its leader refuses requests instead of deciding by what was.
 ``follower``       the follower's side of the socket
 ``mirror``         what a follower knows: ``server.catalog.served.Served``
 ``relay``          routes that a follower lets the leader answer
-``figures``        metrics of all processes on one page
 =================  =================================================================================
 """

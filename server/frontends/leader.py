@@ -74,6 +74,8 @@ class FollowerPool:
         #: Receives how requests of canaried names went.
         self.canaries: ArmReports | None = None
         self._followers: set[_Connection] = set()
+        #: What each follower counted, by its index.
+        self._figures: dict[int, Body] = {}
         #: Held from handing over a step to its holding, and while a follower is let in.
         self._turn = asyncio.Lock()
         self._server: asyncio.Server | None = None
@@ -164,9 +166,19 @@ class FollowerPool:
                 self._cut_off(follower, str(answer))
 
     async def figures(self) -> list[Body]:
-        """Return what each follower counts; one that is too slow is left out."""
-        asked = await self._ask_all("figures", lambda f: {}, timeout_s=_FIGURES_S)
-        return [answer for _, answer in asked if not isinstance(answer, ChannelError)]
+        """Return what each follower counts; of one that is too slow, what it said last.
+
+        A counter that falls is taken for one that began anew, and what it had is counted twice.
+        """
+        for follower, answer in await self._ask_all("figures", lambda f: {}, timeout_s=_FIGURES_S):
+            if not isinstance(answer, ChannelError) and follower.index is not None:
+                self._figures[follower.index] = answer
+        return list(self._figures.values())
+
+    def num_in_step(self, num_processes: int) -> tuple[int, int]:
+        """Return how many processes of the server answer requests, and how many refuse them."""
+        num_here = 1 + len(self._attached())
+        return num_here, num_processes - num_here
 
     @property
     def num_attached(self) -> int:

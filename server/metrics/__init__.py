@@ -1,11 +1,18 @@
 """Prometheus metrics, a module per subject; nothing here decides anything.
 
-============  =======================================================
-``patches``   requests, patches and files; holds all the others
+============  ===============================================================================
+``patches``   requests, by patch; holds all the others
+``callers``   requests, by the policy's rule for their caller
+``use``       what the generations of a patch take: latencies and tokens
 ``latency``   histograms for the hot path
+``files``     patch files and the folder
+``swaps``     changes of what serves, and the last orders
+``canaries``  a canary beside the version that it is to replace
 ``prefixes``  prefixes on their way into the KV cache
 ``tiers``     how much of each memory patches take
 ``control``   whether policy, audit log, state and trust are in order
-``canaries``  a canary beside the version that it is to replace
-============  =======================================================
+``serving``   the server as a whole: what it is, since when, in how many processes
+``scrape``    what is read at scrape time, rather than counted
+``page``      the answer to a scraper
+============  ===============================================================================
 """

@@ -1,12 +1,18 @@
 """The ``policy_patch_*`` metrics that distinguish a canary from the version that it is to replace."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 
 from server.metrics.latency import FIRST_TOKEN_BOUNDS_S
+from server.versions.activation import Canary
+from server.versions.canary import Progress
 
 
 class CanaryMetrics:
-    """Counts by arm; only requests of names that have a canary are counted."""
+    """Counts by arm, and says how far a canary is; only requests of names that have one are counted."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
@@ -22,9 +28,45 @@ class CanaryMetrics:
             buckets=FIRST_TOKEN_BOUNDS_S,
             registry=registry,
         )
+        self._progress: Callable[[str, Canary], Progress] = lambda name, canary: Progress()
+
+    def bind(self, progress: Callable[[str, Canary], Progress]) -> None:
+        """Ask ``progress`` from now on how a canary of a name goes."""
+        self._progress = progress
 
     def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
         """Count one request."""
         self._requests.labels(name, arm, outcome).inc()
         if first_token_s is not None:
             self._first_token.labels(name, arm).observe(first_token_s)
+
+    def collect(self, canaries: Iterable[tuple[str, Canary]]) -> Iterator[Metric]:
+        """Describe the canaries that run."""
+        wanted = GaugeMetricFamily(
+            "policy_patch_canary_wanted_ratio",
+            "Share of the requests that a running canary is to get.",
+            labels=("patch", "version"),
+        )
+        given = GaugeMetricFamily(
+            "policy_patch_canary_given_ratio",
+            "Share of the requests that a running canary got since it began; 0 before the first.",
+            labels=("patch", "version"),
+        )
+        limits = GaugeMetricFamily(
+            "policy_patch_canary_rule_limit",
+            "What a rule of a running canary allows, in the unit of the rule.",
+            labels=("patch", "rule"),
+        )
+        values = GaugeMetricFamily(
+            "policy_patch_canary_rule_value",
+            "What a rule of a running canary looks at now, in the unit of the rule.",
+            labels=("patch", "rule"),
+        )
+        for name, canary in canaries:
+            progress = self._progress(name, canary)
+            wanted.add_metric((name, canary.target.version), canary.share)
+            given.add_metric((name, canary.target.version), progress.given_ratio)
+            for rule, limit in canary.rules.limits():
+                limits.add_metric((name, rule), limit)
+                values.add_metric((name, rule), progress.value_of(rule))
+        yield from (wanted, given, limits, values)

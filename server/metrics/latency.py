@@ -51,22 +51,3 @@ class LatencyHistogram:
         """Return ``(le, cumulative count)``, as the exposition format wants them."""
         bounds = [*map(str, self._bounds_s), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
-
-
-class PatchLatency:
-    """The two latencies of one patch."""
-
-    __slots__ = ("first_token", "inter_token")
-
-    def __init__(self) -> None:
-        self.first_token = LatencyHistogram(FIRST_TOKEN_BOUNDS_S)
-        self.inter_token = LatencyHistogram(INTER_TOKEN_BOUNDS_S)
-
-    def state(self) -> dict[str, Any]:
-        """Return what another process can add to its own."""
-        return {"first_token": self.first_token.state(), "inter_token": self.inter_token.state()}
-
-    def add(self, state: Mapping[str, Any]) -> None:
-        """Add what another process counted."""
-        self.first_token.add(state["first_token"])
-        self.inter_token.add(state["inter_token"])

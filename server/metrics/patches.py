@@ -6,54 +6,36 @@ removed patch counted goes with it. Gauges are read from the catalog when scrape
 it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
+from prometheus_client import CollectorRegistry, Counter
 
 from server.errors import REQUEST_CODES
+from server.metrics.callers import CallerMetrics
 from server.metrics.canaries import CanaryMetrics
 from server.metrics.control import ControlMetrics
-from server.metrics.latency import PatchLatency
+from server.metrics.files import FileMetrics
 from server.metrics.prefixes import PrefixMetrics
+from server.metrics.scrape import CatalogCollector, Row
+from server.metrics.serving import ServingMetrics
+from server.metrics.swaps import SwapMetrics
 from server.metrics.tiers import TierMetrics
+from server.metrics.use import PatchUse
+from server.versions.activation import NameRecord
 from server.versions.composition import COMPOSED_LABEL, SelectedPatch
-from server.versions.view import ServedPatch
 
-#: ``patch`` label of requests that the base model answered.
+#: ``patch`` label of requests that the base model answered, or that named nothing.
 BASE_LABEL = "none"
 
 #: ``patch`` label of requests for something that the catalog does not hold.
 UNKNOWN_LABEL = "unknown"
 
-LOAD_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
 #: How a request can end: answered; refused by the policy patch surface; another 4xx; 5xx or an error after
 #: the first byte; the client went away.
 OUTCOMES = ("ok", "rejected", "client_error", "server_error", "cancelled")
-
-
-class Row(Protocol):
-    """What a scrape needs to know about one content on the workers; the catalog has the class."""
-
-    @property
-    def patch(self) -> ServedPatch:
-        """The content."""
-
-    @property
-    def is_active(self) -> bool:
-        """Whether its bare name means it."""
-
-    @property
-    def num_in_flight(self) -> int:
-        """How many requests use it."""
-
-    @property
-    def is_previous(self) -> bool:
-        """Whether only a rollback would serve it."""
 
 
 class PatchMetrics:
@@ -69,10 +51,10 @@ class PatchMetrics:
         """
         counter = partial(Counter, registry=registry)
         self.num_base_running = 0
-        self._rows: Callable[[], Iterable[Row]] = tuple
-        self._latency: dict[str, PatchLatency] = {}
-        #: digest -> name of everything resident.
+        self._uses: dict[str, PatchUse] = {}
+        #: digest -> name of everything resident, and name -> how many digests have it.
         self._names: dict[str, str] = {}
+        self._num_digests: dict[str, int] = {}
         self._requests = counter(
             "policy_patch_requests",
             "Requests that could run the model, by how they ended.",
@@ -82,6 +64,11 @@ class PatchMetrics:
             "policy_patch_rejected_requests",
             "Requests that were refused, by error code.",
             ("code",),
+        )
+        self._denied = counter(
+            "policy_patch_denied_requests",
+            "Requests that were refused, by error code and by the patch that they named.",
+            ("patch", "reason"),
         )
         self._injected = counter(
             "policy_patch_injected_tokens",
@@ -93,62 +80,39 @@ class PatchMetrics:
             "Prefix tokens that the prefix cache already held.",
             ("patch",),
         )
-        self._define_files(registry)
+        self.files = FileMetrics(registry)
         self.control = ControlMetrics(registry)
         self.canary = CanaryMetrics(registry)
+        self.callers = CallerMetrics(registry)
+        self.swaps = SwapMetrics(registry, self._label_of_name)
         self.tiers = TierMetrics(registry)
         self.prefixes = PrefixMetrics(registry)
+        self.serving = ServingMetrics(registry)
         for code in REQUEST_CODES:
             self._rejected.labels(code)
         self._is_shared = is_shared
         #: What other processes counted, as ``figures`` gives it; refreshed before a scrape.
         self.others: Sequence[Mapping[str, Any]] = ()
-        self.catalog_collector = _CatalogCollector(self)
+        self.catalog_collector = CatalogCollector(self, BASE_LABEL)
         if not is_shared:
             registry.register(self.catalog_collector)
 
-    def _define_files(self, registry: CollectorRegistry) -> None:
-        self._load = Histogram(
-            "policy_patch_load_seconds",
-            "From reading a patch file to its being served.",
-            buckets=LOAD_BOUNDS_S,
-            registry=registry,
-        )
-        self._load_failures = Counter(
-            "policy_patch_load_failures",
-            "Refused patch files, failed scans of the folder, and prefixes that could not be dropped.",
-            ("reason",),
-            registry=registry,
-        )
-        self._refused_files = Gauge(
-            "policy_patch_refused_files",
-            "Files in the patch folder that are refused now.",
-            multiprocess_mode="max",
-            registry=registry,
-        )
-        self._folder_readable = Gauge(
-            "policy_patch_folder_readable",
-            "1 where the last scan of the patch folder worked.",
-            multiprocess_mode="max",
-            registry=registry,
-        )
+    def bind(
+        self,
+        rows: Callable[[], Iterable[Row]],
+        record: Callable[[str], NameRecord] = lambda name: NameRecord(),
+    ) -> None:
+        """Read gauges from ``rows``, and from the ``record`` of each name, from now on. For the catalog."""
+        self.catalog_collector.bind(rows, record)
 
-    def bind(self, rows: Callable[[], Iterable[Row]]) -> None:
-        """Read gauges from ``rows`` from now on. For the catalog."""
-        self._rows = rows
-
-    def rows(self) -> Iterable[Row]:
-        """Return what is resident now."""
-        return self._rows()
-
-    def latencies(self) -> list[tuple[str, PatchLatency]]:
-        """Return the latencies of each patch that was used."""
+    def uses(self) -> list[tuple[str, PatchUse]]:
+        """Return the use of each patch that was used, in all processes."""
         if not self.others:
-            return list(self._latency.items())
-        merged: dict[str, PatchLatency] = {}
+            return list(self._uses.items())
+        merged: dict[str, PatchUse] = {}
         for figures in (self.figures(), *self.others):
-            for name, state in figures["latency"].items():
-                merged.setdefault(name, PatchLatency()).add(state)
+            for name, state in figures["uses"].items():
+                merged.setdefault(name, PatchUse()).add(state)
         return list(merged.items())
 
     def num_base(self) -> int:
@@ -157,46 +121,77 @@ class PatchMetrics:
 
     def figures(self) -> dict[str, Any]:
         """Return what this process alone knows, and no counter holds."""
-        latency = {name: latency.state() for name, latency in self._latency.items()}
-        return {"num_base_running": self.num_base_running, "latency": latency}
+        uses = {name: use.state() for name, use in list(self._uses.items())}
+        return {"num_base_running": self.num_base_running, "uses": uses}
 
     def patch_added(self, digest: str, name: str) -> None:
         """Allow ``name`` as a label value, and map ``digest`` to it."""
+        if digest not in self._names:
+            self._num_digests[name] = self._num_digests.get(name, 0) + 1
         self._names[digest] = name
 
     def patch_removed(self, digest: str) -> None:
         """Forget ``digest``; with the last one of a name, drop the name's series."""
         name = self._names.pop(digest, None)
-        if name is None or name in self._names.values():
+        if name is None:
             return
-        self._latency.pop(name, None)
+        self._num_digests[name] -= 1
+        if self._num_digests[name]:
+            return
+        del self._num_digests[name]
+        self._uses.pop(name, None)
         if self._is_shared:
             return
         for outcome in OUTCOMES:
-            self._requests.remove(name, outcome)
+            _remove(self._requests, name, outcome)
+        for code in REQUEST_CODES:
+            _remove(self._denied, name, code)
         for metric in (self._injected, self._shared):
-            metric.remove(name)
+            _remove(metric, name)
+        self.swaps.dropped(name)
 
-    def request_finished(self, patch: SelectedPatch | None, outcome: str) -> None:
+    def request_finished(
+        self, patch: SelectedPatch | None, outcome: str, *, caller: str | None = None
+    ) -> None:
         """Count a request that the base model or ``patch`` was decided for."""
         self._requests.labels(BASE_LABEL if patch is None else self._label_of(patch), outcome).inc()
+        self.callers.finished(caller, outcome)
         if patch is not None and patch.form is not None:
             self.prefixes.composed(patch.form)
 
-    def request_rejected(self, code: str, patch: SelectedPatch | None) -> None:
-        """Count a refusal; ``patch`` where one was decided before."""
-        self._requests.labels(UNKNOWN_LABEL if patch is None else self._label_of(patch), "rejected").inc()
-        self._rejected.labels(code).inc()
+    def request_rejected(
+        self,
+        code: str,
+        patch: SelectedPatch | None,
+        *,
+        asked: str | None = None,
+        caller: str | None = None,
+    ) -> None:
+        """Count a refusal.
 
-    def latency(self, name: str) -> PatchLatency:
-        """Return the histograms that generations under ``name`` observe."""
-        latency = self._latency.get(name)
-        if latency is None:
-            latency = PatchLatency()
+        Args:
+            code: Of the error.
+            patch: What was decided before, where something was.
+            asked: The name that the request asked for first; ``None`` where it asked for none.
+            caller: The label of the policy's rule for its caller.
+        """
+        label = UNKNOWN_LABEL if patch is None else self._label_of(patch)
+        self._requests.labels(label, "rejected").inc()
+        self._rejected.labels(code).inc()
+        if patch is None:
+            label = BASE_LABEL if asked is None else self._label_of_name(asked)
+        self._denied.labels(label, code).inc()
+        self.callers.finished(caller, "rejected")
+
+    def use(self, name: str) -> PatchUse:
+        """Return what generations under ``name`` add to; ``BASE_LABEL`` for those of the base model."""
+        use = self._uses.get(name)
+        if use is None:
+            use = PatchUse()
             # A name that just went must not come back as a series.
-            if name == COMPOSED_LABEL or name in self._names.values():
-                self._latency[name] = latency
-        return latency
+            if name in (BASE_LABEL, COMPOSED_LABEL) or name in self._num_digests:
+                self._uses[name] = use
+        return use
 
     def observe_prefix_tokens(self, digest: str, *, injected: int, shared: int) -> None:
         """Count prefix tokens: written into the KV cache, and found there."""
@@ -204,89 +199,16 @@ class PatchMetrics:
         self._injected.labels(label).inc(injected)
         self._shared.labels(label).inc(shared)
 
-    def load_succeeded(self, seconds: float) -> None:
-        """Observe a load."""
-        self._load.observe(seconds)
-
-    def load_failed(self, reason: str) -> None:
-        """Count a refused file or a failed scan."""
-        self._load_failures.labels(reason).inc()
-
-    def set_refused_files(self, num_files: int) -> None:
-        """Set how many files are refused now."""
-        self._refused_files.set(num_files)
-
-    def set_folder_readable(self, is_readable: bool) -> None:
-        """Set whether the last scan worked."""
-        self._folder_readable.set(is_readable)
-
     def _label_of(self, patch: SelectedPatch) -> str:
         return patch.name if patch.name == COMPOSED_LABEL else self._label(patch.digest)
 
     def _label(self, digest: str) -> str:
         return self._names.get(digest, UNKNOWN_LABEL)
 
+    def _label_of_name(self, name: str) -> str:
+        return name if name in self._num_digests else UNKNOWN_LABEL
 
-class _CatalogCollector:
-    """Turns the catalog and the latencies into metric families, at scrape time."""
 
-    def __init__(self, metrics: PatchMetrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        running = GaugeMetricFamily(
-            "policy_patch_requests_running",
-            "Requests in flight, by the patch that answers them.",
-            labels=("patch",),
-        )
-        resident = GaugeMetricFamily(
-            "policy_patch_resident_bytes",
-            "Bytes of a patch's K/V over all workers, in whichever memory they are.",
-            labels=("patch", "version"),
-        )
-        active = GaugeMetricFamily(
-            "policy_patch_active_info",
-            "1 for the version that a patch's bare name means.",
-            labels=("patch", "version", "digest"),
-        )
-        previous = GaugeMetricFamily(
-            "policy_patch_previous_bytes",
-            "Device bytes of versions that only a rollback would serve, over all workers.",
-            labels=("patch",),
-        )
-        previous_nbytes: dict[str, int] = {}
-        num_running: dict[str, int] = {BASE_LABEL: self._metrics.num_base()}
-        nbytes: dict[tuple[str, str], int] = {}
-        for row in self._metrics.rows():
-            patch = row.patch
-            num_running[patch.name] = num_running.get(patch.name, 0) + row.num_in_flight
-            # Replaced content of one version may still drain beside the new: two digests, one series.
-            nbytes[patch.name, patch.version] = nbytes.get((patch.name, patch.version), 0) + patch.nbytes
-            previous_nbytes.setdefault(patch.name, 0)
-            previous_nbytes[patch.name] += patch.nbytes * row.is_previous
-            if row.is_active:
-                active.add_metric((patch.name, patch.version, patch.digest), 1)
-        for name, number in num_running.items():
-            running.add_metric((name,), number)
-        for key, number in nbytes.items():
-            resident.add_metric(key, number)
-        for name, number in previous_nbytes.items():
-            previous.add_metric((name,), number)
-        yield from (running, resident, active, previous)
-        yield from self._histograms()
-
-    def _histograms(self) -> Iterator[Metric]:
-        first = HistogramMetricFamily(
-            "policy_patch_time_to_first_token_seconds",
-            "From a generation's admission to its first token.",
-            labels=("patch",),
-        )
-        inter = HistogramMetricFamily(
-            "policy_patch_inter_token_latency_seconds",
-            "Between two tokens of a generation.",
-            labels=("patch",),
-        )
-        for name, latency in self._metrics.latencies():
-            first.add_metric((name,), latency.first_token.buckets(), latency.first_token.sum_s)
-            inter.add_metric((name,), latency.inter_token.buckets(), latency.inter_token.sum_s)
-        yield from (first, inter)
+def _remove(metric: Counter, *labels: str) -> None:
+    with contextlib.suppress(KeyError):
+        metric.remove(*labels)

@@ -11,6 +11,7 @@
 ``document``    the YAML that a policy file may use
 ``reader``      reads values out of a document, and collects mistakes
 ``errors``      what can be wrong with a policy file, with its place
+``reach``       what of a policy could serve now, for the metrics
 ``watch``       keeps the policy in force equal to its file
 ``offline``     views for asking a policy without a server
 ==============  ============================================================

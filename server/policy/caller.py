@@ -76,6 +76,13 @@ class Caller:
             )
         return (policy.others,)
 
+    def rule_label(self, policy: Policy) -> str | None:
+        """Return where in the policy the rule stands that speaks for it; ``None`` where none knows it."""
+        try:
+            return self.rules(policy)[-1].label
+        except PatchForbidden:
+            return None
+
 
 ANYONE = Caller()
 

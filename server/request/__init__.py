@@ -12,6 +12,7 @@ client, which asks ``gate`` for the same decision and takes a lease for each gen
 ``decider``        what each request gets, by the policy and what serves
 ``gate``           what the engine client asks about its request
 ``lease``          what keeps the tensors of a patch while requests use it
+``meter``          what one generation takes: its tokens and its times
 ``audit_event``    what the audit log says about one request
 =================  ============================================================================
 """

@@ -15,6 +15,7 @@ from server.catalog.served import Served
 from server.errors import PolicyPatchError, UnsupportedWithPatch
 from server.policy.caller import Caller, Credentials, identify
 from server.policy.decision import Asked, decide, may_use_base
+from server.policy.reach import Reach
 from server.policy.rules import Policy
 from server.policy.terms import Terms, terms_of
 from server.request.lease import Leases
@@ -47,6 +48,7 @@ class Decider:
         self._leases = leases
         self._served_names = tuple(served_names)
         self._canary_views = CanaryViews()
+        self._reach = Reach()
 
     def open(self, scope: RequestScope, header_values: Sequence[bytes]) -> None:
         """Begin a request; what its header names is decided at once.
@@ -115,6 +117,7 @@ class Decider:
                 raise unsupported("this route")
             scope.selection = selection
             scope.arm = arm_of(now, selection.patch) if selection.patch is not None else None
+            scope.is_unpatched = selection.patch is None and self._reach.has_patch(caller, now, policy)
             self._leases.hold(scope)
         except PolicyPatchError as error:
             scope.selection, scope.error = None, error
@@ -193,6 +196,7 @@ class Decider:
 
     def _identify(self, scope: RequestScope, policy: Policy) -> Caller:
         scope.caller = caller = identify(scope.credentials, policy)
+        scope.caller_class = caller.rule_label(policy)
         scope.cache_partition = caller.cache_partition(policy)
         return caller
 

@@ -9,6 +9,7 @@ Every call is made on the event loop's thread, costs a few dictionary look-ups, 
 from server.errors import PolicyPatchError
 from server.request.decider import Decider, unsupported
 from server.request.lease import Lease, Leases
+from server.request.meter import Meter
 from server.request.prompt_routes import RouteKind
 from server.request.scope import AnyPolicyPatchError, RequestScope, current_scope, reject
 from server.versions.composition import SelectedPatch
@@ -100,6 +101,10 @@ class PatchGate:
         if scope.selection is None or scope.selection.patch != patch:
             raise reject(PolicyPatchError(f"lease: the request was not decided for {patch.reference}"))
         return self._leases.lease(scope, patch)
+
+    def base_meter(self) -> Meter:
+        """Return what counts a generation of the current request on the base model; it begins now."""
+        return self._leases.base_meter(_require_scope())
 
     def reject(self, error: AnyPolicyPatchError) -> AnyPolicyPatchError:
         """Record ``error`` as the answer to the current request and return it; see ``scope.reject``."""

@@ -5,7 +5,6 @@ catalog counts the request as in flight.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,8 +12,8 @@ from typing import Any, TypeVar
 from server.catalog.residents import Resident
 from server.catalog.served import Served
 from server.errors import PatchWithdrawn, PolicyPatchError
-from server.metrics.latency import PatchLatency
-from server.metrics.patches import PatchMetrics
+from server.metrics.patches import BASE_LABEL, PatchMetrics
+from server.request.meter import Meter
 from server.request.scope import RequestScope, reject
 from server.versions.composition import SelectedPatch
 
@@ -26,29 +25,24 @@ _MISTAKES = (ValueError, TypeError, OverflowError, NotImplementedError)
 
 
 class Lease:
-    """One generation under a patch: keeps the tensors, measures the latency."""
+    """One generation under a patch: keeps the tensors."""
 
     __slots__ = (
         "_is_withdrawn",
-        "_latency",
         "_leases",
         "_residents",
         "_scope",
-        "_started_s",
-        "_token_s",
         "_waiting",
+        "meter",
         "patch",
     )
 
-    def __init__(
-        self, leases: "Leases", scope: RequestScope, patch: SelectedPatch, latency: PatchLatency
-    ) -> None:
+    def __init__(self, leases: "Leases", scope: RequestScope, patch: SelectedPatch, meter: Meter) -> None:
         self.patch = patch
+        #: What it takes, from now on.
+        self.meter = meter
         self._leases = leases
         self._scope = scope
-        self._latency = latency
-        self._started_s = 0.0
-        self._token_s: float | None = None
         #: One for each part.
         self._residents: tuple[Resident, ...] = ()
         #: The task that waits for the engine's next output.
@@ -66,7 +60,6 @@ class Lease:
         self._is_withdrawn = any(resident.is_withdrawn for resident in self._residents)
         self._scope.num_leases += 1
         self._scope.reached_engine = True
-        self._started_s = time.monotonic()
         return self
 
     def __exit__(
@@ -76,7 +69,11 @@ class Lease:
         for resident in self._residents:
             resident.uses.discard(self)
         # Cancellation and a closed generator are no Exceptions: they mean that the client went away.
-        if isinstance(error, _MISTAKES) and self._token_s is None and not isinstance(error, PolicyPatchError):
+        if (
+            isinstance(error, _MISTAKES)
+            and not self.meter.has_token
+            and not isinstance(error, PolicyPatchError)
+        ):
             scope.is_mistaken = True
         elif isinstance(error, Exception):
             scope.has_failed = True
@@ -98,6 +95,7 @@ class Lease:
             await self._leases.wait_ready(self.patch)
         except PolicyPatchError as error:
             raise reject(error) from None
+        self.meter.sent()
 
     async def take(self, outputs: AsyncIterator[T]) -> T | None:
         """Wait for the engine's next output; ``None`` where there is no more.
@@ -131,26 +129,6 @@ class Lease:
         error = PatchWithdrawn(f"patch '{self.patch.reference}' was withdrawn while it was answering")
         return reject(error)
 
-    def first_token(self) -> None:
-        """Note the first token, where ``tokens`` has not."""
-        if self._token_s is None:
-            self._token_s = time.monotonic()
-            first_token_s = self._token_s - self._started_s
-            self._latency.first_token.observe(first_token_s)
-            if self._scope.first_token_s is None:
-                self._scope.first_token_s = first_token_s
-
-    def tokens(self, num_tokens: int) -> None:
-        """Note that ``num_tokens`` more tokens came out of one engine step."""
-        if num_tokens <= 0:
-            return
-        if self._token_s is None:
-            self.first_token()
-            return
-        now_s = time.monotonic()
-        self._latency.inter_token.observe((now_s - self._token_s) / num_tokens, num_tokens)
-        self._token_s = now_s
-
 
 def _outcome(scope: RequestScope, kind: type[BaseException] | None) -> str:
     if scope.has_failed:
@@ -169,7 +147,11 @@ class Leases:
 
     def lease(self, scope: RequestScope, patch: SelectedPatch) -> Lease:
         """Return a lease on ``patch``, which ``scope`` was decided for; it holds from entering it."""
-        return Lease(self, scope, patch, self._metrics.latency(patch.name))
+        return Lease(self, scope, patch, Meter(self._metrics.use(patch.name), scope))
+
+    def base_meter(self, scope: RequestScope) -> Meter:
+        """Return what counts a generation of the base model, which begins now."""
+        return Meter(self._metrics.use(BASE_LABEL), scope)
 
     def count_base(self, scope: RequestScope) -> None:
         """Count ``scope`` as running on the base model, until it holds a patch or is released."""

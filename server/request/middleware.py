@@ -88,7 +88,8 @@ class PolicyPatchMiddleware:
 
     def _refuse(self, error: PolicyPatchError, request: RequestScope, scope: Scope) -> None:
         """Count and write down a refusal that no handler was asked about."""
-        self._metrics.request_rejected(error.code, None)
+        asked, caller = request.asked_name, request.caller_class
+        self._metrics.request_rejected(error.code, None, asked=asked, caller=caller)
         event = request_event(request, scope, error, error.status)
         if event is not None:
             self._decider.audit.record(event)
@@ -288,16 +289,21 @@ class _Exchange:
             self._decider.audit.record(event)
         patch = request.selection.patch if request.selection is not None else None
         if self._rejection is not None:
-            self._metrics.request_rejected(self._rejection.code, patch)
+            self._metrics.request_rejected(
+                self._rejection.code, patch, asked=request.asked_name, caller=request.caller_class
+            )
             self._judge("server_error" if self._rejection.status >= 500 else "rejected")
         elif request.reached_engine:
-            self._metrics.request_finished(patch, self._outcome())
-            self._judge(self._outcome())
+            outcome = self._outcome()
+            self._metrics.request_finished(patch, outcome, caller=request.caller_class)
+            if request.is_unpatched and outcome == "ok":
+                self._metrics.callers.answered_unpatched(request.caller_class)
+            self._judge(outcome)
         elif patch is not None and self._request.may_run_later(self._status):
             request.judge_later = partial(_judge_later, self._decider, self._metrics, request, patch)
         elif request.kind is not RouteKind.OTHER and (outcome := self._outcome()) != "ok":
             # No patch had a part in it, whatever was decided.
-            self._metrics.request_finished(None, outcome)
+            self._metrics.request_finished(None, outcome, caller=request.caller_class)
         # Last: with the patch's last request its series go.
         self._decider.close(request)
 
@@ -321,7 +327,7 @@ class _Exchange:
 def _judge_later(
     decider: Decider, metrics: PatchMetrics, request: RequestScope, patch: SelectedPatch, outcome: str
 ) -> None:
-    metrics.request_finished(patch, outcome)
+    metrics.request_finished(patch, outcome, caller=request.caller_class)
     decider.finished(request, outcome)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeVar
 
+from patches.headers import PATCH_HEADER
 from server.errors import PolicyPatchError
 from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
 from server.request.prompt_routes import RouteKind
@@ -27,6 +28,7 @@ class RequestScope:
         "arm",
         "cache_partition",
         "caller",
+        "caller_class",
         "credentials",
         "error",
         "first_token_s",
@@ -36,9 +38,12 @@ class RequestScope:
         "is_closed",
         "is_counted_as_base",
         "is_mistaken",
+        "is_unpatched",
         "judge_later",
         "kind",
+        "num_generated_tokens",
         "num_leases",
+        "num_prompt_tokens",
         "reached_engine",
         "rule",
         "selection",
@@ -51,6 +56,8 @@ class RequestScope:
         self.credentials = credentials
         #: The caller, as that policy identifies it; ``None`` where it was not asked, or could not.
         self.caller: Caller | None = None
+        #: The place in the policy of the rule that stands for the caller; ``None`` where none does.
+        self.caller_class: str | None = None
         self.header: Wish | None = None
         self.alias: Wish | None = None
         #: The ``model`` as it was sent, where it is no served name.
@@ -78,6 +85,11 @@ class RequestScope:
         self._own_id: str | None = None
         #: From admission to the first token of the first generation.
         self.first_token_s: float | None = None
+        #: Of all its generations; the prefix is not among them.
+        self.num_prompt_tokens = 0
+        self.num_generated_tokens = 0
+        #: The base model answers, although a patch that the caller may choose is served.
+        self.is_unpatched = False
         self.num_leases = 0
         #: The engine was asked, under a lease or for the base model. What was not is nobody's answer.
         self.reached_engine = False
@@ -89,6 +101,15 @@ class RequestScope:
     def may_run_later(self, status: int) -> bool:
         """Return whether an answer of this status may have been sent before the engine is asked."""
         return self.kind is RouteKind.GENERATES_LATER and 200 <= status < 300
+
+    @property
+    def asked_name(self) -> str | None:
+        """The first name that it asks for; empty where what it asks for is no name, ``None`` for nothing."""
+        wish = self.header if self.header is not None else self.alias
+        if isinstance(wish, tuple):
+            return wish[0].name
+        has_wish = wish is None and (self.header_value(PATCH_HEADER) or self.alias_text) is not None
+        return "" if has_wish else None
 
     def header_value(self, name: str) -> str | None:
         """Return the first value of a header; see ``server.versions.sticky.Shown``."""

@@ -56,6 +56,14 @@ class CanaryRules:
     #: What is older is not judged.
     window_s: float = 300.0
 
+    def limits(self) -> Iterator[tuple[str, float]]:
+        """Yield the rules that are switched on, by the name of their field, with their limits."""
+        yield "min_requests", self.min_requests
+        for rule in ("max_error_rate", "max_first_token_s", "promote_after_s"):
+            limit = getattr(self, rule)
+            if limit is not None:
+                yield rule, limit
+
 
 @dataclass(frozen=True, slots=True)
 class Canary:
@@ -119,6 +127,16 @@ class NameRecord:
     def needs_no_file(self) -> bool:
         """Whether ``active`` still serves where no file holds it."""
         return self.active is not None and (self.is_pinned or self.is_held)
+
+    @property
+    def active_since_s(self) -> float | None:
+        """Unix time at which ``active`` became so, as far back as the history goes."""
+        since_s = None
+        for change in self.history:
+            if change.active != self.active:
+                break
+            since_s = change.at_s
+        return since_s
 
     def targets(self) -> Iterator[Target]:
         """Yield every content that the record names."""

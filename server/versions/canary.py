@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from server.versions.activation import Canary
+from server.versions.activation import Canary, CanaryRules
 
 #: Requests that are judged at most.
 MAX_SAMPLES = 1000
@@ -29,11 +29,54 @@ class Sample:
     first_token_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the rules of a canary look at."""
+
+    #: Share of the requests of its name that it got since it began.
+    given_ratio: float = 0.0
+    num_requests: int = 0
+    error_rate: float = 0.0
+    #: 90th percentile; ``None`` where no token came yet.
+    first_token_s: float | None = None
+    #: How long it has been watched.
+    age_s: float = 0.0
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], age_s: float, given_ratio: float = 0.0) -> "Progress":
+        """Sum up the samples that are judged."""
+        num_errors = sum(sample.is_error for sample in samples)
+        slow_s = percentile_90([s.first_token_s for s in samples if s.first_token_s is not None])
+        return cls(given_ratio, len(samples), num_errors / len(samples) if samples else 0.0, slow_s, age_s)
+
+    def value_of(self, rule: str) -> float:
+        """Return what one of ``CanaryRules.limits`` looks at; 0 where there is nothing to see yet."""
+        values = {
+            "min_requests": self.num_requests,
+            "max_error_rate": self.error_rate,
+            "max_first_token_s": self.first_token_s,
+            "promote_after_s": self.age_s,
+        }
+        return values[rule] or 0.0
+
+
 class Window:
     """The latest samples of one canary."""
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
+        #: Arm -> its requests since the canary began.
+        self.num_by_arm: dict[str, int] = {}
+
+    def count(self, arm: str) -> None:
+        """Count one more request of an arm, judged or not."""
+        self.num_by_arm[arm] = self.num_by_arm.get(arm, 0) + 1
+
+    @property
+    def given_ratio(self) -> float:
+        """The share of the requests that the canary got; 0 before the first."""
+        total = sum(self.num_by_arm.values())
+        return self.num_by_arm.get("canary", 0) / total if total else 0.0
 
     def add(self, sample: Sample) -> None:
         """Add one more."""
@@ -53,24 +96,21 @@ def is_chosen(canary: Canary, name: str, value: str) -> bool:
     return number < canary.share * 2**64
 
 
-def judge(canary: Canary, samples: Sequence[Sample], age_s: float) -> tuple[Verdict, str] | None:
-    """Decide by the canary's rules; return the verdict with its reason, ``None`` while there is none.
+def judge(rules: CanaryRules, progress: Progress) -> tuple[Verdict, str] | None:
+    """Decide by a canary's rules; return the verdict with its reason, ``None`` while there is none.
 
-    ``age_s`` is how long it has been watched, by a monotonic clock: a server whose time of day jumps must not
-    promote a version that no request has tried.
+    ``progress.age_s`` is by a monotonic clock: a server whose time of day jumps must not promote a version
+    that no request has tried.
     """
-    rules = canary.rules
-    num = len(samples)
+    num, error_rate, slow_s = progress.num_requests, progress.error_rate, progress.first_token_s
     if num < rules.min_requests:
         return None
-    error_rate = sum(sample.is_error for sample in samples) / num
     if rules.max_error_rate is not None and error_rate > rules.max_error_rate:
         return "abort", f"{error_rate:.1%} of {num} requests failed, over {rules.max_error_rate:.1%}"
-    slow_s = percentile_90([s.first_token_s for s in samples if s.first_token_s is not None])
     if rules.max_first_token_s is not None and slow_s is not None and slow_s > rules.max_first_token_s:
         return "abort", f"the 90th percentile to the first token is {slow_s:.3f} s of {num} requests"
-    if rules.promote_after_s is not None and age_s >= rules.promote_after_s:
-        return "promote", f"{num} requests kept the rules for {age_s:.0f} s"
+    if rules.promote_after_s is not None and progress.age_s >= rules.promote_after_s:
+        return "promote", f"{num} requests kept the rules for {progress.age_s:.0f} s"
     return None
 
 

@@ -71,14 +71,16 @@ class FakeEngine:
     async def _tokens(self, selection: Selection) -> AsyncIterator[str]:
         patch = selection.patch
         if patch is None:
+            meter = self.gate.base_meter()
             async for token in self._run("base", ()):
+                meter.tokens(1)
                 yield token
             return
         with self.gate.lease(patch) as lease:
             await lease.ready()
             async with contextlib.aclosing(self._run(patch.digest, patch.parts)) as outputs:
                 while (token := await lease.take(outputs)) is not None:
-                    lease.tokens(1)
+                    lease.meter.tokens(1)
                     yield token
 
     async def _run(self, text: str, parts: Sequence[Any]) -> AsyncGenerator[str, None]:

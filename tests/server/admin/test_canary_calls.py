@@ -183,7 +183,7 @@ async def test_a_generation_that_outlives_its_exchange_is_judged_when_it_ends(
     for _ in range(2):
         response = await stand.post("/v1/responses", "pirate")
         assert (response.status_code, response.headers["x-policy-patch"]) == (200, "pirate@1.1.0")
-        assert 'outcome="ok",patch="pirate"' not in stand.exposition()
+        assert 'requests_total{outcome="ok",patch="pirate"' not in stand.exposition()
     stand.engine.may_start.set()
     await stand.app.state.background
     await stand.until(lambda: stand.value('policy_patch_requests_total{outcome="ok",patch="pirate"}') == 2)
@@ -294,3 +294,29 @@ async def test_a_canary_that_makes_no_sense_is_refused(
 ) -> None:
     assert stand.code(await admin.post("pirate/canary", **body)) == expected
     assert stand.catalog.record("pirate").canary is None
+
+
+async def test_a_running_canary_says_its_share_and_how_far_its_rules_are_from_firing(
+    stand: Stand, admin: Any, trial: CanaryWatch
+) -> None:
+    await start(admin, share=0.5, max_error_rate=0.5, min_requests=1000, promote_after_s=3600)
+    assert stand.value('policy_patch_canary_given_ratio{patch="pirate",version="1.1.0"}') == 0
+    found = await admin.arms()
+    share = sum(version == "pirate@1.1.0" for version in found.values()) / len(found)
+    assert stand.value('policy_patch_canary_wanted_ratio{patch="pirate",version="1.1.0"}') == 0.5
+    assert stand.value('policy_patch_canary_given_ratio{patch="pirate",version="1.1.0"}') == share
+    rules = {
+        rule: (
+            stand.value(f'policy_patch_canary_rule_limit{{patch="pirate",rule="{rule}"}}'),
+            stand.value(f'policy_patch_canary_rule_value{{patch="pirate",rule="{rule}"}}'),
+        )
+        for rule in ("max_error_rate", "min_requests", "max_first_token_s")
+    }
+    num_judged = len(found) * share
+    assert rules == {
+        "max_error_rate": (0.5, 0),
+        "min_requests": (1000, num_judged),
+        "max_first_token_s": (None, None),
+    }
+    await admin.post("pirate/canary", end="abort")
+    assert "policy_patch_canary_" not in stand.exposition()

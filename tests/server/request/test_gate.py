@@ -227,10 +227,9 @@ async def test_the_first_tokens_time_is_observed_once_and_later_ones_by_the_toke
     patch = await stand.load()
     begin(b"pirate")
     with stand.gate.lease(patch) as lease:
-        lease.tokens(0)
-        lease.first_token()
-        lease.first_token()
-        lease.tokens(1)
-        lease.tokens(4)
+        lease.meter.tokens(0)
+        lease.meter.tokens(1)
+        lease.meter.tokens(1)
+        lease.meter.tokens(4)
     assert stand.value('policy_patch_time_to_first_token_seconds_count{patch="pirate"}') == 1
     assert stand.value('policy_patch_inter_token_latency_seconds_count{patch="pirate"}') == 5

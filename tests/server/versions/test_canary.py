@@ -3,7 +3,7 @@
 import pytest
 
 from server.versions.activation import Canary, CanaryRules, Target
-from server.versions.canary import MAX_SAMPLES, Sample, Window, is_chosen, judge, percentile_90
+from server.versions.canary import MAX_SAMPLES, Progress, Sample, Window, is_chosen, judge, percentile_90
 
 TARGET = Target("2.0.0", "sha256:" + "a" * 64)
 
@@ -54,7 +54,7 @@ def test_two_names_choose_independently() -> None:
     ],
 )
 def test_the_rules_decide(rules: dict[str, float], seen: list[Sample], verdict: str | None) -> None:
-    judged = judge(canary(**rules), seen, age_s=40.0)
+    judged = judge(canary(**rules).rules, Progress.of(seen, age_s=40.0))
     assert (judged[0] if judged else None) == verdict
 
 

@@ -14,6 +14,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY server server
 COPY prefix_kernels prefix_kernels
+COPY steering_kernels steering_kernels
 COPY patches patches
 COPY bench bench
 RUN --mount=type=cache,id=policypatch-pip,target=/root/.cache/pip \

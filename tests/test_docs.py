@@ -271,7 +271,9 @@ def test_an_overlong_line_is_noticed() -> None:
 
 
 CODE_PAGE = ROOT / "docs" / "code.md"
-OUR_FILE = re.compile(r"(?:server|patches|prefix_kernels|bench|deploy|tests|tools)/[\w/-]*(?:/|\.py)")
+OUR_FILE = re.compile(
+    r"(?:server|patches|prefix_kernels|steering_kernels|bench|deploy|tests|tools)/[\w/-]*(?:/|\.py)"
+)
 
 
 def code_spans(text: str) -> set[str]:

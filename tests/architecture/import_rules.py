@@ -8,6 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from tests.architecture.source import (
+    KERNELS,
     PACKAGES,
     imported_modules,
     imported_names,
@@ -22,13 +23,13 @@ from tests.architecture.source import (
 #: package -> packages of this repository that it may import.
 ALLOWED = {
     "patches": {"patches", "prefix_kernels"},
-    "prefix_kernels": {"prefix_kernels"},
-    "server": {"server", "patches", "prefix_kernels"},
-    "bench": {"bench", "server", "patches", "prefix_kernels"},
+    **{package: {package} for package in KERNELS},
+    "server": {"server", "patches", *KERNELS},
+    "bench": {"bench", "server", "patches", *KERNELS},
     # Beside the product: only tools and tests import it.
     "deploy": {"deploy"},
-    "tools": {"tools", "deploy", "bench", "server", "patches", "prefix_kernels"},
-    "tests": {"tests", "tools", "deploy", "bench", "server", "patches", "prefix_kernels"},
+    "tools": {"tools", "deploy", "bench", "server", "patches", *KERNELS},
+    "tests": {"tests", "tools", "deploy", "bench", "server", "patches", *KERNELS},
 }
 #: package -> its rooms, from the top floor down. A room is a folder, or a module beside the folders. A module
 #: imports from its own room and from the floors below; two rooms of one floor don't know each other.
@@ -179,12 +180,12 @@ def bench_names_the_modules_that_need_the_server(root: Path) -> list[str]:
     ]
 
 
-@rule({"prefix_kernels/layout.py": "import numpy as np\n"})
+@rule({"steering_kernels/layout.py": "import numpy as np\n"})
 def kernels_need_only_torch(root: Path) -> list[str]:
-    allowed = {*sys.stdlib_module_names, "torch", "triton", "prefix_kernels"}
+    allowed = {*sys.stdlib_module_names, "torch", "triton", *KERNELS}
     return [
         f"{path}:{line}: imports {module}"
-        for path, tree in python_files(root, "prefix_kernels")
+        for path, tree in python_files(root, *KERNELS)
         for line, module in imports(tree)
         if module.split(".")[0] not in allowed
     ]
@@ -195,13 +196,13 @@ def triton_is_imported_only_by_triton_modules(root: Path) -> list[str]:
     return [
         f"{path}:{line}: imports {module}"
         for path, tree in python_files(root, *PACKAGES, "tools")
-        if not (path.parts[0] == "prefix_kernels" and "triton" in path.stem)
+        if not (path.parts[0] in KERNELS and "triton" in path.stem)
         for line, module in imports(tree)
         if module.split(".")[0] == "triton"
     ]
 
 
-@rule({"server/app.py": "from prefix_kernels import triton_ops\n"})
+@rule({"server/app.py": "from steering_kernels import triton_ops\n"})
 def triton_modules_are_imported_lazily(root: Path) -> list[str]:
     return [
         f"{path}:{line}: imports {module} when the module is imported"
@@ -209,7 +210,7 @@ def triton_modules_are_imported_lazily(root: Path) -> list[str]:
         for node in module_level(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for line, module in imported_names(node)
-        if module.startswith("prefix_kernels.") and "triton" in module
+        if module.split(".")[0] in KERNELS and "triton" in module
     ]
 
 
@@ -244,7 +245,7 @@ def importing_a_module_loads_nothing_heavy(root: Path) -> list[str]:
     """One fresh interpreter imports them all; the first after which something heavy is loaded is blamed."""
     modules = [
         ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-        for path, _ in python_files(root, "patches", "prefix_kernels", "server")
+        for path, _ in python_files(root, "patches", *KERNELS, "server")
         if path.parts[:2] != ("server", "engine") and path.name != "__main__.py" and "triton" not in path.stem
     ]
     script = f"""

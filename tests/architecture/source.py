@@ -9,7 +9,9 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("server", "prefix_kernels", "patches", "bench")
+#: The tensor code, a package for each kind of patch.
+KERNELS = ("prefix_kernels", "steering_kernels")
+PACKAGES = ("server", *KERNELS, "patches", "bench")
 CODE = (*PACKAGES, "deploy", "tests", "tools")
 
 Check = Callable[[Path], list[str]]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.architecture.source import python_files, rule
+from tests.architecture.source import PACKAGES, python_files, rule
 
 #: What to write instead stands beside it.
 BANNED = {
@@ -19,7 +19,7 @@ BANNED = {
 _OPENING = re.compile(r"(?:Give|Tell|Say|Let)s?\b")
 
 #: Packages whose docstrings and messages are held to the rules below.
-SWEPT = ("bench", "deploy", "patches", "prefix_kernels", "server", "tools")
+SWEPT = (*PACKAGES, "deploy", "tools")
 #: Text that a model is asked to read, and no reader of ours.
 PROMPTS = {Path("bench/load/workloads.py")}
 

@@ -20,6 +20,7 @@ from steering_kernels.dispatch import (
     decide_,
     read_flags_,
     score_tokens_,
+    steer_layer_,
     steer_output_,
     steer_residual_,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "decide_",
     "read_flags_",
     "score_tokens_",
+    "steer_layer_",
     "steer_output_",
     "steer_residual_",
 ]

@@ -89,6 +89,20 @@ def steer_output_(output: torch.Tensor, rows: TokenRows, table: SteeringTable, l
         _triton_ops().steer_output_triton(output, rows, table, layer)
 
 
+def steer_layer_(
+    hidden: torch.Tensor, residual: torch.Tensor, rows: TokenRows, table: SteeringTable, layer: int
+) -> None:
+    """Do both, for models in which what a layer's MLP returns leaves the layer as ``hidden``: one launch.
+
+    Args and semantics are those of ``steer_residual_`` for rows that act on the residual stream, and those of
+    ``steer_output_`` on ``hidden`` for rows that act on the MLP. Not for models that have a norm in between.
+    """
+    if hidden.device.type == "cpu":
+        torch_ops.steer_layer_torch(hidden, residual, rows, table, layer)
+    else:
+        _triton_ops().steer_layer_triton(hidden, residual, rows, table, layer)
+
+
 def score_tokens_(
     hidden: torch.Tensor,
     residual: torch.Tensor | None,

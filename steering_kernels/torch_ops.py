@@ -58,6 +58,14 @@ def steer_output_torch(output: torch.Tensor, rows: TokenRows, table: SteeringTab
     _steer(state, vectors, norms, move, torch.empty_like(state), output)
 
 
+def steer_layer_torch(
+    hidden: torch.Tensor, residual: torch.Tensor, rows: TokenRows, table: SteeringTable, layer: int
+) -> None:
+    """See ``steer_layer_``."""
+    steer_output_torch(hidden, rows, table, layer)
+    steer_residual_torch(hidden, residual, rows, table, layer)
+
+
 def _steer(
     state: torch.Tensor,
     vectors: torch.Tensor,

@@ -37,25 +37,34 @@ _MET, _NOT_MET = tl.constexpr(MET), tl.constexpr(NOT_MET)
 
 
 # Tables of norms are aligned in some layers only, and one kernel has to do for all.
-@triton.jit(do_not_specialize_on_alignment=["norms_ptr"])
+@triton.jit(do_not_specialize_on_alignment=["stream_norms_ptr", "output_norms_ptr"])
 def _steer_kernel(
-    hidden_ptr,  # [T, d]; or the one tensor of the site
-    residual_ptr,  # [T, d]; not read where there is none
+    hidden_ptr,  # [T, d]
+    residual_ptr,  # [T, d]; not read where only the MLP's site is served
     rows_ptr,  # [T] int32
     vectors_ptr,  # [R, d] float32, of this layer
     parameters_ptr,  # [R, 4] float32
-    norms_ptr,  # [R] float32, of this site and layer
+    stream_norms_ptr,  # [R] float32, of this layer
+    output_norms_ptr,  # [R] float32, of this layer
     hidden_stride,
     residual_stride,
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
+    HAS_STREAM: tl.constexpr,
+    HAS_OUTPUT: tl.constexpr,
 ):
     token = tl.program_id(0)
     row = tl.load(rows_ptr + token)
     if row == 0:
         return
-    length = tl.load(norms_ptr + row)
+    # A row acts at one of the sites, so one of the lengths is 0.
+    length = 0.0
+    if HAS_OUTPUT:
+        length += tl.load(output_norms_ptr + row)
+    stream_length = 0.0
+    if HAS_STREAM:
+        stream_length += tl.load(stream_norms_ptr + row)
+        length += stream_length
     if length == 0:
         return
     absolute = tl.load(parameters_ptr + row * 4)
@@ -65,11 +74,12 @@ def _steer_kernel(
 
     dims = tl.arange(0, TILE)
     mask = dims < SIZE
+    is_stream = tl.full([TILE], 0.0, tl.float32) + stream_length > 0
     hidden = hidden_ptr + token.to(tl.int64) * hidden_stride + dims
     residual = residual_ptr + token.to(tl.int64) * residual_stride + dims
     x = tl.load(hidden, mask=mask, other=0.0).to(tl.float32)
-    if HAS_RESIDUAL:
-        x += tl.load(residual, mask=mask, other=0.0).to(tl.float32)
+    if HAS_STREAM:
+        x += tl.load(residual, mask=mask & is_stream, other=0.0).to(tl.float32)
     v = tl.load(vectors_ptr + row.to(tl.int64) * SIZE + dims, mask=mask, other=0.0)
 
     norm = tl.sqrt(tl.reduce(x * x, 0, _add))
@@ -78,11 +88,10 @@ def _steer_kernel(
     u = x + step * v
     if is_renormalised != 0:
         u *= norm / tl.maximum(tl.sqrt(tl.reduce(u * u, 0, _add)), _TINY)
-    if HAS_RESIDUAL:
-        tl.store(residual, u.to(residual_ptr.dtype.element_ty), mask=mask)
-        tl.store(hidden, tl.full([TILE], 0, hidden_ptr.dtype.element_ty), mask=mask)
-    else:
-        tl.store(hidden, u.to(hidden_ptr.dtype.element_ty), mask=mask)
+    if HAS_STREAM:
+        tl.store(residual, u.to(residual_ptr.dtype.element_ty), mask=mask & is_stream)
+        u = tl.where(is_stream, 0.0, u)
+    tl.store(hidden, u.to(hidden_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -225,12 +234,19 @@ def steer_residual_triton(
     hidden: torch.Tensor, residual: torch.Tensor, rows: TokenRows, table: SteeringTable, layer: int
 ) -> None:
     """See ``steer_residual_``."""
-    _steer(hidden, residual, rows, table, SITES.index("residual"), layer)
+    _steer(hidden, residual, rows, table, layer, has_output=False)
 
 
 def steer_output_triton(output: torch.Tensor, rows: TokenRows, table: SteeringTable, layer: int) -> None:
     """See ``steer_output_``."""
-    _steer(output, None, rows, table, SITES.index("mlp"), layer)
+    _steer(output, None, rows, table, layer, has_output=True)
+
+
+def steer_layer_triton(
+    hidden: torch.Tensor, residual: torch.Tensor, rows: TokenRows, table: SteeringTable, layer: int
+) -> None:
+    """See ``steer_layer_``."""
+    _steer(hidden, residual, rows, table, layer, has_output=True)
 
 
 def _steer(
@@ -238,8 +254,9 @@ def _steer(
     residual: torch.Tensor | None,
     rows: TokenRows,
     table: SteeringTable,
-    site: int,
     layer: int,
+    *,
+    has_output: bool,
 ) -> None:
     num_tokens, size = hidden.shape
     if num_tokens == 0:
@@ -252,12 +269,14 @@ def _steer(
         rows.tensor,
         table.vectors[layer],
         table.parameters,
-        table.norms[site, layer],
+        table.norms[SITES.index("residual"), layer],
+        table.norms[SITES.index("mlp"), layer],
         hidden.stride(0),
         second.stride(0),
         SIZE=size,
         TILE=tile,
-        HAS_RESIDUAL=residual is not None,
+        HAS_STREAM=residual is not None,
+        HAS_OUTPUT=has_output,
         num_warps=_num_warps(tile),
     )
 

@@ -44,6 +44,7 @@ class Ops:
     device: torch.device
     steer_residual: Any
     steer_output: Any
+    steer_layer: Any
     score_tokens: Any
     read_flags: Any
     decide: Any
@@ -74,6 +75,7 @@ def ops(request: pytest.FixtureRequest) -> Ops:
     names = {
         "steer_residual": steers,
         "steer_output": steers,
+        "steer_layer": steers,
         "score_tokens": conditions,
         "read_flags": conditions,
         "decide": conditions,

@@ -220,3 +220,24 @@ def test_a_vector_put_into_a_row_acts_from_the_next_layer_on(ops: Any, lab: Any)
     output = states.to(ops.device, copy=True)
     ops.steer_output(output, step, table, 1)
     assert torch.equal(output.cpu(), states)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_both_sites_at_once_are_what_each_is_by_itself(ops: Any, lab: Any, dtype: torch.dtype) -> None:
+    forms = [Form("residual", **FORMS["authors"]), Form("mlp", **FORMS["authors"])]
+    table = lab.table(forms, device=ops.device)
+    step = lab.rows([1, 2, 0, 2, 1, 1, 2], ops.device)
+    pairs = []
+    for operations in ((ops.steer_layer,), (ops.steer_residual, None)):
+        hidden = lab.states(7, dtype, seed=9).to(ops.device)
+        residual = lab.states(7, dtype).to(ops.device)
+        for operation in operations:
+            if operation is None:
+                ops.steer_output(hidden, step, table, 1)
+            else:
+                operation(hidden, residual, step, table, 1)
+        pairs.append((hidden.cpu(), residual.cpu()))
+    assert torch.equal(pairs[0][0], pairs[1][0])
+    assert torch.equal(pairs[0][1], pairs[1][1])
+    assert not pairs[0][0][0].any()
+    assert pairs[0][0][1].any()

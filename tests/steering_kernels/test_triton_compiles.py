@@ -38,7 +38,8 @@ print(json.dumps(results))
 
 STATES = {"hidden_ptr": "*{dtype}", "residual_ptr": "*{dtype}", "rows_ptr": "*i32", "vectors_ptr": "*fp32"}
 STRIDES = {"hidden_stride": "i32", "residual_stride": "i32"}
-STEER = STATES | {"parameters_ptr": "*fp32", "norms_ptr": "*fp32"} | STRIDES
+NORMS = {"stream_norms_ptr": "*fp32", "output_norms_ptr": "*fp32"}
+STEER = STATES | {"parameters_ptr": "*fp32"} | NORMS | STRIDES
 SCORE = STATES | {"uses_ptr": "*i32", "slots_ptr": "*i64", "scores_ptr": "*fp32"} | STRIDES
 TABLES = {"fields_ptr": "*i32", "block_table_ptr": "*i32"}
 STEP = {"fields_stride": "i32", "block_table_stride": "i32", "block_size": "i32"}
@@ -55,19 +56,19 @@ ALIGNED = ["hidden_ptr", "residual_ptr", "vectors_ptr", *STRIDES]
 #: Kernel, signature, constants, aligned arguments, warps.
 CASES: dict[str, tuple[str, dict[str, str], dict[str, Any], list[str], int]] = {
     **{
-        f"steer-{dtype}-{has_residual}": (
+        f"steer-{dtype}-{sites}": (
             "_steer_kernel",
             {name: kind.format(dtype=dtype) for name, kind in STEER.items()},
-            {"SIZE": 4096, "TILE": 4096, "HAS_RESIDUAL": has_residual},
+            {"SIZE": 4096, "TILE": 4096, "HAS_STREAM": sites != "mlp", "HAS_OUTPUT": sites != "residual"},
             ALIGNED,
             8,
         )
-        for dtype, has_residual in (("bf16", True), ("bf16", False), ("fp32", True))
+        for dtype, sites in (("bf16", "residual"), ("bf16", "mlp"), ("bf16", "both"), ("fp32", "both"))
     },
     "steer-576": (
         "_steer_kernel",
         {name: kind.format(dtype="bf16") for name, kind in STEER.items()},
-        {"SIZE": 576, "TILE": 1024, "HAS_RESIDUAL": True},
+        {"SIZE": 576, "TILE": 1024, "HAS_STREAM": True, "HAS_OUTPUT": True},
         ALIGNED,
         2,
     ),
@@ -113,9 +114,10 @@ def test_every_kernel_compiles(compiled: dict[str, dict[str, Any]], case: str) -
     [
         # Of 4096 numbers each of 256 threads has 16: two moves of 16 bytes in bfloat16, four in float32. The
         # vector is float32; states are read once, and both tensors are written.
-        ("steer-bf16-True", 2 + 2 + 4, 2 + 2),
-        ("steer-bf16-False", 2 + 4, 2),
-        ("steer-fp32-True", 4 + 4 + 4, 4 + 4),
+        ("steer-bf16-residual", 2 + 2 + 4, 2 + 2),
+        ("steer-bf16-mlp", 2 + 4, 2),
+        ("steer-bf16-both", 2 + 2 + 4, 2 + 2),
+        ("steer-fp32-both", 4 + 4 + 4, 4 + 4),
     ],
 )
 def test_a_token_leaves_early_or_is_read_once_in_wide_loads_and_written_in_wide_stores(

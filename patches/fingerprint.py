@@ -23,6 +23,7 @@ from typing import Any
 from patches.base_model import DTYPES, BaseModel
 from patches.canonical import JsonValue, canonical_json, parse_json
 from patches.errors import BaseModelMismatch, ModelUnusable
+from patches.manifest import Manifest
 from patches.model_files import model_folder, require_config
 from patches.tokenizer_digest import tokenizer_digest
 from patches.weights_digest import weights_digest
@@ -109,6 +110,17 @@ def require_fits(model: BaseModel, patch: BaseModel) -> None:
             raise
         command = f"policypatch convert FILE --dtype {model.dtype} -o DIR"
         raise BaseModelMismatch([f"{error.differences[0]}; `{command}` makes a patch for it"]) from None
+
+
+def require_patch_fits(model: BaseModel, manifest: Manifest) -> None:
+    """Check that a patch can be used with a model; see ``require_fits``.
+
+    Raises:
+        BaseModelMismatch: It can't.
+    """
+    made_for = manifest.base_model
+    is_bound = manifest.body.is_dtype_bound
+    require_fits(model, made_for if is_bound else replace(made_for, dtype=model.dtype))
 
 
 def canonical_rope(config: Any) -> dict[str, JsonValue]:

@@ -21,6 +21,7 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     ├── StateNotSaved                        500  state_not_saved
     └── FileRefused                          500  load_failed
         ├── BaseModelConflict                409  base_model_mismatch
+        ├── KindUnsupported                  409  kind_unsupported
         ├── PatchConflict                    409  patch_conflict
         ├── PatchUnsigned                    403  patch_unsigned
         ├── SignerUntrusted                  403  signer_untrusted
@@ -246,6 +247,15 @@ class BaseModelConflict(FileRefused):
     type = "ConflictError"
     code = "base_model_mismatch"
     reason = "base_model_mismatch"
+
+
+class KindUnsupported(FileRefused):
+    """The file's kind of patch can't act on this server, or on this model."""
+
+    status = 409
+    type = "ConflictError"
+    code = "kind_unsupported"
+    reason = "kind_unsupported"
 
 
 class PatchConflict(FileRefused):

@@ -178,6 +178,15 @@ class MemoryOptions:
             share,
         ),
     ] = 0.1
+    steering_slots: Annotated[
+        int,
+        Flag(
+            "distinct steering vectors that may act at a time; requests for others wait. 0 switches steering "
+            "patches off (default: {default})",
+            "N",
+            count,
+        ),
+    ] = 32
     preload: Annotated[
         bool,
         Flag("fill host memory at start, instead of with the first request of each patch"),

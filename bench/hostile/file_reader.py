@@ -24,7 +24,7 @@ from bench.hostile.good_file import BASE_MODEL, NUM_TOKENS, good_file
 from bench.hostile.mutations import FAMILIES, mutant
 from server.catalog.catalog import Catalog
 from server.catalog.folder import list_folder
-from server.catalog.intake import ServedModel
+from server.catalog.refusals import ServedModel
 from server.memory.residency import NullResidency
 from server.metrics.patches import PatchMetrics
 from server.versions.view import FileFailure

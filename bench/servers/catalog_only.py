@@ -25,7 +25,7 @@ from patches.fingerprint import fingerprint_model
 from server.app import install
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
-from server.catalog.intake import ServedModel
+from server.catalog.refusals import ServedModel
 from server.memory.payload import Payload
 from server.memory.tiers import TieredResidency
 from server.metrics.patches import PatchMetrics

@@ -38,6 +38,8 @@ class Body(Protocol):
     #: What ``origin.method`` may be.
     methods: ClassVar[tuple[str, ...]]
     max_file_bytes: ClassVar[int]
+    #: Whether its tensors fit a model in one dtype only, or in one that holds each of their values.
+    is_dtype_bound: ClassVar[bool]
     #: The tensors that workers hold; a patch that lacks the first one can't be served.
     payload: ClassVar[tuple[str, ...]]
 

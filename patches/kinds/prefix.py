@@ -26,6 +26,7 @@ class PrefixBody:
     format_version: ClassVar[int] = 1
     methods: ClassVar[tuple[str, ...]] = ("text", "peft", "compose", "trained")
     max_file_bytes: ClassVar[int] = 1024**3
+    is_dtype_bound: ClassVar[bool] = True
     payload: ClassVar[tuple[str, ...]] = ("kv",)
 
     num_virtual_tokens: int

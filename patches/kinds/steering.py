@@ -59,6 +59,7 @@ class SteeringBody:
     format_version: ClassVar[int] = 2
     methods: ClassVar[tuple[str, ...]] = ("icv", "trained", "import")
     max_file_bytes: ClassVar[int] = 16 * 1024**2
+    is_dtype_bound: ClassVar[bool] = False
     payload: ClassVar[tuple[str, ...]] = ("vector", "probes")
 
     steering: Steering

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from server.catalog.control import CatalogControl
 from server.catalog.folder_files import not_writable, remove_files
-from server.catalog.intake import Intake, ServedModel
+from server.catalog.intake import Intake
 from server.catalog.loading import Loading
 from server.catalog.order_queue import Orders
 from server.catalog.processes import NoOtherProcesses, OtherProcesses
 from server.catalog.publication import Publication
-from server.catalog.refusals import CATALOG_REASONS
+from server.catalog.refusals import CATALOG_REASONS, ServedModel
 from server.catalog.residents import Resident, ResidentRow, Residents
 from server.errors import FileRefused, PatchNotFound
 from server.memory.residency import Residency

@@ -1,23 +1,12 @@
 """What a file must pass before the workers see anything of it."""
 
 import asyncio
-from dataclasses import dataclass
 from pathlib import Path
 
-from patches.base_model import BaseModel
 from patches.format import Patch, read_patch
 from patches.signing.signature import Signature
-from server.catalog.refusals import refusal_of, require_servable
+from server.catalog.refusals import ServedModel, refusal_of, require_servable
 from server.trust.trust import Trust
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What a patch has to fit."""
-
-    base_model: BaseModel
-    #: Virtual tokens that the model's context leaves room for.
-    max_num_tokens: int
 
 
 class Intake:
@@ -58,5 +47,5 @@ class Intake:
             BaseModelMismatch: It was made for another base model.
             FileRefused: It may not.
         """
-        require_servable(patch, self.model.base_model, self.model.max_num_tokens)
+        require_servable(patch, self.model)
         return await asyncio.to_thread(self.trust.check, path, patch, is_ordered=is_ordered)

@@ -3,16 +3,24 @@
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from patches.base_model import BaseModel
 from patches.errors import BaseModelMismatch, PatchFormatError
-from patches.fingerprint import require_fits
+from patches.fingerprint import require_patch_fits
 from patches.format import Patch
 from patches.manifest import Manifest
 from patches.terminal import one_line, printable
-from server.errors import BaseModelConflict, FileRefused, InvalidPatchFile, PatchConflict, PatchTooLarge
+from server.errors import (
+    BaseModelConflict,
+    FileRefused,
+    InvalidPatchFile,
+    KindUnsupported,
+    PatchConflict,
+    PatchTooLarge,
+)
 from server.memory.residency import ResidencyError
 from server.metrics.patches import PatchMetrics
 from server.trust.trust import TRUST_REASONS
@@ -23,6 +31,7 @@ logger = logging.getLogger(__name__)
 #: Why a file that is a valid patch can still be refused, beside ``patches.errors.FORMAT_REASONS``.
 CATALOG_REASONS = (
     "base_model_mismatch",
+    "kind_unsupported",
     "too_many_tokens",
     "not_compiled",
     "conflict",
@@ -32,6 +41,17 @@ CATALOG_REASONS = (
     "internal",
     *sorted(TRUST_REASONS),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a patch has to fit."""
+
+    base_model: BaseModel
+    #: Virtual tokens that the model's context leaves room for.
+    max_num_tokens: int
+    #: Kind -> why its patches can't act here.
+    refused_kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 class Refusals:
@@ -104,22 +124,24 @@ class Refusals:
         )
 
 
-def require_servable(patch: Patch, base_model: BaseModel, max_num_tokens: int) -> None:
+def require_servable(patch: Patch, model: ServedModel) -> None:
     """Raise where a valid patch can't be served here.
 
     Raises:
         BaseModelMismatch: It was made for another base model.
-        FileRefused: It is too long, or has no K/V.
+        FileRefused: Its kind is not served here, it is too long, or it has no K/V.
     """
     manifest = patch.manifest
-    require_fits(base_model, manifest.base_model)
-    if manifest.num_virtual_tokens > max_num_tokens:
+    require_patch_fits(model.base_model, manifest)
+    if problem := model.refused_kinds.get(manifest.kind):
+        raise KindUnsupported(f"this server takes no patches of the kind {manifest.kind}: {problem}")
+    if manifest.num_virtual_tokens > model.max_num_tokens:
         raise PatchTooLarge(
-            f"num_virtual_tokens: expected at most {max_num_tokens} (what the context leaves), "
+            f"num_virtual_tokens: expected at most {model.max_num_tokens} (what the context leaves), "
             f"got {manifest.num_virtual_tokens}",
             reason="too_many_tokens",
         )
-    if patch.kv is None:
+    if manifest.body.payload[0] not in patch.tensors:
         raise InvalidPatchFile(
             "the file holds embeddings but no K/V; make it with `policypatch compile`", reason="not_compiled"
         )

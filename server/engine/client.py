@@ -20,8 +20,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from patches.headers import PATCH_HEADER
+from patches.kinds.steering import SteeringBody
 from server.engine.block_pins import PINNED_NAMES_KEY
-from server.engine.claim import PatchClaim, PrefixPart, scoped_cache_salt
+from server.engine.claim import PatchClaim, PrefixPart, VectorClaim, scoped_cache_salt
 from server.engine.context_length import fitting_max_tokens
 from server.engine.placeholder import placeholder_token_id
 from server.errors import NotInStep, PatchNotApplied, UnsupportedWithPatch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from server.request.gate import PatchGate
     from server.request.meter import Meter
     from server.versions.composition import SelectedPatch
+    from server.versions.view import ServedPatch
 
 
 #: Seconds of the time to end that are kept for hanging up.
@@ -164,10 +166,10 @@ class PatchedAsyncLLM(AsyncLLM):
         )
         # Without the prefix cache's consent the scheduler never asks the connector.
         params.skip_reading_prefix_cache = False
-        parts = tuple(PrefixPart(part.digest, part.num_tokens) for part in patch.parts)
+        parts = tuple(PrefixPart(part.digest, part.num_tokens) for part in patch.prefixes)
         # What a caller's own salt keeps apart is of no use to others.
-        is_pinned = patch.name in self._pinned_names and prompt.get("cache_salt") is None
-        claim = PatchClaim(patch.digest, patch.num_tokens, parts, is_pinned)
+        is_pinned = bool(parts) and patch.name in self._pinned_names and prompt.get("cache_salt") is None
+        claim = PatchClaim(patch.digest, patch.num_tokens, parts, is_pinned, _vector_claim(patch.vector))
         params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": claim.to_params()}
         return params
 
@@ -238,6 +240,14 @@ def note(meter: "Meter", output: RequestOutput, num_tokens: int) -> None:
             meter.all_tokens(num_tokens, len(output.outputs), output.metrics)
             return
     meter.tokens(num_tokens)
+
+
+def _vector_claim(vector: "ServedPatch | None") -> VectorClaim | None:
+    if vector is None:
+        return None
+    body = vector.manifest.body
+    assert isinstance(body, SteeringBody)
+    return VectorClaim(vector.digest, body.steering.tokens == "answer", body.condition is not None)
 
 
 def end_calls(calls: Mapping[int, Future[Any]]) -> None:

@@ -38,7 +38,7 @@ from server.app import install
 from server.audit import Audit
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
-from server.catalog.intake import ServedModel
+from server.catalog.refusals import ServedModel
 from server.catalog.trust_watch import TrustWatch
 from server.engine.client import PatchedAsyncLLM
 from server.engine.configuration import engine_config, http_options
@@ -48,13 +48,19 @@ from server.engine.options import ServeOptions
 from server.engine.ready import announce, announced
 from server.engine.rpc_workers import RPC_TIMEOUT_S, RpcWorkers
 from server.engine.stats import injection_logger_factory
-from server.engine.support import require_matching_rank_layout, require_movable_keys
+from server.engine.support import (
+    refused_kinds,
+    require_matching_rank_layout,
+    require_movable_keys,
+    slots_of_process,
+)
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
 from server.frontends.mirror import Mirror, MirrorAudit
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps
 from server.memory.tiers import TieredResidency
+from server.memory.vector_slots import VectorSlots
 from server.metrics.page import MetricsPage, no_others
 from server.metrics.patches import PatchMetrics
 from server.options import MemoryOptions
@@ -113,11 +119,11 @@ class FrontEnd:
         engine = self._engine(config)
         try:
             may_compose = options.flags.patches.composition == "joined"
-            num_workers = await _prepare_workers(engine, base_model, metrics, may_compose=may_compose)
+            layouts = await _prepare_workers(engine, base_model, metrics, may_compose=may_compose)
             followers = self._followers()
             catalog = Catalog(
-                _residency(engine, num_workers, options.flags.memory, metrics),
-                ServedModel(base_model, config.model_config.max_model_len - 2),
+                _residency(engine, len(layouts), options.flags.memory, metrics),
+                ServedModel(base_model, config.model_config.max_model_len - 2, refused_kinds(layouts)),
                 metrics,
                 control.of_catalog(),
                 may_compose=may_compose,
@@ -216,7 +222,8 @@ class FrontEnd:
 
     def _gate(self, catalog: Catalog | Mirror, audit: Audit) -> tuple[Decider, PatchGate]:
         names = list(self.args.served_model_name or [self.args.model])
-        leases = Leases(catalog, self.metrics)
+        slots = slots_of_process(self.options.flags.memory.steering_slots, self.client.get("client_count", 1))
+        leases = Leases(catalog, self.metrics, VectorSlots(slots))
         decider = Decider(catalog, self.options.policy, leases, served_names=names, audit=audit)
         return decider, PatchGate(decider, leases)
 
@@ -307,22 +314,22 @@ def _signer_of(trust: Trust) -> Callable[[str], str | None]:
 
 async def _prepare_workers(
     engine: PatchedAsyncLLM, base_model: BaseModel, metrics: PatchMetrics, *, may_compose: bool
-) -> int:
+) -> list[dict[str, Any]]:
     """Check that every worker can hold prefixes, and move their keys where patches may be joined.
 
     Returns:
-        How many workers there are.
+        What each worker says of itself.
 
     Raises:
         UnsupportedSetup: one cannot.
     """
-    layout = await engine.ask_workers("policy_patch_layout", timeout_s=RPC_TIMEOUT_S)
-    require_matching_rank_layout(layout, base_model)
-    metrics.prefixes.set_writers({answer["writer"] for answer in layout})
+    layouts = await engine.ask_workers("policy_patch_layout", timeout_s=RPC_TIMEOUT_S)
+    require_matching_rank_layout(layouts, base_model)
+    metrics.prefixes.set_writers({answer["writer"] for answer in layouts})
     if may_compose:
         problems = await engine.ask_workers("policy_patch_enable_composition", timeout_s=RPC_TIMEOUT_S)
         require_movable_keys(problems)
-    return len(layout)
+    return layouts
 
 
 def _fingerprint(model_config: ModelConfig) -> BaseModel:

@@ -1,5 +1,6 @@
 """What cannot be served rightly under patches is refused at start, with the reason."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vllm.config import VllmConfig
@@ -121,6 +122,26 @@ def require_matching_rank_layout(answers: list[dict[str, object]], base_model: "
             "policy patches cannot be served here: "
             f"expected attention layers 0..{base_model.num_layers - 1}, the workers run {indices}"
         )
+
+
+def refused_kinds(answers: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Return which kinds of patch a worker can't let act, and why."""
+    problems = {str(answer.get("steering", "its workers have no hooks")) for answer in answers} - {"None"}
+    return {"steering": "; ".join(sorted(problems))} if problems else {}
+
+
+def slots_of_process(num_slots: int, num_processes: int) -> int:
+    """Return how many of the workers' rows for vectors one of several front ends may use.
+
+    Raises:
+        UnsupportedSetup: there are fewer than front ends.
+    """
+    if 0 < num_slots < num_processes:
+        raise UnsupportedSetup(
+            f"--steering-slots: expected at least {num_processes}, one for each process of "
+            f"--api-server-count, or 0, which switches steering patches off; got {num_slots}"
+        )
+    return num_slots // num_processes
 
 
 def require_movable_keys(answers: list[str | None]) -> None:

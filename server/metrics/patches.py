@@ -25,7 +25,7 @@ from server.metrics.swaps import SwapMetrics
 from server.metrics.tiers import TierMetrics
 from server.metrics.use import PatchUse
 from server.versions.activation import NameRecord
-from server.versions.composition import COMPOSED_LABEL, SelectedPatch
+from server.versions.composition import COMPOSED_LABELS, SelectedPatch
 
 #: ``patch`` label of requests that the base model answered, or that named nothing.
 BASE_LABEL = "none"
@@ -189,7 +189,7 @@ class PatchMetrics:
         if use is None:
             use = PatchUse()
             # A name that just went must not come back as a series.
-            if name in (BASE_LABEL, COMPOSED_LABEL) or name in self._num_digests:
+            if name == BASE_LABEL or name in COMPOSED_LABELS or name in self._num_digests:
                 self._uses[name] = use
         return use
 
@@ -200,7 +200,7 @@ class PatchMetrics:
         self._shared.labels(label).inc(shared)
 
     def _label_of(self, patch: SelectedPatch) -> str:
-        return patch.name if patch.name == COMPOSED_LABEL else self._label(patch.digest)
+        return patch.name if patch.name in COMPOSED_LABELS else self._label(patch.digest)
 
     def _label(self, digest: str) -> str:
         return self._names.get(digest, UNKNOWN_LABEL)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from patches.headers import PATCH_HEADER
 from server.errors import (
     ALIAS_PARAM,
-    CompositionNotPrepared,
     PatchForbidden,
     PatchNotReady,
     PolicyPatchError,
+    UnsupportedWithPatch,
 )
 from server.policy.caller import Caller
 from server.policy.rules import Policy, Rule
@@ -207,18 +207,22 @@ def _required(case: _Case) -> list[ServedPatch]:
 
 def _compose(case: _Case, required: Sequence[ServedPatch], chosen: Sequence[ServedPatch]) -> SelectedPatch:
     """Find the one patch that is ``required``, then ``chosen`` less what is required already."""
-    digests = tuple(patch.digest for patch in required)
-    if required and len(chosen) == 1 and component_digests(chosen[0].manifest)[: len(digests)] == digests:
+    in_front = [patch for patch in required if patch.vector is None]
+    named = [patch for patch in chosen if patch.vector is None]
+    digests = tuple(patch.digest for patch in in_front)
+    if in_front and len(named) == 1 and component_digests(named[0].manifest)[: len(digests)] == digests:
         # A prepared composition that begins with the required ones holds them in front already.
-        return chosen[0]
-    if not required:
-        return composition_of(chosen, case.view, case.param)
+        in_front = []
+    vectors = [patch for patch in required if patch.vector is not None]
+    patches = [*in_front, *vectors, *(patch for patch in chosen if patch not in (*in_front, *vectors))]
     try:
-        return composition_of([*required, *(p for p in chosen if p not in required)], case.view, case.param)
-    except CompositionNotPrepared as error:
+        return composition_of(patches, case.view, case.param)
+    except UnsupportedWithPatch as error:
+        if not required:
+            raise
         names = ", ".join(patch.reference for patch in required)
-        raise CompositionNotPrepared(
-            f"{error.message}; this server puts {names} in front of every answer", param=error.param
+        raise type(error)(
+            f"{error.message}; this server puts {names} into every answer", param=error.param
         ) from None
 
 

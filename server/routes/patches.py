@@ -27,6 +27,7 @@ class PatchVersion(BaseModel):
         description="`active`: what the bare name means. `loaded`: can be named with its version or digest. "
         "`previous`: kept for a rollback only. `draining`: takes no new requests and goes with its last one."
     )
+    kind: str
     num_virtual_tokens: int
     nbytes: int = Field(description="bytes of its tensors, added up over all workers")
     tier: Literal["memory", "disk"] = Field(
@@ -187,6 +188,7 @@ def _version(row: ResidentRow, trust: Trust) -> PatchVersion:
         version=patch.version,
         digest=patch.digest,
         state=_state(row),
+        kind=patch.kind,
         num_virtual_tokens=patch.num_tokens,
         nbytes=patch.nbytes,
         tier="memory" if row.is_in_memory else "disk",

@@ -24,8 +24,9 @@ from server.errors import (
     MalformedPatchName,
     PatchNotFound,
     PatchNotReady,
+    UnsupportedWithPatch,
 )
-from server.versions.composition import JoinedComposition, SelectedPatch
+from server.versions.composition import JoinedComposition, SelectedPatch, SteeredComposition
 from server.versions.view import CatalogView, NamedPatch, ServedPatch
 
 MAX_SELECTION_BYTES = 256
@@ -139,11 +140,30 @@ def resolve_each(refs: Sequence[PatchRef], view: CatalogView, param: str) -> lis
 def composition_of(patches: Sequence[ServedPatch], view: CatalogView, param: str) -> SelectedPatch:
     """Find the one patch that is ``patches`` in this order; one patch is itself.
 
-    Where nothing is prepared and the server may join patches, it is made of them.
+    Prefixes are composed; at most one vector acts behind them, wherever it is named. Where nothing is
+    prepared and the server may join prefixes, they are joined.
 
     Raises:
-        CompositionNotPrepared: Nothing that is loaded is composed of exactly these.
+        CompositionNotPrepared: Nothing that is loaded is composed of exactly these prefixes.
+        UnsupportedWithPatch: Several vectors are named.
     """
+    prefixes = [patch for patch in patches if patch.vector is None]
+    vectors = [patch for patch in patches if patch.vector is not None]
+    if not vectors:
+        return _prefix_of(prefixes, view, param)
+    if len(vectors) > 1:
+        named = " and ".join(patch.reference for patch in vectors)
+        raise UnsupportedWithPatch(
+            f"{param}: {named} are steering patches, of which one can act on a request; name one", param=param
+        )
+    if not prefixes:
+        return vectors[0]
+    return SteeredComposition.of(_prefix_of(prefixes, view, param), vectors[0])
+
+
+def _prefix_of(
+    patches: Sequence[ServedPatch], view: CatalogView, param: str
+) -> ServedPatch | JoinedComposition:
     if len(patches) == 1:
         return patches[0]
     prepared = view.compositions.get(tuple(p.digest for p in patches))

@@ -47,6 +47,16 @@ class ServedPatch:
         return (self,)
 
     @property
+    def prefixes(self) -> "tuple[ServedPatch, ...]":
+        """The parts that lie in front of the prompt, in order."""
+        return (self,) if self.num_tokens else ()
+
+    @property
+    def vector(self) -> "ServedPatch | None":
+        """The part that acts on hidden states, which takes no position."""
+        return None if self.num_tokens else self
+
+    @property
     def form(self) -> str | None:
         """How the parts of a composition relate: ``prepared`` where each was computed behind those before it.
 

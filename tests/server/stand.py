@@ -18,7 +18,7 @@ from patches.format import encode_patch
 from patches.kinds.prefix import PrefixBody
 from patches.manifest import Manifest
 from server.catalog.catalog import Catalog
-from server.catalog.intake import ServedModel
+from server.catalog.refusals import ServedModel
 from server.metrics.patches import PatchMetrics
 from server.policy.rules import Policy
 from server.request.decider import Decider

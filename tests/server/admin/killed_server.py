@@ -26,8 +26,8 @@ from server.admin.operator import Operator
 from server.catalog.catalog import Catalog
 from server.catalog.control import CatalogControl
 from server.catalog.folder import PatchFolder
-from server.catalog.intake import ServedModel
 from server.catalog.records import Records
+from server.catalog.refusals import ServedModel
 from server.catalog.state_folder import CatalogState
 from server.memory.residency import NullResidency
 from server.metrics.patches import PatchMetrics
@@ -36,7 +36,9 @@ from tests.tiny_model import SMALLEST_MODEL
 
 def put(folder: Path, version: str, fill: float) -> None:
     manifest = Manifest("pirate", version, SMALLEST_MODEL, PrefixBody(2), {"method": "text"})
-    data = encode_patch(manifest, torch.full((2, 4), fill), torch.full((1, 2, 2, 1, 2), fill))
+    data = encode_patch(
+        manifest, {"embeddings": torch.full((2, 4), fill), "kv": torch.full((1, 2, 2, 1, 2), fill)}
+    )
     (folder / f"pirate-{version}.safetensors").write_bytes(data)
 
 

@@ -9,10 +9,12 @@ import torch
 from server.engine.support import (
     UnsupportedSetup,
     layer_problems,
+    refused_kinds,
     require_matching_rank_layout,
     require_supported_arguments,
     require_supported_environment,
     require_supported_model,
+    slots_of_process,
 )
 
 
@@ -146,3 +148,16 @@ def test_a_workers_problem_ends_the_start() -> None:
         require_matching_rank_layout(
             [_answer([0], ["l.0: shares the K/V of x"])], SimpleNamespace(num_layers=1)
         )
+
+
+def test_a_kind_that_one_worker_cannot_let_act_is_refused_with_its_reason() -> None:
+    assert refused_kinds([{"steering": None}, {"steering": None}]) == {}
+    assert refused_kinds([{"steering": None}, {"steering": "it is quantised"}]) == {
+        "steering": "it is quantised"
+    }
+
+
+def test_each_process_gets_its_share_of_the_rows_and_too_few_end_the_start() -> None:
+    assert (slots_of_process(32, 1), slots_of_process(33, 4), slots_of_process(0, 4)) == (32, 8, 0)
+    with pytest.raises(UnsupportedSetup, match="--steering-slots: expected at least 4"):
+        slots_of_process(3, 4)

@@ -44,6 +44,7 @@ def version(
         "version": text,
         "digest": patch.digest,
         "state": state,
+        "kind": "prefix",
         "num_virtual_tokens": num_tokens,
         "nbytes": nbytes,
         "tier": "memory",

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from patches.kinds.prefix import PrefixBody
+from patches.kinds.steering import Steering, SteeringBody
 from patches.manifest import Manifest
 from server.errors import (
     CompositionNotPrepared,
@@ -13,7 +14,9 @@ from server.errors import (
     PatchNotFound,
     PatchNotReady,
     PolicyPatchError,
+    UnsupportedWithPatch,
 )
+from server.versions.composition import SelectedPatch, SteeredComposition
 from server.versions.selection import (
     MAX_SELECTION_BYTES,
     OptOut,
@@ -36,6 +39,12 @@ def served(name: str, version: str, digit: str, *components: ServedPatch) -> Ser
     digest = "sha256:" + digit * 64
     manifest = Manifest(name, version, None, PrefixBody(3), origin)  # type: ignore[arg-type]
     return ServedPatch(name, version, digest, 3, manifest, 8)
+
+
+def steering(name: str, digit: str) -> ServedPatch:
+    body = SteeringBody(Steering("residual", "relative", 0.1))
+    manifest = Manifest(name, "1.0.0", None, body, {"method": "icv"})  # type: ignore[arg-type]
+    return ServedPatch.of(manifest, "sha256:" + digit * 64, 8)
 
 
 def view_of(*patches: ServedPatch) -> CatalogView:
@@ -160,7 +169,7 @@ def test_a_reference_reads_back_what_it_prints(text: str) -> None:
     assert str(ref) == text
 
 
-def resolve(refs: Sequence[PatchRef], view: CatalogView, param: str) -> ServedPatch:
+def resolve(refs: Sequence[PatchRef], view: CatalogView, param: str) -> SelectedPatch:
     return composition_of(resolve_each(refs, view, param), view, param)
 
 
@@ -202,6 +211,56 @@ def test_references_resolve_to_content(text: str, expected: ServedPatch) -> None
 def test_what_does_not_resolve_is_an_error(text: str, error: type[PolicyPatchError]) -> None:
     with pytest.raises(error):
         resolve(parse_wish(text, "x"), VIEW, "x")  # type: ignore[arg-type]
+
+
+SAFE, CALM = steering("safe-steer", "8"), steering("calm-steer", "9")
+STEERED = VIEW.with_changes(SAFE, None).with_changes(CALM, None)
+
+
+def found(text: str) -> SelectedPatch:
+    return resolve(parse_wish(text, "x"), STEERED, "x")  # type: ignore[arg-type]
+
+
+def test_a_vector_answers_alone_as_any_patch_does() -> None:
+    assert found("safe-steer") is SAFE
+    assert (SAFE.num_tokens, SAFE.prefixes, SAFE.vector) == (0, (), SAFE)
+
+
+@pytest.mark.parametrize("text", ["bias,safe-steer", "safe-steer,bias"])
+def test_a_vector_acts_behind_a_prefix_wherever_it_is_named(text: str) -> None:
+    both = found(text)
+    assert isinstance(both, SteeredComposition)
+    assert (both.prefix, both.vector, both.num_tokens) == (BIAS, SAFE, 3)
+    assert both.reference == "bias@1.0.0, safe-steer@1.0.0"
+    assert both == SteeredComposition.of(BIAS, SAFE)
+
+
+@pytest.mark.parametrize(
+    "text", ["toxicity,bias,safe-steer", "safe-steer,toxicity,bias", "toxicity,safe-steer,bias"]
+)
+def test_a_prepared_composition_is_found_whatever_acts_beside_it(text: str) -> None:
+    all_three = found(text)
+    assert isinstance(all_three, SteeredComposition)
+    assert (all_three.prefix, all_three.vector, all_three.form) == (BOTH, SAFE, "prepared")
+
+
+def test_no_two_of_prefix_vector_and_both_share_a_digest() -> None:
+    """The digest is what K/V is kept apart by."""
+    wishes = ["bias", "safe-steer", "calm-steer", "bias,safe-steer", "bias,calm-steer", "both,safe-steer"]
+    assert len({found(wish).digest for wish in wishes}) == len(wishes)
+
+
+@pytest.mark.parametrize(
+    "text", ["safe-steer,calm-steer", "bias,safe-steer,calm-steer", "safe-steer,safe-steer"]
+)
+def test_two_vectors_in_one_request_are_refused_by_name(text: str) -> None:
+    with pytest.raises(UnsupportedWithPatch, match=r"safe-steer@1\.0\.0 and .* steering patches"):
+        found(text)
+
+
+def test_prefixes_that_nothing_was_composed_of_are_refused_beside_a_vector_too() -> None:
+    with pytest.raises(CompositionNotPrepared):
+        found("bias,toxicity,safe-steer")
 
 
 def test_an_uncomposition_of_comes_with_advice() -> None:

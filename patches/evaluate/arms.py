@@ -1,16 +1,17 @@
 """Arms: the ways of answering that one run compares.
 
 ``base`` is the model as it is, ``system`` the policy as an ordinary system message, the others are patches:
-one alone, or several in an order. An arm's name is what ``X-Policy-Patch`` would say for it: a patch's name,
-with version or digest where several patches of that name are compared.
+one alone, or several in an order, one of which may steer. An arm's name is what ``X-Policy-Patch`` would say
+for it: a patch's name, with version or digest where several patches of that name are compared.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 from patches.errors import EvaluationError
 from patches.format import Patch
+from patches.kinds.steering import SteeringBody
 
 BASE, SYSTEM = "base", "system"
 #: As much of a digest as a selection of three patches has room for.
@@ -33,6 +34,8 @@ class Arm:
     patch: Patch | None = None
     #: What is joined, offline, in order; in place of ``patch``.
     parts: tuple[Patch, ...] = ()
+    #: What steers, offline, behind the prefix if there is one; a steering patch.
+    vector: Patch | None = None
     #: Digest of the patch, where it is known.
     digest: str | None = None
     #: ``prepared`` or ``joined``: how a server has to have composed it.
@@ -42,7 +45,13 @@ class Arm:
 def patch_arm(patch: Patch, name: str | None = None) -> Arm:
     """Make the arm of a patch file; a server is asked for exactly this content."""
     own = patch.manifest.name
-    return Arm(name or own, "patch", selection=f"{own}@{patch.digest}", patch=patch, digest=patch.digest)
+    arm = Arm(name or own, "patch", selection=f"{own}@{patch.digest}", digest=patch.digest)
+    return replace(arm, vector=patch) if steers(patch) else replace(arm, patch=patch)
+
+
+def steers(patch: Patch) -> bool:
+    """Return whether a patch steers, and has no tokens in front of a prompt."""
+    return isinstance(patch.manifest.body, SteeringBody)
 
 
 def patch_arms(patches: Sequence[Patch]) -> list[Arm]:
@@ -64,15 +73,21 @@ def _references(patch: Patch) -> tuple[str, str, str]:
     return name, f"{name}@{version}", f"{name}@{patch.digest[:NUM_DIGEST_CHARS]}"
 
 
-def composition_orders(names: Sequence[str]) -> list[tuple[int, ...]]:
-    """List every order of every two and of every three patches of different names, as indices."""
+def composition_orders(names: Sequence[str], vectors: Collection[int] = ()) -> list[tuple[int, ...]]:
+    """List every order of every two and of every three patches of different names, as indices.
+
+    Args:
+        names: Of the patches.
+        vectors: Which of them steer: a request has one of them at most, and its place means nothing: it is
+            listed last.
+    """
     sizes = range(2, min(len(names), MAX_COMPOSED) + 1)
     return [
         order
         for size in sizes
         for order in permutations(range(len(names)), size)
         # A selection names a patch once.
-        if len({names[i] for i in order}) == size
+        if len({names[i] for i in order}) == size and not any(i in vectors for i in order[:-1])
     ]
 
 

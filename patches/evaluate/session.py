@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from patches.evaluate.arms import (
     composition_orders,
     patch_arms,
     require_distinct,
+    steers,
 )
 from patches.evaluate.data.packages import PackageFiles
 from patches.evaluate.judges.calibration import calibrate
@@ -52,15 +54,24 @@ def offline_arms(
     arms = [*_plain_arms(system_text), *own]
     require_distinct(arms)
     names = [patch.manifest.name for patch in patches]
-    for order in composition_orders(names) if compose else []:
-        parts = tuple(patches[i] for i in order)
+    for order in composition_orders(names, _vectors(patches)) if compose else []:
+        parts = tuple(patches[i] for i in order if not steers(patches[i]))
+        vector = patches[order[-1]] if steers(patches[order[-1]]) else None
         name = ", ".join(own[i].name for i in order)
-        if compose == "joined":
-            arms.append(Arm(name, "joined composition", selection=name, parts=parts))
-            continue
-        composed = compose_patches(model, parts, Label(composed_name([names[i] for i in order]), "1.0.0"))
-        arms.append(Arm(name, "composition", selection=name, patch=composed, digest=composed.digest))
+        arm = Arm(name, "composition", selection=name, vector=vector)
+        if len(parts) == 1:
+            arms.append(replace(arm, patch=parts[0]))
+        elif compose == "joined":
+            arms.append(replace(arm, kind="joined composition", parts=parts))
+        else:
+            label = Label(composed_name([part.manifest.name for part in parts]), "1.0.0")
+            composed = compose_patches(model, parts, label)
+            arms.append(replace(arm, patch=composed, digest=None if vector else composed.digest))
     return arms
+
+
+def _vectors(patches: Sequence[Patch | str]) -> set[int]:
+    return {i for i, patch in enumerate(patches) if isinstance(patch, Patch) and steers(patch)}
 
 
 def remote_arms(patches: Sequence[Patch | str], *, compose: str | None, system_text: str | None) -> list[Arm]:
@@ -79,7 +90,7 @@ def remote_arms(patches: Sequence[Patch | str], *, compose: str | None, system_t
     arms = [*_plain_arms(system_text), *own]
     require_distinct(arms)
     names = [arm.name.split("@")[0] for arm in own]
-    for order in composition_orders(names) if compose else []:
+    for order in composition_orders(names, _vectors(patches)) if compose else []:
         selection = ", ".join(_short_selection(own[i]) for i in order)
         name = ", ".join(own[i].name for i in order)
         arms.append(Arm(name, "composition", selection=selection, form=compose))

@@ -9,5 +9,10 @@ carry it out in plain torch, differentiably.
 ``vector``      what acts on a request: values, form, condition
 ``batch``       a batch whose rows are steered, each by its own vector
 ``conditions``  scores of a batch's rows, and whether a condition is met
+``hidden``      hidden states of texts, pooled
+``directions``  from differences to directions: the forms of the literature
+``from_pairs``  from preference pairs to a steering patch
+``layer_list``  layers as people write them
+``sweep``       which strength to take
 ==============  ===========================================================
 """

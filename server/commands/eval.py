@@ -1,27 +1,23 @@
 """``policypatch eval``: what patches do to a model, beside the base and the policy as text; a gate on it."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.markup import escape
 
 from patches.base_model import DTYPES
 from patches.evaluate.suite import BUILT_IN
 from patches.train.baselines import BASELINES
 from server import __version__
 from server.commands.errors import CommandError
+from server.commands.eval_progress import EvalProgress, print_figures
 from server.commands.output import complain, say
 from server.commands.patch_arguments import note, patch_errors, progress, read, unwritable, warn
 from server.commands.server_access import add_api_key_argument, key_of_variable, server_url
 from server.commands.text_file import read_text_file
 
 if TYPE_CHECKING:
-    from patches.evaluate.gate import Check, Threshold
-    from patches.evaluate.report.summary import Summary
-    from patches.evaluate.run import Step
+    from patches.evaluate.gate import Threshold
     from patches.evaluate.subjects.subject import Subject
     from patches.format import Patch
 
@@ -192,7 +188,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.keep_transcripts:
         warn(f"{args.output} will hold harmful text where a model writes it; do not publish or commit it")
     subjects, setup = _subjects(args)
-    with _Bar() as bar:
+    with EvalProgress() as bar:
         summary = evaluate(
             subjects,
             tasks,
@@ -206,7 +202,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
     checks = apply_gate(thresholds, summary)
     paths = write_reports(args.output, summary, checks)
-    _print(summary, checks)
+    print_figures(summary, checks)
     say("\n".join(str(path) for path in paths))
     if args.gate is not None:
         num_failed = sum(not check.passed for check in checks)
@@ -272,53 +268,3 @@ def _thresholds(path: Path | None) -> "list[Threshold]":
     from patches.evaluate.gate import parse_gate
 
     return [] if path is None else parse_gate(read_text_file(path), str(path))
-
-
-def _print(summary: "Summary", checks: "Sequence[Check]") -> None:
-    """Show the overall figures, and the gate, as tables."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    from patches.evaluate.report.tables import figure_tables, gate_table
-
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    for table in [*figure_tables(summary), *([gate_table(checks)] if checks else [])]:
-        shown = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes) or None)
-        for column in table.columns:
-            shown.add_column(column)
-        for row in table.rows:
-            shown.add_row(*map(escape, row), style="red" if row[0] == "FAIL" else None)
-        console.print(shown)
-
-
-class _Bar:
-    """The progress bar of a run; where there is no terminal, a line for each task."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._is_terminal = console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=not self._is_terminal)
-        self._bar = self._progress.add_task("", total=None)
-        self._task_name = ""
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
-
-    def start(self, steps: "Sequence[Step]") -> None:
-        """Learn how much there is to do."""
-        self._progress.update(self._bar, total=sum(len(step.items) for step in steps))
-
-    def advance(self, step: "Step") -> None:
-        """Show that a step is done."""
-        if step.task.name != self._task_name and not self._is_terminal:
-            note(f"measuring {step.task.name}")
-        self._task_name = step.task.name
-        self._progress.update(self._bar, advance=len(step.items), description=f"{step.task.name} {step.arm}")

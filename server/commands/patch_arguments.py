@@ -1,7 +1,7 @@
 """What the commands that make patches share: the model, the label, the folder, and how they report."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,7 +138,8 @@ def save(patch: "Patch", args: argparse.Namespace) -> None:
     except OSError as error:
         raise unwritable(args.output, error) from error
     n = patch.manifest.num_virtual_tokens
-    say(f"{path}: {n} tokens, {patch.nbytes / 2**20:.1f} MiB, {patch.digest}")
+    held = f"{n} tokens" if n else patch.manifest.kind
+    say(f"{path}: {held}, {patch.nbytes / 2**20:.1f} MiB, {patch.digest}")
     if n % BLOCK_SIZE:
         note(f"{n} tokens do not fill the last block of {BLOCK_SIZE}; each request copies that part anew")
 
@@ -170,6 +171,19 @@ def progress(text: str) -> Iterator[None]:
     console = Console(stderr=True)
     with quiet_transformers(), console.status(text) if console.is_terminal else nullcontext():
         yield
+
+
+@contextmanager
+def counted(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Draw a bar on a terminal, by how many of how many are done, and keep transformers quiet."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with quiet_transformers(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Subjects that run in this process, with transformers: a patch is a cache that is already filled.
 
 One network serves all arms. Prompts are batched with padding on the left, behind the prefix, which the
-attention mask hides; positions continue after the prefix's as if nothing were padded.
+attention mask hides; positions continue after the prefix's as if nothing were padded. A patch that steers is
+hooks in the network while an arm is asked; where likelihoods are asked for, the context is the prompt and the
+tokens are the answer.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +22,12 @@ from patches.format import Patch
 from patches.join import join_kv, rotary_of_network
 from patches.model import LoadedModel
 from patches.sampling import Sampling
+from patches.steer.batch import SteeredRow, steered
+from patches.steer.network import layers_of
+from patches.steer.vector import Vector, vector_of
+
+#: Token ids, and how many of them are the prompt.
+Row = tuple[tuple[int, ...], int]
 
 
 class TransformersSubject:
@@ -32,6 +40,7 @@ class TransformersSubject:
             EvaluationError: The model has no tokenizer.
             BaseModelMismatch: A patch belongs to another model.
             ComposeError: Patches are to be joined, and this model's keys can't be moved.
+            ModelUnusable: A patch steers, and this model's architecture can't be steered.
         """
         if model.tokenizer is None:
             raise EvaluationError("model: has no tokenizer, so it can't be asked anything")
@@ -40,6 +49,11 @@ class TransformersSubject:
         self._network = model.network
         self._batch_size = batch_size
         self._prefix: torch.Tensor | None = None
+        self._vector: Vector | None = None
+        if arm.vector is not None:
+            require_fits(model.base_model, arm.vector.manifest.base_model)
+            layers_of(model.network)
+            self._vector = vector_of(arm.vector, self._device)
         if arm.patch is not None:
             self._prefix = self._kv_of(arm.patch, model)
         elif arm.parts:
@@ -80,10 +94,12 @@ class TransformersSubject:
         for reading in readings:
             if not reading.context:
                 raise EvaluationError("reading: expected something before the tokens that are scored")
-        by_row: dict[tuple[int, ...], list[int]] = {}
+        by_row: dict[Row, list[int]] = {}
         for place, reading in enumerate(readings):
-            by_row.setdefault((*reading.context, *reading.tokens[:-1]), []).append(place)
-        rows = sorted(by_row, key=len)
+            # Where an answer begins makes a difference where it is steered.
+            num_prompt = 0 if self._vector is None else len(reading.context)
+            by_row.setdefault(((*reading.context, *reading.tokens[:-1]), num_prompt), []).append(place)
+        rows = sorted(by_row, key=lambda row: len(row[0]))
         found: list[list[float]] = [[] for _ in readings]
         for start in range(0, len(rows), self._batch_size):
             batch = rows[start : start + self._batch_size]
@@ -107,7 +123,7 @@ class TransformersSubject:
                 pass
 
         start = time.perf_counter()
-        with self._inference():
+        with self._inference([len(ids)]):
             self._network.generate(
                 **self._inputs([ids]),
                 do_sample=False,
@@ -129,7 +145,7 @@ class TransformersSubject:
             }
         repeated = [ids for ids in batch for _ in range(sampling.num_samples)]
         inputs = self._inputs(repeated)
-        with self._inference():
+        with self._inference([len(ids) for ids in repeated]):
             output = self._network.generate(**inputs, **options, max_new_tokens=sampling.max_tokens)
         new = output[:, inputs["input_ids"].shape[1] :].tolist()
         texts = [self.renderer.text(row) for row in new]
@@ -138,7 +154,7 @@ class TransformersSubject:
 
     def _inputs(self, batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
         """Pad on the left, with the prefix's places in front of the padding."""
-        num_prefix = 0 if self._prefix is None else self._prefix.shape[2]
+        num_prefix = self._num_prefix
         width = max(len(ids) for ids in batch)
         filler = self._filler_id()
         rows = [[filler] * (num_prefix + width - len(ids)) + list(ids) for ids in batch]
@@ -152,18 +168,18 @@ class TransformersSubject:
             inputs["past_key_values"] = self._cache(len(batch))
         return inputs
 
-    def _logits(self, rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    def _logits(self, rows: Sequence[Row]) -> torch.Tensor:
         """Read rows of ids behind the prefix: ``[B, T, V]``."""
-        num_prefix = 0 if self._prefix is None else self._prefix.shape[2]
-        width = max(len(row) for row in rows)
+        num_prefix = self._num_prefix
+        width = max(len(row) for row, _ in rows)
         filler = self._filler_id()
         # Padded on the right: what comes later changes nothing before it.
-        ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], device=self._device)
+        ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row, _ in rows], device=self._device)
         mask = torch.tensor(
-            [[1] * (num_prefix + len(row)) + [0] * (width - len(row)) for row in rows], device=self._device
+            [[1] * (num_prefix + len(row)) + [0] * (width - len(row)) for row, _ in rows], device=self._device
         )
         positions = torch.arange(num_prefix, num_prefix + width, device=self._device).expand(len(rows), -1)
-        with self._inference():
+        with self._inference([num_prompt for _, num_prompt in rows]):
             logits: torch.Tensor = self._network(
                 input_ids=ids,
                 attention_mask=mask,
@@ -190,10 +206,17 @@ class TransformersSubject:
                 return int(token_id)
         return 0
 
+    @property
+    def _num_prefix(self) -> int:
+        return 0 if self._prefix is None else self._prefix.shape[2]
+
     @contextmanager
-    def _inference(self) -> Iterator[None]:
+    def _inference(self, num_prompt_tokens: Sequence[int]) -> Iterator[None]:
+        """Run a batch of prompts of so many tokens each, steered where this arm steers."""
+        vector, num_prefix = self._vector, self._num_prefix
+        rows = [SteeredRow(vector, num_prefix + n, num_prefix) for n in num_prompt_tokens] if vector else []
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), steered(self._network, rows) if rows else nullcontext():
                 yield
         except torch.OutOfMemoryError as error:
             raise SubjectFailed(

@@ -14,10 +14,14 @@ from patches.evaluate.session import offline_arms, remote_arms
 from patches.evaluate.subjects.local import TransformersSubject
 from patches.evaluate.subjects.remote import Endpoint, HttpSubject, connect
 from patches.evaluate.subjects.subject import Reading
-from patches.format import Patch
+from patches.format import Patch, make_patch
+from patches.kinds.condition import Condition, Probe
+from patches.kinds.steering import Steering, SteeringBody
 from patches.label import Label
 from patches.model import LoadedModel, load_model
 from patches.sampling import Sampling
+from patches.steer.batch import SteeredRow, steered
+from patches.steer.vector import vector_of
 
 PROMPTS = ["polite", "answer the user, politely", "a"]
 GREEDY = Sampling(max_tokens=6)
@@ -127,7 +131,97 @@ def test_choices_behind_one_question_are_read_once(
     read = one._logits
     monkeypatch.setattr(one, "_logits", lambda rows: batches.append(rows) or read(rows))
     assert one.score(choices) == [pytest.approx(steps, abs=1e-5) for steps in alone]
-    assert batches == [[(5, 6)]]
+    assert batches == [[((5, 6), 0)]]
+
+
+def steering_patch(
+    model: LoadedModel, tokens: str = "answer", condition: Condition | None = None, seed: int = 0
+) -> Patch:
+    base = model.base_model
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.zeros(base.num_layers, base.hidden_size)
+    first = 0 if condition is None else condition.last_layer + 1
+    vector[first:] = torch.randn(base.num_layers - first, base.hidden_size, generator=generator)
+    body = SteeringBody(Steering("residual", "absolute", 4.0, tokens=tokens), condition)
+    tensors = {"vector": vector}
+    if condition is not None:
+        tensors["probes"] = torch.randn(1, base.hidden_size, generator=generator)
+    return make_patch(Label("steer", "1.0.0").manifest(base, body, {"method": "icv"}), tensors)
+
+
+def acting(model: LoadedModel, patch: Patch, num_prompt: int, num_prefix: int = 0) -> Any:
+    return steered(model.network, [SteeredRow(vector_of(patch), num_prompt, num_prefix)])
+
+
+@pytest.mark.parametrize("tokens", ["all", "answer"])
+def test_a_steering_patch_answers_as_the_steered_model(tiny_model: LoadedModel, tokens: str) -> None:
+    patch = steering_patch(tiny_model, tokens)
+    arm, base = subject(tiny_model, patch, batch_size=3), subject(tiny_model)
+    expected = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([arm.renderer.chat_ids(prompt)])
+        with acting(tiny_model, patch, ids.shape[1]):
+            output = tiny_model.network.generate(ids, max_new_tokens=6, do_sample=False)
+        expected.append([arm.renderer.text(output[0, ids.shape[1] :].tolist())])
+    assert arm.chat(PROMPTS, GREEDY) == expected
+    assert base.chat(PROMPTS, GREEDY) != expected
+
+
+def test_a_steered_likelihood_depends_on_where_the_answer_begins(tiny_model: LoadedModel) -> None:
+    patch = steering_patch(tiny_model)
+    readings = [Reading((5, 6), (7, 8)), Reading((5,), (6, 7, 8))]
+    found = subject(tiny_model, patch).score(readings)
+    for reading, steps in zip(readings, found, strict=True):
+        ids = torch.tensor([[*reading.context, *reading.tokens]])
+        with torch.no_grad(), acting(tiny_model, patch, len(reading.context)):
+            logits = tiny_model.network(ids).logits[0].log_softmax(-1)
+        first = len(reading.context)
+        wanted = [float(logits[first - 1 + i, token]) for i, token in enumerate(reading.tokens)]
+        assert steps == pytest.approx(wanted, abs=1e-4)
+    assert found[0] != pytest.approx(found[1][1:], abs=1e-3)
+
+
+def test_a_condition_that_is_not_met_gives_the_models_own_answers(tiny_model: LoadedModel) -> None:
+    for threshold, is_met in ((1e5, False), (-1e5, True)):
+        patch = steering_patch(tiny_model, condition=Condition((Probe((0,), "mean", 0.0, threshold),)))
+        same = subject(tiny_model, patch).chat(PROMPTS, GREEDY) == subject(tiny_model).chat(PROMPTS, GREEDY)
+        assert same is not is_met
+
+
+def test_a_prefix_and_a_vector_act_together_in_either_order(
+    tiny_model: LoadedModel, tiny_patch: Patch
+) -> None:
+    vector = steering_patch(tiny_model)
+    for files in ([tiny_patch, vector], [vector, tiny_patch]):
+        arms = offline_arms(tiny_model, files, compose="prepared", system_text=None)
+        assert [arm.name for arm in arms[3:]] == ["polite, steer"]
+        both = TransformersSubject(tiny_model, arms[3])
+        assert both._prefix is not None
+        n = both._prefix.shape[2]
+        (steps,) = both.score([Reading((5, 6), (7, 8))])
+        cache = both._cache(1)
+        with torch.no_grad(), acting(tiny_model, vector, n + 2, n):
+            logits = tiny_model.network(torch.tensor([[5, 6, 7]]), past_key_values=cache).logits[0]
+        wanted = [float(logits.log_softmax(-1)[1 + i, token]) for i, token in enumerate((7, 8))]
+        assert steps == pytest.approx(wanted, abs=1e-4)
+
+
+def test_two_vectors_are_no_arm(tiny_model: LoadedModel, tiny_patch: Patch) -> None:
+    one = steering_patch(tiny_model)
+    manifest = replace(one.manifest, name="other")
+    other = make_patch(manifest, {"vector": one.tensors["vector"]})
+    for arms in (
+        offline_arms(tiny_model, [one, tiny_patch, other], compose="joined", system_text=None),
+        remote_arms([one, tiny_patch, other], compose="joined", system_text=None),
+    ):
+        assert [arm.name for arm in arms[4:]] == ["polite, steer", "polite, other"]
+
+
+def test_a_vector_of_another_model_is_refused(tiny_model: LoadedModel) -> None:
+    patch = steering_patch(tiny_model)
+    other = replace(patch.manifest.base_model, weights_digest="sha256:" + "0" * 64)
+    with pytest.raises(BaseModelMismatch, match="weights_digest"):
+        subject(tiny_model, replace(patch, manifest=replace(patch.manifest, base_model=other)))
 
 
 def test_a_reading_needs_something_before_it(tiny_model: LoadedModel) -> None:

@@ -1,0 +1,95 @@
+"""Hidden states as makers of vectors and conditions read them: behind each layer, pooled over tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from patches.steer.network import hooked
+
+_MAX_TOKENS = 4096
+
+#: Told the number of texts that are read, and of all.
+Tell = Callable[[int, int], None]
+
+
+@dataclass
+class _Collector:
+    """Keeps what a pass leaves behind each layer."""
+
+    states: list[torch.Tensor] = field(default_factory=list)
+
+    def before_pass(self, positions: torch.Tensor, is_real: torch.Tensor) -> None:
+        self.states = []
+
+    def after_layer(self, layer: int, states: torch.Tensor) -> torch.Tensor:
+        self.states.append(states)
+        return states
+
+    def after_mlp(self, layer: int, states: torch.Tensor) -> torch.Tensor:
+        return states
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Which tokens of a text are averaged."""
+
+    #: The last so many; all of them where ``None``.
+    num_last: int | None = None
+
+    def of(self, states: torch.Tensor, length: int) -> torch.Tensor:
+        """Average ``[T, d]``, of which ``length`` tokens are real, in float32."""
+        first = 0 if self.num_last is None else max(0, length - self.num_last)
+        return states[first:length].float().mean(0)
+
+
+MEAN, LAST, LAST_FOUR = Pool(), Pool(1), Pool(4)
+
+
+def pooled_states(
+    network: Any, rows: Sequence[Sequence[int]], pools: Sequence[Pool], tell: Tell = lambda done, total: None
+) -> torch.Tensor:
+    """Read texts and pool what each layer makes of them.
+
+    Args:
+        network: A transformers model.
+        rows: Token ids; none is empty.
+        pools: How tokens are averaged.
+        tell: Told of progress.
+
+    Returns:
+        ``[rows, pools, L, d]`` float32 on the CPU.
+
+    Raises:
+        ModelUnusable: The model's architecture can't be steered.
+    """
+    device = network.get_input_embeddings().weight.device
+    # Rows of like length side by side need little padding.
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    found: list[torch.Tensor | None] = [None] * len(rows)
+    collector, num_done = _Collector(), 0
+    with torch.inference_mode(), hooked(network, collector):
+        for part in _batches([len(rows[index]) for index in order]):
+            indices = order[part]
+            width = max(len(rows[index]) for index in indices)
+            ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in indices], device=device)
+            mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in indices])
+            network.get_decoder()(input_ids=ids, attention_mask=mask.to(device), use_cache=False)
+            for place, index in enumerate(indices):
+                length = len(rows[index])
+                layers = [[pool.of(s[place], length) for s in collector.states] for pool in pools]
+                found[index] = torch.stack([torch.stack(one) for one in layers]).cpu()
+            num_done += len(indices)
+            tell(num_done, len(rows))
+    return torch.stack([one for one in found if one is not None]).clone()
+
+
+def _batches(lengths: Sequence[int]) -> list[slice]:
+    """Cut rising lengths into parts of at most ``_MAX_TOKENS`` padded tokens, or of one row."""
+    parts, start = [], 0
+    for end, length in enumerate(lengths):
+        if end > start and (end + 1 - start) * length > _MAX_TOKENS:
+            parts.append(slice(start, end))
+            start = end
+    return [*parts, slice(start, len(lengths))]

@@ -15,6 +15,7 @@ from patches.fingerprint import require_fits
 from patches.format import Patch
 from patches.kinds.prefix import MAX_NUM_VIRTUAL_TOKENS
 from patches.label import Label
+from patches.manifest import require_kind
 from patches.model import LoadedModel
 from patches.names import validate_name
 
@@ -31,9 +32,12 @@ def compose_patches(model: LoadedModel, patches: Sequence[Patch], label: Label) 
         ComposeError: Too few patches, one without embeddings, or too many tokens in all.
         BaseModelMismatch: A patch belongs to another model.
         CompileError: The model has fewer positions than the composition has tokens.
+        KindMismatch: One is a steering patch, which acts beside any prefix as it is.
     """
     if len(patches) < 2:
         raise ComposeError(f"patches: expected at least two to compose, got {len(patches)}")
+    for patch in patches:
+        require_kind(patch.manifest, "prefix", "a request can name it beside any composition")
     rows = [_embeddings_of(patch) for patch in patches]
     num_tokens = sum(len(part) for part in rows)
     if num_tokens > MAX_NUM_VIRTUAL_TOKENS:

@@ -14,6 +14,7 @@ from patches.compile import compile_embeddings
 from patches.errors import CompileError
 from patches.fingerprint import require_same_base_model
 from patches.format import Patch, make_patch
+from patches.manifest import require_kind
 from patches.model import LoadedModel
 
 
@@ -27,9 +28,11 @@ def convert_patch(patch: Patch, dtype: str, model: LoadedModel | None = None) ->
 
     Raises:
         BaseModelMismatch: The patch belongs to another model.
+        KindMismatch: It is a steering patch, which fits a model in any dtype.
         CompileError: A value lies beyond what ``dtype`` can hold, or the patch is a composition.
     """
     manifest = patch.manifest
+    require_kind(manifest, "prefix", "it is served in any dtype as it is")
     base_model = replace(manifest.base_model, dtype=dtype)
     if model is not None:
         require_same_base_model(model.base_model, base_model)

@@ -6,6 +6,7 @@ The tree::
     ├── PatchFormatError   (ValueError)       the bytes are no valid patch file; ``reason`` is a metric label
     ├── InvalidName        (ValueError)       a policy name or version outside the grammar
     ├── BaseModelMismatch  (ValueError)       made for another model; ``differences`` names each difference
+    ├── KindMismatch       (ValueError)       a patch of a kind that this can't be done with
     ├── ModelUnusable      (ValueError)       a model that can't be read, or can't carry a prefix
     ├── CompileError       (ValueError)       a text or embeddings that can't become a patch
     ├── ComposeError       (ValueError)       patches that can't be joined
@@ -77,6 +78,10 @@ class BaseModelMismatch(PatchError, ValueError):
 
     def __str__(self) -> str:
         return "the patch was made for another base model: " + "; ".join(self.differences)
+
+
+class KindMismatch(PatchError, ValueError):
+    """What was asked for can't be done with a patch of this kind."""
 
 
 class ModelUnusable(PatchError, ValueError):

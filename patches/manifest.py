@@ -11,7 +11,7 @@ from typing import Any
 
 from patches.base_model import BaseModel, read_base_model
 from patches.canonical import JsonValue, canonical_json, parse_json
-from patches.errors import InvalidName, PatchFormatError
+from patches.errors import InvalidName, KindMismatch, PatchFormatError
 from patches.fields import FieldReader
 from patches.kinds import FORMAT_VERSIONS, KINDS
 from patches.kinds.body import Body
@@ -71,6 +71,19 @@ class Manifest:
         if self.origin.get("method") != "compose":
             return ()
         return tuple(Component(**component) for component in self.origin["components"])
+
+
+def require_kind(manifest: Manifest, kind: str, advice: str) -> None:
+    """Check that a patch is of the kind that something can be done with; ``advice`` says what else helps.
+
+    Raises:
+        KindMismatch: It is of another kind.
+    """
+    if manifest.kind != kind:
+        raise KindMismatch(
+            f"{manifest.name}@{manifest.version}: expected a {kind} patch, "
+            f"got a {manifest.kind} patch; {advice}"
+        )
 
 
 def encode_manifest(manifest: Manifest) -> str:

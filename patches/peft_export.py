@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patches.errors import AdapterError, PatchExists
+from patches.manifest import require_kind
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +43,13 @@ def export_adapter(
 
     Raises:
         AdapterError: The patch lacks the tensor that the kind needs, or PEFT is not installed.
+        KindMismatch: It is a steering patch.
         PatchExists: The folder already holds an adapter.
         OSError: The folder can't be written.
     """
     from safetensors.torch import save_file
 
+    require_kind(patch.manifest, "prefix", "PEFT has no adapter for it")
     kind = kind or ("prompt-tuning" if patch.embeddings is not None else "prefix-tuning")
     if kind not in KINDS:
         raise AdapterError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")

@@ -70,8 +70,7 @@ def describe(patch: "Patch", num_bytes: int, signature: SignatureReport) -> dict
         "manifest": json.loads(encode_manifest(patch.manifest)),
         "tensors": {
             name: {"dtype": dtype_of(tensor), "shape": list(tensor.shape), "num_bytes": tensor.nbytes}
-            for name, tensor in (("embeddings", patch.embeddings), ("kv", patch.kv))
-            if tensor is not None
+            for name, tensor in patch.tensors.items()
         },
     }
 

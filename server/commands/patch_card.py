@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from patches.canonical import JsonValue, canonical_json
 from patches.manifest import Manifest
 from server.commands.figures import BLOCKS, columns, number, sparkline
-from server.commands.patch_arguments import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from patches.format import Patch
@@ -33,14 +32,13 @@ class Row:
 def patch_rows(patch: "Patch", blocks: str = BLOCKS) -> Iterator[Row]:
     """Yield what the manifest and the tensors say; curves are drawn with ``blocks``."""
     manifest = patch.manifest
-    yield Row("virtual tokens", _tokens(manifest.num_virtual_tokens))
-    for name, tensor in (("embeddings", patch.embeddings), ("kv", patch.kv)):
-        shape = (
-            "none"
-            if tensor is None
-            else f"{dtype_of(tensor)} {list(tensor.shape)}, {mebibytes(tensor.nbytes)}"
-        )
-        yield Row(name, shape)
+    for word, text in manifest.body.facts():
+        yield Row(word, text)
+    for name in manifest.body.tensor_rules(manifest.base_model):
+        tensor = patch.tensors.get(name)
+        yield Row(name, "none" if tensor is None else _layout(tensor))
+        if name == "vector" and tensor is not None:
+            yield Row("  by layer", _norms(tensor, blocks))
     for key in ("license", "changelog", "supersedes"):
         if (value := getattr(manifest, key)) is not None:
             yield Row(key, value)
@@ -194,10 +192,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _tokens(num_tokens: int) -> str:
-    blocks, rest = divmod(num_tokens, BLOCK_SIZE)
-    fill = f"{blocks} block{'s' * (blocks != 1)} of {BLOCK_SIZE}" + (f" and {rest} tokens" if rest else "")
-    return f"{num_tokens} ({fill})"
+def _norms(vector: Any, blocks: str) -> str:
+    """Draw how long the vector is in each layer, one block a layer."""
+    norms = vector.norm(dim=1).tolist()
+    acting = [layer for layer, norm in enumerate(norms) if norm]
+    ends = f"layers {acting[0]} to {acting[-1]}, longest {number(max(norms))}"
+    return f"{sparkline(norms, len(norms), blocks)}  {ends}"
 
 
 def _layout(tensor: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from patches.base_model import DTYPES, BaseModel
 from patches.errors import BaseModelMismatch, PatchFormatError
-from patches.fingerprint import fingerprint_model, holds_exactly, require_fits
+from patches.fingerprint import fingerprint_model, holds_exactly, require_patch_fits
 from patches.signing.keys import TrustedKeys
 from patches.signing.revocations import read_revocations, revoked_part
 from server.commands.errors import CommandError
@@ -107,18 +107,18 @@ def _tell_good(path: Path, patch: "Patch", demands: _Demands, signature: Signatu
     say(f"{path}: good: {manifest.name}@{manifest.version} {patch.digest}")
     if signature.state != "unsigned":
         say(f"  signature: {signature.text}")
-    if patch.kv is None:
+    if manifest.body.payload[0] not in patch.tensors:
         say("  note: has no K/V, so a server can't serve it; `policypatch compile` or `compose` gives it one")
-    if demands.base_model is not None and not demands.is_dtype_given:
+    if demands.base_model is not None and not demands.is_dtype_given and manifest.body.is_dtype_bound:
         made_for = manifest.base_model.dtype
         dtypes = " or ".join(dtype for dtype in DTYPES if holds_exactly(dtype, made_for))
         say(f"  note: made for {made_for}; the server must run with --dtype {dtypes}")
 
 
 def _differences(patch: "Patch", base_model: BaseModel, is_dtype_given: bool) -> list[str]:
-    made_for = patch.manifest.base_model
+    dtype = base_model.dtype if is_dtype_given else patch.manifest.base_model.dtype
     try:
-        require_fits(base_model if is_dtype_given else replace(base_model, dtype=made_for.dtype), made_for)
+        require_patch_fits(replace(base_model, dtype=dtype), patch.manifest)
     except BaseModelMismatch as error:
         return [f"base_model_mismatch: {text}" for text in error.differences]
     return []

@@ -36,6 +36,7 @@ def fingerprint_model(
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     config: Any = None,
+    may_lack_weights: bool = False,
 ) -> BaseModel:
     """Compute the fingerprint of a model.
 
@@ -45,6 +46,7 @@ def fingerprint_model(
         tokenizer: Where the tokenizer is, if not beside the model.
         revision: The revision of a hub model.
         config: The model's transformers configuration, where the caller changed it after loading.
+        may_lack_weights: The model runs with random weights, so that its folder needs none.
 
     Raises:
         ModelUnusable: The folder is not there, not readable, or its kind of model can't carry a prefix.
@@ -61,7 +63,7 @@ def fingerprint_model(
         rope=canonical_rope(config),
         dtype=dtype,
         tokenizer_digest=tokenizer_digest(tokenizer_folder),
-        weights_digest=weights_digest(folder),
+        weights_digest=weights_digest(folder, may_lack_weights=may_lack_weights),
     )
 
 

@@ -50,7 +50,7 @@ def load_model(
 
     if dtype is not None and dtype not in DTYPES:
         raise ModelUnusable(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
-    require_model(model)
+    require_model(model, revision)
     torch_device = require_device(device)
     try:
         config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)

@@ -1,4 +1,8 @@
-"""Where a model's files are, and whether they can be read: asked before anything heavy is loaded."""
+"""Where a model's files are, and whether they can be read: asked before anything heavy is loaded.
+
+What reads a hub model asks a hub that does not answer again and again, for half a minute. So the hub is asked
+once here, before that.
+"""
 
 import json
 import os
@@ -11,11 +15,35 @@ from patches.errors import ModelUnusable
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def require_model(model: str | os.PathLike[str]) -> None:
-    """Check that a model is a readable folder with a configuration, or reads as the id of a hub model.
+#: One answer is a header; a hub that takes longer would take minutes for the weights' first bytes.
+_HUB_TIMEOUT_S = 10
+
+
+def require_model(model: str | os.PathLike[str], revision: str | None = None) -> None:
+    """Check that a model is a readable folder with a configuration, or a model that the hub has.
 
     Raises:
-        ModelUnusable: It is not; the message says what to do.
+        ModelUnusable: It is neither; the message says what to do.
+    """
+    if not _is_folder(model) and not _is_in_cache(str(model), revision):
+        _ask_hub(str(model), revision)
+
+
+def require_local_model(model: str | os.PathLike[str]) -> None:
+    """Check that a model is a readable folder with a configuration, or a hub model in the local cache.
+
+    Raises:
+        ModelUnusable: It is neither; the message says what to do.
+    """
+    if not _is_folder(model) and not _cache_of(str(model)).is_dir():
+        raise _not_here(model)
+
+
+def _is_folder(model: str | os.PathLike[str]) -> bool:
+    """Return whether a model is a readable folder with a configuration; else it reads as a hub id.
+
+    Raises:
+        ModelUnusable: It is neither.
     """
     path = Path(model)
     if not _exists(path):
@@ -23,10 +51,46 @@ def require_model(model: str | os.PathLike[str]) -> None:
             raise ModelUnusable(
                 f"model: there is no folder {path}; name one with config.json, or the id of a hub model"
             )
-        return
+        return False
     if not path.is_dir():
         raise ModelUnusable(f"model: expected a folder with config.json, got the file {path}")
     require_config(path)
+    return True
+
+
+def _is_in_cache(model: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str)
+
+
+def _ask_hub(model: str, revision: str | None) -> None:
+    import httpx
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    none_here = f"model: there is no folder {model}, and no hub model of that name in the local cache"
+    try:
+        get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision), timeout=_HUB_TIMEOUT_S)
+    except OfflineModeIsEnabled:
+        raise ModelUnusable(f"{none_here}; unset HF_HUB_OFFLINE to download it, or name a folder") from None
+    except GatedRepoError:
+        raise ModelUnusable(
+            f"model: the hub gives {model} only to those who asked for it; do so, and set HF_TOKEN"
+        ) from None
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+        what = model if revision is None else f"{model} at revision {revision}"
+        raise ModelUnusable(
+            f"{none_here}; the hub shows no {what} with a config.json (a private one needs HF_TOKEN)"
+        ) from None
+    except httpx.TransportError as error:
+        raise ModelUnusable(f"{none_here}, and the hub can't be reached ({error}); name a folder") from None
 
 
 def require_config(folder: Path) -> None:
@@ -54,19 +118,28 @@ def model_folder(model: str | os.PathLike[str], revision: str | None = None) -> 
     Raises:
         ModelUnusable: There is no such folder.
     """
-    require_model(model)
-    path = Path(model)
-    if path.is_dir():
-        return path
+    if _is_folder(model):
+        return Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(model), revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, FileNotFoundError):
-        raise ModelUnusable(
-            f"model: {str(model)!r} is neither a folder nor a hub model in the local cache; download it first"
-        ) from None
+        raise _not_here(model) from None
+
+
+def _cache_of(model: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
+
+
+def _not_here(model: str | os.PathLike[str]) -> ModelUnusable:
+    return ModelUnusable(
+        f"model: {str(model)!r} is neither a folder nor a hub model in the local cache; download it first"
+    )
 
 
 def _exists(path: Path) -> bool:

@@ -14,7 +14,8 @@ Limits. A change that touches none of the sampled bytes goes unseen: this tells 
 protect weights against a forger. The stored bytes count, so the same weights saved in another dtype, or
 quantized, are another model. A folder without safetensors weights (``*.bin``, ``*.pth``, ``*.pt``,
 ``*.gguf``) takes the name, size and 64 evenly spread 4 KiB runs of each such file instead, which then does
-depend on the files; a folder without any weights (``--load-format dummy``) has the digest of nothing.
+depend on the files. A folder without any weights is refused, unless the caller says that they are drawn at
+random (``--load-format dummy``): then it has the digest of nothing.
 """
 
 import hashlib
@@ -35,20 +36,54 @@ _RUNS_PER_FILE = 64
 # safetensors' own limit.
 _MAX_HEADER_BYTES = 100_000_000
 _INDEX = "model.safetensors.index.json"
+#: What a trainer leaves beside a model's weights.
+_OF_TRAINING = frozenset(
+    {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scheduler.bin", "scaler.pt"}
+)
 _OTHER_SUFFIXES = (".bin", ".pth", ".pt", ".gguf")
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, *, may_lack_weights: bool = False) -> str:
     """Compute the sampled digest of the weights in a model folder.
 
+    Args:
+        folder: The model's.
+        may_lack_weights: The model runs with random weights, so that the folder needs none.
+
     Raises:
-        ModelUnusable: A weights file is missing, damaged, or holds a tensor that another holds too.
+        ModelUnusable: There are no weights, or a file of them is missing, damaged, unreadable, or holds a
+            tensor that another holds too.
     """
+    if not may_lack_weights:
+        require_weights(folder)
     state = hashlib.sha256(_MAGIC)
-    for part in _parts(folder):
-        state.update(_LENGTH.pack(len(part)))
-        state.update(part)
+    try:
+        for part in _parts(folder):
+            state.update(_LENGTH.pack(len(part)))
+            state.update(part)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelUnusable(f"model: {error.filename or folder} can't be read: {reason}") from None
     return "sha256:" + state.hexdigest()
+
+
+def require_weights(folder: Path) -> None:
+    """Check that a model folder holds weights.
+
+    Raises:
+        ModelUnusable: It holds none, as where only the small files of a model were copied.
+    """
+    try:
+        if _safetensors_files(folder):
+            return
+        others = [path for path in folder.iterdir() if path.suffix in _OTHER_SUFFIXES and path.is_file()]
+    except OSError as error:
+        raise ModelUnusable(f"model: {folder} can't be read: {error.strerror or error}") from None
+    if {path.name for path in others} <= _OF_TRAINING:
+        raise ModelUnusable(
+            f"model: {folder} has no weights; expected *.safetensors files beside config.json, so copy or "
+            "download the model whole"
+        )
 
 
 def _parts(folder: Path) -> Iterator[bytes]:

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_tokens = args.num_tokens or num_policy_tokens(
             args.model, args.policy_text.read_text(encoding="utf-8-sig"), is_raw=args.is_raw
         )
-        base_model = fingerprint_model(args.model, args.dtype)
+        base_model = fingerprint_model(args.model, args.dtype, may_lack_weights=True)
         names = [args.name] if args.count is None else [f"{args.name}-{i}" for i in range(args.count)]
         written = []
         for i, name in enumerate(names):

@@ -84,7 +84,7 @@ def _make(order: dict[str, Any]) -> list[str]:
     from patches.format import write_patch
     from patches.label import Label
 
-    base_model = fingerprint_model(order["model"], order["dtype"])
+    base_model = fingerprint_model(order["model"], order["dtype"], may_lack_weights=True)
     folder = Path(order["folder"])
     digests = []
     for fields in order["wanted"]:

@@ -17,6 +17,7 @@ from server.commands.patch_arguments import (
     load,
     patch_errors,
     progress,
+    require_models,
     save,
     warn,
 )
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the patch."""
+    require_models(args)
     with patch_errors():
         label = label_of(args, args.name)
         if args.peft is not None:

@@ -12,7 +12,15 @@ from server import __version__
 from server.commands.errors import CommandError
 from server.commands.eval_progress import EvalProgress, print_figures
 from server.commands.output import complain, say
-from server.commands.patch_arguments import note, patch_errors, progress, read, unwritable, warn
+from server.commands.patch_arguments import (
+    note,
+    patch_errors,
+    progress,
+    read,
+    require_models,
+    unwritable,
+    warn,
+)
 from server.commands.server_access import add_api_key_argument, key_of_variable, server_url
 from server.commands.text_file import read_text_file
 
@@ -149,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
     from patches.errors import SubjectFailed
 
     _check(args)
+    require_models(args)
     with patch_errors():
         try:
             return _evaluate(args)

@@ -18,7 +18,7 @@ from patches.sampling import Sampling
 from patches.text import lines_of
 from server.commands.errors import CommandError
 from server.commands.output import complain, say
-from server.commands.patch_arguments import add_model_arguments, load, patch_errors
+from server.commands.patch_arguments import add_model_arguments, load, patch_errors, require_models
 from server.commands.server_access import clean_key, server_url
 from server.commands.text_file import read_text_file
 
@@ -220,6 +220,7 @@ def _scorer(args: argparse.Namespace) -> Scorer | None:
 def _check_sides(args: argparse.Namespace) -> None:
     if (args.model is None) == (args.url is None):
         raise CommandError("the base: expected --model or --url, and only one of them")
+    require_models(args, args.reference)
     if args.batch_size < 1:
         raise CommandError(f"--batch-size: expected at least 1, got {args.batch_size}")
     if args.reference_text is not None and not read_text_file(args.reference_text).strip():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from patches.base_model import DTYPES
 from patches.errors import PatchError, PatchExists
 from patches.label import Label
+from patches.model_files import require_model
 from server.commands.errors import CommandError
 from server.commands.output import complain, say
 
@@ -79,6 +80,18 @@ def label_of(args: argparse.Namespace, name: str) -> Label:
     return Label(
         name, args.version, license=args.license, changelog=args.changelog, supersedes=args.supersedes
     )
+
+
+def require_models(args: argparse.Namespace, *others: str | None) -> None:
+    """Check the model that the arguments name, and ``others``, before anything slow is imported.
+
+    Raises:
+        CommandError: One can't be read, or the hub has none of its name.
+    """
+    with patch_errors():
+        for model, revision in ((args.model, args.revision), *((other, None) for other in others)):
+            if model is not None:
+                require_model(model, revision)
 
 
 def load(args: argparse.Namespace) -> "LoadedModel":

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from patches.headers import PATCH_HEADER
-from patches.model_files import require_model
+from patches.model_files import require_local_model
 from server.commands.errors import CommandError
 from server.commands.output import complain
 from server.commands.patch_arguments import patch_errors
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("--admin-listen: no call would be allowed there; name keys with --admin-key-file")
     policy_file = _read_policy(flags.policy)
     with patch_errors():
-        require_model(flags.patches.model)
+        require_local_model(flags.patches.model)
     try:
         from server.engine.launch import serve
         from server.engine.options import ServeOptions

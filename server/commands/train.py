@@ -23,6 +23,7 @@ from server.commands.patch_arguments import (
     note,
     patch_errors,
     quiet_transformers,
+    require_models,
     save,
 )
 from server.commands.text_file import read_text_file
@@ -159,6 +160,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train the patch."""
+    require_models(args)
     with patch_errors():
         label, config = label_of(args, args.name), _config(args)
         inputs = _inputs(args, label)

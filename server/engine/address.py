@@ -3,6 +3,7 @@
 import argparse
 import errno
 import socket
+import ssl
 
 from vllm.entrypoints.launchers.launcher import setup_server
 
@@ -20,11 +21,28 @@ def bind_server(args: argparse.Namespace, *, reuse_port: bool) -> tuple[str, soc
     Raises:
         AddressUnusable: It can't be done.
     """
+    _require_certificate(args)
     try:
         address, sock = setup_server(args, reuse_port=reuse_port)
     except (OSError, OverflowError) as error:
         raise AddressUnusable(_advice(args, error)) from error
     return address, sock
+
+
+def _require_certificate(args: argparse.Namespace) -> None:
+    # The HTTP server reads them last, when the engine has started already.
+    if args.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(args.ssl_certfile, args.ssl_keyfile, password=lambda: "")
+    except (OSError, ValueError) as error:
+        files = ", ".join(filter(None, (args.ssl_certfile, args.ssl_keyfile)))
+        reason = getattr(error, "strerror", None) or error
+        raise AddressUnusable(
+            f"--ssl-certfile, --ssl-keyfile: {files}: {reason}; expected a certificate and its key, both PEM "
+            "and without a passphrase"
+        ) from error
 
 
 def _advice(args: argparse.Namespace, error: OSError | OverflowError) -> str:

@@ -1,6 +1,7 @@
 """What vLLM's engine and its HTTP server are configured with: its own flags, and our connector.
 
-Both come from vLLM's arguments; nothing is started here.
+Both come from vLLM's arguments; nothing is started here. Whatever is wrong with flags, model or machine, and
+can be known before anything is loaded, is found here.
 """
 
 import argparse
@@ -10,12 +11,16 @@ from vllm import envs
 from vllm.config import KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.usage.usage_lib import UsageContext
 
+from patches.base_model import BaseModel
+from patches.fingerprint import fingerprint_model
 from server.engine.block_pins import PINNED_NAMES_KEY, PINNED_SHARE_KEY
 from server.engine.options import ServeOptions
 from server.engine.start_errors import flags_judged
-from server.engine.support import require_supported_model
+from server.engine.support import require_supported_model, require_supported_on_cpu
 from server.engine.worker_side import DEVICE_BYTES_KEY
 from server.options import MemoryOptions
 
@@ -50,8 +55,31 @@ def engine_config(
         engine_args._api_process_count = process_count
         engine_args._api_process_rank = process_rank
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        if not config.model_config.skip_tokenizer_init:
+            # The engine client takes it from the same cache.
+            cached_tokenizer_from_config(config.model_config)
+        # The workers make another one of these; here it says whether there is one for the format.
+        get_model_loader(config.load_config)
     require_supported_model(config)
+    require_supported_on_cpu(config)
     return config
+
+
+def fingerprint_of(config: VllmConfig) -> BaseModel:
+    """Fingerprint the model as it is served: with the tokenizer, revision and overrides of vLLM's flags.
+
+    Raises:
+        ModelUnusable: its files can't be read, or there are no weights among them.
+    """
+    model_config = config.model_config
+    return fingerprint_model(
+        model_config.model,
+        str(model_config.dtype).removeprefix("torch."),
+        tokenizer=model_config.tokenizer,
+        revision=model_config.revision,
+        config=model_config.hf_config if model_config.hf_overrides else None,
+        may_lack_weights=config.load_config.load_format == "dummy",
+    )
 
 
 def _kv_transfer_config(memory: MemoryOptions) -> KVTransferConfig:

@@ -19,7 +19,7 @@ import vllm
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from starlette.middleware import Middleware
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import serve_http
@@ -28,7 +28,6 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 import server
 from patches.base_model import BaseModel
-from patches.fingerprint import fingerprint_model
 from server.admin.canary_watch import CanaryWatch
 from server.admin.control import Control
 from server.admin.listener import AdminListener, bind_admin
@@ -41,12 +40,13 @@ from server.catalog.folder import PatchFolder
 from server.catalog.refusals import ServedModel
 from server.catalog.trust_watch import TrustWatch
 from server.engine.client import PatchedAsyncLLM
-from server.engine.configuration import engine_config, http_options
+from server.engine.configuration import engine_config, fingerprint_of, http_options
 from server.engine.context_length import hand_out_remaining_context
 from server.engine.model_registry import add_aliases
 from server.engine.options import ServeOptions
 from server.engine.ready import announce, announced
 from server.engine.rpc_workers import RPC_TIMEOUT_S, RpcWorkers
+from server.engine.start_errors import flags_judged
 from server.engine.stats import injection_logger_factory
 from server.engine.support import (
     refused_kinds,
@@ -115,7 +115,7 @@ class FrontEnd:
         _end_start_on_sigterm()
         options, metrics = self.options, self.metrics
         config = self.engine_config()
-        base_model = await asyncio.to_thread(_fingerprint, config.model_config)
+        base_model = await asyncio.to_thread(fingerprint_of, config)
         engine = self._engine(config)
         try:
             may_compose = options.flags.patches.composition == "joined"
@@ -246,7 +246,9 @@ class FrontEnd:
         return PolicyWatch(path, loaded, decider, control, decider.audit, moved=followers.policy_moved)
 
     async def _app(self, engine: PatchedAsyncLLM) -> FastAPI:
-        app = build_app(self.args, await engine.get_supported_tasks(), engine.model_config)
+        tasks = await engine.get_supported_tasks()
+        with flags_judged():
+            app = build_app(self.args, tasks, engine.model_config)
         # A hosting standard builds the stack early; starlette builds it again on the first request.
         app.middleware_stack = None
         return app
@@ -332,17 +334,6 @@ async def _prepare_workers(
     return layouts
 
 
-def _fingerprint(model_config: ModelConfig) -> BaseModel:
-    """Fingerprint the model as it is served: with the tokenizer, revision and overrides of vLLM's flags."""
-    return fingerprint_model(
-        model_config.model,
-        str(model_config.dtype).removeprefix("torch."),
-        tokenizer=model_config.tokenizer,
-        revision=model_config.revision,
-        config=model_config.hf_config if model_config.hf_overrides else None,
-    )
-
-
 def _residency(
     engine: PatchedAsyncLLM, num_workers: int, memory: MemoryOptions, metrics: PatchMetrics
 ) -> TieredResidency:
@@ -354,6 +345,8 @@ def _residency(
 async def _init_state(
     app: Any, engine: PatchedAsyncLLM, args: argparse.Namespace, gate: PatchGate, decider: Decider
 ) -> None:
-    await init_app_state(engine, app.state, args, await engine.get_supported_tasks())
+    tasks = await engine.get_supported_tasks()
+    with flags_judged():
+        await init_app_state(engine, app.state, args, tasks)
     hand_out_remaining_context(app.state, gate)
     add_aliases(app.state.openai_serving_models, gate, decider)

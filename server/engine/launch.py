@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from typing import NoReturn
 
 import uvloop
 from prometheus_client import REGISTRY
@@ -14,6 +15,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 
+from patches.terminal import one_line
 from server.admin.control import open_control
 from server.audit import open_audit
 from server.engine.address import bind_server
@@ -32,9 +34,18 @@ logger = logging.getLogger(__name__)
 DRAIN_TIMEOUT_S = 30
 
 
+class _EngineParser(FlexibleArgumentParser):
+    """Ends on a mistake with one line; the usage of `vllm serve` has three hundred."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the message, and where the flags are explained."""
+        text = f"{self.prog}: {one_line(message)}; see `{self.prog} --help` and `--engine-help`\n"
+        argparse.ArgumentParser.exit(self, 2, text)
+
+
 def engine_parser() -> FlexibleArgumentParser:
     """Return the parser of `vllm serve`."""
-    return make_arg_parser(FlexibleArgumentParser(prog="policypatch serve"))
+    return make_arg_parser(_EngineParser(prog="policypatch serve"))
 
 
 def resolve_arguments(options: ServeOptions, engine_arguments: Sequence[str]) -> argparse.Namespace:

@@ -34,7 +34,7 @@ from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failur
 from server.admin.control import open_control
 from server.audit import open_audit
 from server.engine.address import bind_server
-from server.engine.configuration import engine_config
+from server.engine.configuration import engine_config, fingerprint_of
 from server.engine.front_end import FrontEnd, Seat
 from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
@@ -57,7 +57,7 @@ def serve_together(options: ServeOptions, args: argparse.Namespace) -> None:
     """Serve with ``args.api_server_count`` processes until a signal ends it, or one of them ends.
 
     Raises:
-        UnsupportedSetup: the model or a flag cannot be served with patches.
+        UnsupportedSetup, ModelUnusable: the model or a flag cannot be served with patches.
         AdminKeysError, AuditLogError, StateError, TrustError: a file or folder of control cannot be used.
         FrontEndRefused: a front end said why the start is refused.
         RuntimeError: a process failed.
@@ -74,6 +74,8 @@ def serve_together(options: ServeOptions, args: argparse.Namespace) -> None:
     _exit_on_signals()
     listen_address, sock = bind_server(args, reuse_port=True)
     config = engine_config(options, args, process_count=args.api_server_count, process_rank=-1)
+    # The first front end does it again; what is wrong with the model is told before anything is started.
+    fingerprint_of(config)
     words = multiprocessing.get_context("spawn").RawArray("q", num_words(args.api_server_count))
     with tempfile.TemporaryDirectory(prefix="policypatch-") as folder:
         target = functools.partial(_run_front_end, options, words, Path(folder))

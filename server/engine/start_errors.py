@@ -5,7 +5,8 @@ vLLM tells such mistakes by a traceback; the two contexts here turn them into er
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import ValidationError
@@ -40,13 +41,27 @@ START_ERRORS: tuple[type[Exception], ...] = (
 _ENGINE_FAILED = "Engine core initialization failed"
 
 
+#: As which errors mistakes in flags and files come out of vLLM.
+_MISTAKES = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 class EngineFailed(RuntimeError):
     """The engine's own processes could not start, and said why."""
 
 
 @contextlib.contextmanager
 def flags_judged() -> Iterator[None]:
-    """Name what vLLM finds wrong with flags, model or machine while it resolves its configuration.
+    """Name what vLLM finds wrong with flags, model or machine while it resolves them, or makes its app.
 
     Raises:
         UnsupportedSetup: It found something.
@@ -55,8 +70,8 @@ def flags_judged() -> Iterator[None]:
         yield
     except (UnsupportedSetup, PatchError):
         raise
-    except (AssertionError, ImportError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
-        logger.debug("vLLM refuses its configuration", exc_info=error)
+    except _MISTAKES as error:
+        logger.debug("vLLM refuses what it was given", exc_info=error)
         raise UnsupportedSetup(f"vLLM refuses this model with these flags: {reason_of(error)}") from error
 
 
@@ -81,8 +96,15 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, LocalEntryNotFoundError):
         return "it is no folder, and no hub model in the local cache; download it first"
     if isinstance(error, ValidationError):
-        checks = [str(one["msg"]) for one in error.errors(include_url=False)]
-        text = "; ".join(
-            check.removeprefix("Value error, ").removeprefix("Assertion failed, ") for check in checks
-        )
+        text = "; ".join(_check_of(one) for one in error.errors(include_url=False))
     return " ".join(text.split()) or type(error).__name__
+
+
+def _check_of(failed: Mapping[str, Any]) -> str:
+    """Return what a check of pydantic said, and which value it looked at where it does not say so itself."""
+    said = str(failed["msg"])
+    for prefix in ("Value error, ", "Assertion failed, "):
+        if said.startswith(prefix):
+            return said.removeprefix(prefix)
+    where = ".".join(map(str, failed["loc"]))
+    return f"{where}: {said}" if where else said

@@ -1,10 +1,15 @@
 """What cannot be served rightly under patches is refused at start, with the reason."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
+from vllm.platforms import current_platform
+
+from server.engine.cpu_defaults import BLOCK_SIZE as CPU_BLOCK_SIZE
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -84,6 +89,27 @@ def require_supported_model(config: VllmConfig) -> None:
     for reason, applies in refusals.items():
         if applies:
             raise UnsupportedSetup(f"policy patches cannot be served here: {reason}")
+
+
+def require_supported_on_cpu(config: VllmConfig) -> None:
+    """Check what a CPU lacks, which vLLM finds only once its workers load the model.
+
+    Raises:
+        UnsupportedSetup: a quantization without kernels in this build, or blocks of a wrong size.
+    """
+    if not current_platform.is_cpu():
+        return
+    block_size, quantization = config.cache_config.block_size, config.model_config.quantization or ""
+    if block_size % CPU_BLOCK_SIZE:
+        raise UnsupportedSetup(
+            f"--block-size: expected a multiple of {CPU_BLOCK_SIZE} on a CPU, got {block_size}; leave it out"
+        )
+    # Where a build has no kernel, an operator of this name without arguments stands in its place.
+    has_kernels = bool(torch.ops._C.static_scaled_fp8_quant.default._schema.arguments)
+    if not has_kernels and re.search("fp[48]", quantization):
+        raise UnsupportedSetup(
+            f"--quantization: {quantization} has no kernels on a CPU; leave it out, or serve on a GPU"
+        )
 
 
 def layer_problems(layers: dict[str, object]) -> list[str]:

@@ -1,6 +1,7 @@
 """A tiny random model with a tiny tokenizer, and patches made by hand."""
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     save_tiny_model(folder)
     return folder
+
+
+@pytest.fixture
+def folder(tiny_model_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model to change."""
+    return Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
+import huggingface_hub
+import huggingface_hub.errors
 import pytest
 
 from patches.errors import ModelUnusable
@@ -17,6 +20,7 @@ TEXT, OUT = "text.txt", "out"
 CALLS = {
     "serve": ["--patches", "."],
     "compile": ["--text", TEXT, "--name", "a", "--version", "1.0.0", "-o", OUT],
+    "convert": ["pirate-1.0.0.safetensors", "--dtype", "float16", "-o", OUT],
     "compose": ["pirate-1.0.0.safetensors", "pirate-1.0.0.safetensors", "-o", OUT],
     "verify": ["pirate-1.0.0.safetensors"],
     "eval": ["--patch", "pirate-1.0.0.safetensors", "-o", OUT],
@@ -84,9 +88,68 @@ def test_a_file_in_place_of_a_model_folder_is_told_so() -> None:
         require_model(TEXT)
 
 
-def test_a_hub_model_that_is_not_here_is_told_to_be_downloaded() -> None:
-    with pytest.raises(ModelUnusable, match="download it first"):
-        load_model("none-such/model")
+@pytest.mark.parametrize("command", CALLS)
+@pytest.mark.parametrize("model", ["nope", "none-such/model"])
+def test_a_hub_model_that_is_nowhere_is_told_at_once(
+    command: str, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What loads models would ask a hub that does not answer for half a minute."""
+    asked: list[str] = []
+
+    def ask(url: str, **_: object) -> None:
+        asked.append(url)
+        raise httpx.ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    assert main([command, "--model", model, *CALLS[command]]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    if command in ("serve", "verify"):
+        # They read what is here, and nothing else.
+        assert line == (
+            f"policypatch {command}: model: {model!r} is neither a folder nor a hub model in the local "
+            "cache; download it first"
+        )
+        assert asked == []
+        return
+    assert line == (
+        f"policypatch {command}: model: there is no folder {model}, and no hub model of that name in the "
+        "local cache, and the hub can't be reached ([Errno -2] Name or service not known); name a folder"
+    )
+    assert len(asked) == 1
+
+
+def refusal(kind: type[huggingface_hub.errors.HfHubHTTPError]) -> Exception:
+    request = httpx.Request("HEAD", "https://hub/m/resolve/main/config.json")
+    return kind("refused", response=httpx.Response(404, request=request))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (huggingface_hub.errors.OfflineModeIsEnabled("offline"), "unset HF_HUB_OFFLINE to download it"),
+        (refusal(huggingface_hub.errors.RepositoryNotFoundError), "the hub shows no m with a config.json"),
+        (refusal(huggingface_hub.errors.RemoteEntryNotFoundError), "the hub shows no m with a config.json"),
+        (refusal(huggingface_hub.errors.GatedRepoError), "set HF_TOKEN"),
+        (httpx.ConnectTimeout("timed out"), r"the hub can't be reached \(timed out\)"),
+    ],
+    ids=["offline", "no-model", "no-config", "gated", "slow"],
+)
+def test_what_the_hub_says_of_a_model_is_one_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(url: str, **_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    for check in (require_model, load_model):
+        with pytest.raises(ModelUnusable, match=message):
+            check("m")
+
+
+def test_a_model_in_the_cache_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "/cache/config.json")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", None)
+    require_model("cached/model")
 
 
 def test_a_device_that_this_machine_lacks_is_named(tiny_model_folder: Path) -> None:

@@ -47,6 +47,11 @@ def test_a_port_in_use_is_named_with_what_to_do(taken_port: int, reuse_port: boo
         (["--host", "192.0.2.1"], "--host: 192.0.2.1 is no address of this machine"),
         (["--host", "no-such-host.invalid"], "--host: no-such-host.invalid is no address of this machine"),
         (["--port", "99999"], "--port: expected 0 to 65535, got 99999"),
+        (["--ssl-certfile", "/nonexistent"], "--ssl-certfile, --ssl-keyfile: /nonexistent: No such file"),
+        (
+            ["--ssl-certfile", __file__],
+            "--ssl-certfile, --ssl-keyfile: .*; expected a certificate and its key",
+        ),
         (["--uds", "/nonexistent/socket"], "--uds: /nonexistent/socket: No such file or directory"),
     ],
 )
@@ -72,7 +77,40 @@ def test_what_vllm_says_about_flags_is_one_line() -> None:
     assert str(caught.value).endswith("with these flags: fp8 is not supported on this device")
 
 
-@pytest.mark.parametrize("kind", [OSError, RuntimeError, AssertionError, NotImplementedError, ImportError])
+def test_a_value_out_of_range_is_told_with_its_name() -> None:
+    message = "these flags: value: Input should be a valid integer"
+    with pytest.raises(UnsupportedSetup, match=message), flags_judged():
+        Checked.model_validate({"value": "x"})
+
+
+@pytest.mark.parametrize(
+    "flags", [["--no-such-flag"], ["--device", "cuda"], ["--dtype", "int8"], ["--port", "x"]]
+)
+def test_a_flag_that_vllm_does_not_take_ends_in_one_line(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        engine_parser().parse_args(["model", *flags])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("policypatch serve: ")
+    assert flags[0] in line
+    assert line.endswith("; see `policypatch serve --help` and `--engine-help`")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        OSError,
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+        ImportError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ],
+)
 def test_every_kind_of_refusal_ends_the_start_with_one_line(kind: type[Exception]) -> None:
     with pytest.raises(START_ERRORS, match="no GPU here"), flags_judged():
         raise kind("no GPU here")

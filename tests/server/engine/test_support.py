@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.platforms import current_platform
 
 from server.engine.support import (
     UnsupportedSetup,
@@ -14,6 +15,7 @@ from server.engine.support import (
     require_supported_arguments,
     require_supported_environment,
     require_supported_model,
+    require_supported_on_cpu,
     slots_of_process,
 )
 
@@ -55,6 +57,40 @@ def _config(model: dict[str, Any] | None = None, **changes: Any) -> Any:
         "cache_config": SimpleNamespace(kv_sharing_fast_prefill=False),
     }
     return SimpleNamespace(model_config=SimpleNamespace(**plain_model | (model or {})), **plain | changes)
+
+
+def on_cpu(block_size: int = 32, quantization: str | None = None) -> Any:
+    cache = SimpleNamespace(kv_sharing_fast_prefill=False, block_size=block_size)
+    return _config({"quantization": quantization}, cache_config=cache)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (on_cpu(block_size=16), "^--block-size: expected a multiple of 32 on a CPU, got 16; leave it out$"),
+        (on_cpu(quantization="fp8"), "^--quantization: fp8 has no kernels on a CPU; leave it out"),
+        (on_cpu(quantization="nvfp4_per_token"), "^--quantization: nvfp4_per_token has no kernels"),
+    ],
+)
+def test_what_only_a_gpu_can_do_is_refused_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, config: Any, message: str
+) -> None:
+    stub = SimpleNamespace(default=SimpleNamespace(_schema=SimpleNamespace(arguments=[])))
+    monkeypatch.setattr(torch.ops._C, "static_scaled_fp8_quant", stub)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda platform: True)
+    with pytest.raises(UnsupportedSetup, match=message):
+        require_supported_on_cpu(config)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda platform: False)
+    require_supported_on_cpu(config)
+
+
+def test_other_quantizations_and_builds_with_kernels_pass_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda platform: True)
+    for quantization in (None, "awq", "compressed-tensors"):
+        require_supported_on_cpu(on_cpu(64, quantization))
+    whole = SimpleNamespace(default=SimpleNamespace(_schema=SimpleNamespace(arguments=["out"])))
+    monkeypatch.setattr(torch.ops._C, "static_scaled_fp8_quant", whole)
+    require_supported_on_cpu(on_cpu(quantization="fp8"))
 
 
 def test_a_plain_setup_passes() -> None:

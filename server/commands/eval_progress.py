@@ -1,12 +1,10 @@
 """How an evaluation looks on a terminal: a bar over its prompts, and its figures as tables."""
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from server.commands.patch_arguments import note
+from server.commands.tables import print_tables
 
 if TYPE_CHECKING:
     from patches.evaluate.gate import Check
@@ -16,19 +14,9 @@ if TYPE_CHECKING:
 
 def print_figures(summary: "Summary", checks: "Sequence[Check]" = ()) -> None:
     """Show the overall figures, and the gate, as tables."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
     from patches.evaluate.report.tables import figure_tables, gate_table
 
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    for table in [*figure_tables(summary), *([gate_table(checks)] if checks else [])]:
-        shown = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes) or None)
-        for column in table.columns:
-            shown.add_column(column)
-        for row in table.rows:
-            shown.add_row(*map(escape, row), style="red" if row[0] == "FAIL" else None)
-        console.print(shown)
+    print_tables([*figure_tables(summary), *([gate_table(checks)] if checks else [])])
 
 
 class EvalProgress:

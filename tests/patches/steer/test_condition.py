@@ -1,0 +1,334 @@
+"""Fitting a condition: figures derived by hand, sides that can be told apart, and the command."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from patches.errors import CompileError, PairsError
+from patches.format import Patch, make_patch, read_patch, write_patch
+from patches.kinds.steering import Steering, SteeringBody
+from patches.label import Label
+from patches.model import LoadedModel, load_model
+from patches.steer.batch import SteeredRow, steered
+from patches.steer.fit_condition import Options, candidate_layers, fit_condition, patch_with_condition
+from patches.steer.probe_fit import LinearProbe, calibration, calibration_error, fit_probe
+from patches.steer.prompt_sets import ReadSet, read_set, without_doubles
+from patches.steer.roc import area, crossing, curve, measured_area, measured_threshold, share, threshold_at
+from patches.steer.vector import vector_of
+from patches.train.data import Encoder
+from server.cli import main
+
+
+def test_the_area_counts_pairs_in_the_right_order() -> None:
+    assert area(np.array([3.0, 1.0]), np.array([2.0, 0.0])) == 0.75
+    assert area(np.array([1.0]), np.array([1.0, 0.0])) == 0.75
+
+
+def test_a_threshold_lets_the_wanted_share_cross_and_no_more() -> None:
+    negatives = np.array([4.0, 3.0, 2.0, 1.0])
+    for rate, threshold, num_above in ((0.25, 3.0, 1), (0.2, 4.0, 0), (0.74, 2.0, 2), (0.99, 1.0, 3)):
+        assert threshold_at(negatives, rate) == threshold
+        assert crossing(negatives, threshold).value == num_above / 4
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    half = share(5, 10)
+    assert (half.value, round(half.low, 3), round(half.high, 3)) == (0.5, 0.237, 0.763)
+    assert share(0, 10).low == 0
+    assert share(10, 10).high == 1
+    assert math.isnan(share(0, 0).value)
+
+
+def test_a_curve_rises_from_none_to_all() -> None:
+    assert curve(np.array([3.0, 1.0]), np.array([2.0, 0.0])) == [
+        (0, 0),
+        (0, 0.5),
+        (0.5, 0.5),
+        (0.5, 1),
+        (1, 1),
+    ]
+
+
+def test_intervals_hold_their_value_and_shrink_with_more_scores() -> None:
+    drawn = np.random.default_rng(0)
+    few, many = ((drawn.normal(1, 1, n), drawn.normal(0, 1, n)) for n in (30, 3000))
+    for measure in (measured_area, lambda p, n: measured_threshold(n, 0.1)):
+        wide, narrow = measure(*few), measure(*many)
+        assert wide.low <= wide.value <= wide.high
+        assert narrow.high - narrow.low < (wide.high - wide.low) / 3
+
+
+def sides(num: int, gap: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(2 * num, 3, generator=generator)
+    labels = torch.cat([torch.ones(num), torch.zeros(num)])
+    features[:, 1] += gap * labels
+    return features * torch.tensor([1.0, 10.0, 0.1]) + 5, labels
+
+
+def test_a_probe_finds_the_direction_whatever_its_scale() -> None:
+    features, labels = sides(2000, 2.0)
+    probe = fit_probe(features, labels, torch.ones(4000), 1e-6)
+    # Two normals of distance 2 and variance 1: the log-odds are 2 x - 2 of the unscaled feature.
+    torch.testing.assert_close(probe.weights, torch.tensor([0.0, 0.2, 0.0]).double(), atol=0.3, rtol=0)
+    assert float(probe.weights[1]) == pytest.approx(0.2, abs=0.02)
+    assert probe.bias == pytest.approx(-2 - 5 * float(probe.weights.sum()), abs=0.3)
+
+
+def test_a_row_that_weighs_more_pulls_the_probe() -> None:
+    features, labels = torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor([0.0, 1.0, 0.0])
+    light, heavy = (fit_probe(features, labels, torch.tensor([1.0, 1.0, w]), 1e-3) for w in (1.0, 9.0))
+    assert float(heavy.scores(features[1:2])) < float(light.scores(features[1:2]))
+
+
+def test_calibration_makes_log_odds_of_scores_that_are_too_sure() -> None:
+    features, labels = sides(2000, 2.0)
+    probe = LinearProbe(torch.tensor([0.0, 1.0, 0.0]).double(), -20.0)
+    line = calibration(probe.scores(features), labels)
+    calibrated = line.stretched(probe)
+    torch.testing.assert_close(line.of(probe.scores(features)), calibrated.scores(features))
+    assert calibration_error(probe.scores(features), labels) > 0.1
+    assert calibration_error(calibrated.scores(features), labels) < 0.03
+
+
+def test_candidates_end_where_the_vector_begins() -> None:
+    assert candidate_layers(19, 30) == [3, 6, 9, 12, 15, 18]
+    assert candidate_layers(1, 2) == [0]
+    with pytest.raises(CompileError, match="acts from layer 0 on"):
+        candidate_layers(0, 30)
+
+
+LAYERS = [3, 6, 9]
+
+
+def read(name: str, role: str, num: int, shift: float, seed: int) -> ReadSet:
+    """States that differ at layer 6 alone, in the mean over the prompt; hard ones by a second number."""
+    states = torch.randn(num, 2, 3, 8, generator=torch.Generator().manual_seed(seed))
+    states[:, 0, 1, 0] += shift
+    states[:, 0, 1, 1] += 3.0 * (role == "hard")
+    is_test = torch.arange(num) % 5 == 0 if role != "also" else torch.ones(num, dtype=torch.bool)
+    return ReadSet(name, role, states, is_test)
+
+
+SETS = [
+    read("harmful", "positive", 300, 6.0, 0),
+    read("everyday", "negative", 600, 0.0, 1),
+    read("twins", "hard", 100, 5.0, 2),
+    read("other", "also", 50, 6.0, 3),
+]
+
+
+def test_layers_and_pool_are_those_where_the_sides_differ() -> None:
+    told: list[tuple[int, int]] = []
+    fitted = fit_condition(SETS, LAYERS, Options(), lambda done, total: told.append((done, total)))
+    (probe,) = fitted.condition.probes
+    assert 6 in probe.layers
+    assert probe.pool == "mean"
+    assert fitted.auc.value > 0.99
+    assert fitted.auc.low <= fitted.auc.value <= fitted.auc.high
+    met = {one.name: one for one in fitted.sets}
+    assert met["harmful"].met.value > 0.9
+    assert met["other"].met.value > 0.9
+    assert met["everyday"].met.low <= 0.02
+    assert (met["harmful"].num_fitted, met["harmful"].num_tested, met["other"].num_fitted) == (240, 60, 0)
+    assert told[-1][0] == told[-1][1]
+
+
+def test_what_was_asked_for_is_not_chosen() -> None:
+    options = Options(layers=(3, 9), pool="last", shadow=True)
+    fitted = fit_condition(SETS, LAYERS, options, lambda done, total: None)
+    (probe,) = fitted.condition.probes
+    assert (probe.layers, probe.pool, fitted.condition.shadow) == ((3, 9), "last", True)
+    assert fitted.probes.shape == (2, 8)
+
+
+def test_a_larger_rate_lowers_the_line() -> None:
+    few, many = (
+        fit_condition(SETS, LAYERS, Options(rate, layers=(6,), pool="mean"), lambda done, total: None)
+        for rate in (0.01, 0.3)
+    )
+    assert many.threshold.value < few.threshold.value
+    met = {one.name: one.met.value for one in many.sets}
+    assert 0.15 < met["everyday"] < 0.45
+
+
+def test_hard_negatives_that_weigh_more_meet_it_less() -> None:
+    light, heavy = (
+        fit_condition(
+            SETS, LAYERS, Options(0.1, hard_weight=weight, layers=(6,), pool="mean"), lambda a, b: None
+        )
+        for weight in (0.01, 30.0)
+    )
+    met = [{result.name: result.met.value for result in one.sets}["twins"] for one in (light, heavy)]
+    assert met[0] > 0.9
+    assert met[1] < 0.3
+
+
+def test_options_out_of_range_are_refused() -> None:
+    for rate, weight, message in ((0.0, 1.0, "false_positive_rate"), (0.1, 0.0, "hard_weight")):
+        with pytest.raises(CompileError, match=message):
+            Options(rate, weight)
+
+
+def prompts(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return path
+
+
+def test_a_prompt_counts_in_the_first_set_that_has_it(tmp_path: Path) -> None:
+    texts = [f"answer {number}" for number in range(30)]
+    first = read_set(prompts(tmp_path / "a.jsonl", texts), "positive")
+    second = read_set(prompts(tmp_path / "b.jsonl", [*texts[:5], *(t + "?" for t in texts)]), "negative")
+    kept, num_doubles = without_doubles([first, second])
+    assert [len(one.prompts) for one in kept] == [30, 30]
+    assert num_doubles == 5
+    with pytest.raises(PairsError, match="at least 20 prompts, got 3"):
+        read_set(prompts(tmp_path / "c.jsonl", texts[:3]), "negative")
+
+
+@pytest.fixture
+def patch(tiny_model: LoadedModel, tmp_path: Path) -> Path:
+    base = tiny_model.base_model
+    vector = torch.zeros(base.num_layers, base.hidden_size)
+    vector[1, 0] = 1
+    body = SteeringBody(Steering("residual", "relative", 0.1))
+    manifest = Label("safe", "0.1.0", license="MIT").manifest(base, body, {"method": "icv"})
+    return write_patch(make_patch(manifest, {"vector": vector}), tmp_path)
+
+
+@pytest.fixture
+def call(patch: Path, tiny_model_folder: Path, tmp_path: Path) -> Callable[..., int]:
+    rude = [f"answer rudely, rudely {number} times" for number in range(60)]
+    kind = [f"the assistant is polite to user {number}" for number in range(60)]
+    files = [prompts(tmp_path / "rude.jsonl", rude), prompts(tmp_path / "kind.jsonl", kind)]
+    also = prompts(tmp_path / "also.jsonl", ["answer rudely, rudely 99 times"])
+
+    def run(*flags: str) -> int:
+        words = ["condition", "--patch", str(patch), "--model", str(tiny_model_folder), "--version", "0.2.0"]
+        words += ["--positive", str(files[0]), "--negative", str(files[1]), "--also", str(also)]
+        return main([*words, "-o", str(tmp_path / "out"), *flags])
+
+    return run
+
+
+def test_the_command_writes_a_patch_whose_condition_tells_the_sides_apart(
+    call: Callable[..., int],
+    patch: Path,
+    tmp_path: Path,
+    tiny_model: LoadedModel,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call() == 0
+    made, first = read_patch(tmp_path / "out" / "safe-0.2.0.safetensors"), read_patch(patch)
+    assert (made.manifest.name, made.manifest.license) == ("safe", "MIT")
+    origin = made.manifest.origin["condition"]
+    assert origin["added_to"] == first.digest
+    assert [(one["set"], one["role"]) for one in origin["sets"]] == [
+        ("rude.jsonl", "positive"),
+        ("kind.jsonl", "negative"),
+        ("also.jsonl", "also"),
+    ]
+    assert isinstance(made.manifest.body, SteeringBody)
+    assert made.manifest.body.steering == replace(
+        SteeringBody(Steering("residual", "relative", 0.1)).steering, tokens="answer"
+    )
+    acting, encoder = vector_of(made), Encoder(tiny_model.tokenizer)
+    for text, is_met in (
+        ("answer rudely, rudely 77 times", True),
+        ("the assistant is polite to user 7", False),
+    ):
+        ids = encoder.prompt([{"role": "user", "content": text}])
+        with torch.no_grad(), steered(tiny_model.network, [SteeredRow(acting, len(ids))]) as batch:
+            tiny_model.network(torch.tensor([ids]))
+        assert batch.scorings[0] is not None
+        assert batch.scorings[0].is_met is is_met
+    folder = tmp_path / "out" / "safe-0.2.0.condition"
+    report = (folder / "report.md").read_text()
+    assert "| rude.jsonl | to be met |" in report
+    assert "area under the ROC curve" in report
+    assert (folder / "roc.svg").read_text().startswith("<svg")
+    assert json.loads((folder / "report.json").read_text())["curve"][0] == [0, 0]
+    assert "rudely" not in report
+    assert "area under the ROC curve" in capsys.readouterr().out
+
+
+def test_a_second_call_reads_no_prompt_again(
+    call: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call() == 0
+    monkeypatch.setattr("patches.steer.prompt_sets.pooled_states", lambda *args: pytest.fail("read again"))
+    assert call("--false-positive-rate", "0.2", "--shadow", "--version", "0.3.0") == 0
+
+
+def test_a_damaged_file_of_states_is_made_anew(call: Callable[..., int], tmp_path: Path) -> None:
+    assert call() == 0
+    before = read_patch(tmp_path / "out" / "safe-0.2.0.safetensors")
+    for kept in (tmp_path / "out" / "safe.states").glob("*.safetensors"):
+        kept.write_bytes(b"damaged")
+    assert call() == 0
+    assert read_patch(tmp_path / "out" / "safe-0.2.0.safetensors").digest == before.digest
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layers", "1"], "layers: expected layers before 1, where the vector begins, got 1"),
+        (["--false-positive-rate", "2"], "false_positive_rate: expected more than 0 and less than 1, got 2"),
+    ],
+)
+def test_a_mistake_is_named(
+    flags: list[str], message: str, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_prefix_can_have_no_condition(
+    make: Callable[..., Patch], tmp_path: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_patch(make(), tmp_path)
+    assert call("--patch", str(path)) == 2
+    assert "pirate@1.0.0: expected a patch of the kind steering, got prefix" in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_are_refused(
+    call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    same = prompts(tmp_path / "other" / "rude.jsonl", ["a"])
+    assert call("--also", str(same)) == 2
+    assert "expected files whose names differ" in capsys.readouterr().err
+
+
+def test_a_patch_of_another_model_is_refused(
+    call: Callable[..., int],
+    make_tiny_model: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path / "other-model"
+    make_tiny_model(other, seed=1)
+    assert call("--model", str(other)) == 2
+    assert "weights_digest" in capsys.readouterr().err
+
+
+def test_the_condition_of_a_patch_is_replaced(patch: Path, tiny_model_folder: Path) -> None:
+    fitted = fit_condition(
+        [replace(one, states=one.states[..., :8].repeat(1, 1, 1, 4)) for one in SETS],
+        LAYERS,
+        Options(layers=(3,), pool="mean"),
+        lambda done, total: None,
+    )
+    condition = replace(fitted.condition, probes=(replace(fitted.condition.probes[0], layers=(0,)),))
+    fitted = replace(fitted, condition=condition)
+    assert load_model(tiny_model_folder).base_model.hidden_size == 32
+    once = patch_with_condition(read_patch(patch), fitted, Label("safe", "0.2.0"))
+    twice = patch_with_condition(once, fitted, Label("safe", "0.3.0"))
+    assert twice.manifest.body == once.manifest.body
+    assert twice.manifest.origin["condition"]["added_to"] == once.digest

@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -54,7 +55,7 @@ class PlanGuarded(PolicyPatchConnector):
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         if self._scheduler is not None:
-            self._scheduler = TrustingScheduler(kv_cache_config)
+            self._scheduler = TrustingScheduler(vllm_config, kv_cache_config)
 
 
 class Guardless(PolicyPatchConnector):
@@ -63,7 +64,7 @@ class Guardless(PolicyPatchConnector):
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         if self._scheduler is not None:
-            self._scheduler = BlindScheduler(kv_cache_config)
+            self._scheduler = BlindScheduler(vllm_config, kv_cache_config)
 
 
 class OpenGate:
@@ -95,8 +96,10 @@ class OpenGate:
     async def take(self, outputs: AsyncGenerator[Any, None]) -> Any:
         return await anext(outputs, None)
 
-    def tokens(self, num_tokens: int) -> None:
-        return None
+    @property
+    def meter(self) -> Any:
+        """Counts nothing."""
+        return MagicMock()
 
 
 class InsistingClient(PatchedAsyncLLM):

@@ -4,35 +4,45 @@ A prefix comes in front of a request in four steps: ``client`` adds placeholders
 end, ``scheduler_side`` says that they need no computing and makes a ``plan``, ``worker_side`` carries it out,
 and ``client`` hides the prefix again.
 
-====================  ======================================================================
-``launch``            starts the server: vLLM's flags and ours
-``front_end``         one process that answers HTTP, and how its parts are put together
-``configuration``     what vLLM's engine and its HTTP server are configured with
-``processes``         several of them on one socket
-``options``           what a server is started with beside vLLM's flags
-``cpu_defaults``      defaults for machines without a GPU
-``support``           what is refused at start, because patches could not be served rightly
-``address``           the socket that a server answers on
-``start_errors``      what ends a start with one line
-``logs``              our log lines in vLLM's format
-``ready``             the block that says that a server is ready
-``client``            the engine client: the selected patch goes in front of each request
-``context_length``    what a prefix leaves of the model's context
-``model_registry``    aliases in vLLM's list of models
-``placeholder``       the token id that stands for prefix positions
-``claim``             what a request tells the scheduler about its prefix
-``connector``         the KV connector: scheduler side and worker side in one class for vLLM
-``scheduler_side``    which tokens need no computing, and what to write where
-``plan``              the scheduler's orders to the workers for one step
-``block_pins``        keeps blocks of chosen prefixes from being evicted
-``worker_side``       writes prefixes into requests' blocks
-``cache_writer``      the fastest way of writing that is right for these caches
-``stores``            what a worker holds, a store for each kind of patch
-``prefix_store``      the prefixes of one worker, in host memory and device slots
-``device_slots``      device slots within a bound, least recently used out first
-``relocation``        whether this model's keys can be moved to other positions
-``worker_extension``  methods added to vLLM's workers
-``rpc_workers``       the workers as the residency seam sees them
-``stats``             counts of prefix tokens on their way to the metrics
-====================  ======================================================================
+=======================  ===========================================================================
+``launch``               starts the server: vLLM's flags and ours
+``front_end``            one process that answers HTTP, and how its parts are put together
+``configuration``        what vLLM's engine and its HTTP server are configured with
+``processes``            several of them on one socket
+``options``              what a server is started with beside vLLM's flags
+``cpu_defaults``         defaults for machines without a GPU
+``support``              what is refused at start, because patches could not be served rightly
+``address``              the socket that a server answers on
+``start_errors``         what ends a start with one line
+``logs``                 our log lines in vLLM's format
+``ready``                the block that says that a server is ready
+``client``               the engine client: the selected patch goes in front of each request
+``context_length``       what a prefix leaves of the model's context
+``model_registry``       aliases in vLLM's list of models
+``placeholder``          the token id that stands for prefix positions
+``claim``                what a request tells the scheduler about its prefix
+``connector``            the KV connector: scheduler side and worker side in one class for vLLM
+``scheduler_side``       which tokens need no computing, and what to write where
+``plan``                 the scheduler's orders to the workers for one step
+``block_pins``           keeps blocks of chosen prefixes from being evicted
+``worker_side``          writes prefixes into requests' blocks
+``cache_writer``         the fastest way of writing that is right for these caches
+``stores``               what a worker holds, a store for each kind of patch
+``prefix_store``         the prefixes of one worker, in host memory and device slots
+``device_slots``         device slots within a bound, least recently used out first
+``vector_store``         the vectors of one worker, in host memory and in rows of the device's table
+``relocation``           whether this model's keys can be moved to other positions
+``worker``               vLLM's workers with hooks for vectors, as a mixin
+``cpu_worker``           the worker with it on machines without a GPU
+``gpu_worker``           the worker with it on GPUs
+``steering_hooks``       where vectors act, and on which models they are right
+``steering_plan``        the scheduler's half of steering: who is steered, and the hashes of answers' blocks
+``steering_rows``        the worker's half: which token is steered by which vector
+``steering_conditions``  whether a vector acts: scores beside the KV cache, decided in the forward pass
+``steering_report``      what workers tell the scheduler side: outcomes, and requests without their vector
+``withheld``             keeps back tokens of requests whose vector is not on the device
+``worker_extension``     methods added to vLLM's workers
+``rpc_workers``          the workers as the residency seam sees them
+``stats``                counts of prefix tokens on their way to the metrics
+=======================  ===========================================================================
 """

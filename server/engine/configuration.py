@@ -20,7 +20,10 @@ from patches.fingerprint import fingerprint_model
 from server.engine.block_pins import PINNED_NAMES_KEY, PINNED_SHARE_KEY
 from server.engine.options import ServeOptions
 from server.engine.start_errors import flags_judged
+from server.engine.steering_hooks import COMPILE_KEY
+from server.engine.steering_plan import SLOTS_KEY
 from server.engine.support import require_supported_model, require_supported_on_cpu
+from server.engine.worker import use_patched_workers
 from server.engine.worker_side import DEVICE_BYTES_KEY
 from server.options import MemoryOptions
 
@@ -51,7 +54,8 @@ def engine_config(
     with flags_judged():
         engine_args = AsyncEngineArgs.from_cli_args(args)
         engine_args.kv_transfer_config = _kv_transfer_config(options.flags.memory)
-        engine_args.worker_extension_cls = "server.engine.worker_extension.PatchWorkerExtension"
+        if options.flags.memory.steering_slots:
+            engine_args.additional_config = {**engine_args.additional_config, **COMPILE_KEY}
         engine_args._api_process_count = process_count
         engine_args._api_process_rank = process_rank
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
@@ -60,6 +64,7 @@ def engine_config(
             cached_tokenizer_from_config(config.model_config)
         # The workers make another one of these; here it says whether there is one for the format.
         get_model_loader(config.load_config)
+    use_patched_workers(config)
     require_supported_model(config)
     require_supported_on_cpu(config)
     return config
@@ -83,7 +88,10 @@ def fingerprint_of(config: VllmConfig) -> BaseModel:
 
 
 def _kv_transfer_config(memory: MemoryOptions) -> KVTransferConfig:
-    extra: dict[str, Any] = {DEVICE_BYTES_KEY: int(memory.patch_device_memory)}
+    extra: dict[str, Any] = {
+        DEVICE_BYTES_KEY: int(memory.patch_device_memory),
+        SLOTS_KEY: memory.steering_slots,
+    }
     if memory.pin_blocks:
         extra |= {PINNED_SHARE_KEY: memory.pin_blocks_share, PINNED_NAMES_KEY: sorted(memory.pin_blocks)}
     return KVTransferConfig(**_CONNECTOR, kv_connector_extra_config=extra)

@@ -19,6 +19,7 @@ from server.engine.logs import log_through_vllm
 from server.engine.plan import StepPlan
 from server.engine.scheduler_side import SchedulerSide
 from server.engine.stats import InjectionStats
+from server.engine.steering_report import SteeringReport
 from server.engine.worker_side import WorkerSide
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 
@@ -41,7 +43,9 @@ class PolicyPatchConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         # The first code of ours that runs in the processes that vLLM starts.
         log_through_vllm()
-        self._scheduler = SchedulerSide(kv_cache_config) if role == KVConnectorRole.SCHEDULER else None
+        self._scheduler = (
+            SchedulerSide(vllm_config, kv_cache_config) if role == KVConnectorRole.SCHEDULER else None
+        )
         self._worker = WorkerSide(vllm_config, kv_cache_config) if role == KVConnectorRole.WORKER else None
 
     @property
@@ -77,6 +81,9 @@ class PolicyPatchConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_block_ids_with_load_errors(self) -> set[int]:  # noqa: D102
         return self.worker.take_failed_block_ids()
+
+    def build_connector_worker_meta(self) -> SteeringReport | None:  # noqa: D102
+        return self.worker.take_report()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing to wait for: the writes are on the stream of the forward pass."""
@@ -117,17 +124,20 @@ class PolicyPatchConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:  # noqa: D102
         return self.scheduler.build_plan(scheduler_output)
 
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:  # noqa: D102
+        report = connector_output.kv_connector_worker_meta
+        if isinstance(report, SteeringReport):
+            self.scheduler.take_report(report)
+
     def request_finished(  # noqa: D102
         self, request: "Request", block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self.scheduler.forget(request)
-        return False, None
+        return False, self.scheduler.forget(request)
 
     def request_finished_all_groups(  # noqa: D102
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self.scheduler.forget(request)
-        return False, None
+        return False, self.scheduler.forget(request)
 
     # Both.
 

@@ -5,7 +5,7 @@ request and does constant work per request and step.
 """
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import RequestStatus
 
@@ -13,8 +13,11 @@ from server.engine.block_pins import BlockPins
 from server.engine.claim import PatchClaim
 from server.engine.plan import BlockSpan, PrefixLoad, StepPlan
 from server.engine.stats import InjectionStats
+from server.engine.steering_plan import SteeringPlan
+from server.engine.steering_report import SteeringReport
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -34,7 +37,8 @@ class SchedulerSide:
     again after each preemption; ``forget`` once at its end. ``build_plan`` runs once a step, after those.
     """
 
-    def __init__(self, kv_cache_config: "KVCacheConfig") -> None:
+    def __init__(self, config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
+        self._steering = SteeringPlan(config, kv_cache_config)
         self._block_sizes = [group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups]
         self._claims: dict[str, PatchClaim] = {}
         self._loads: dict[str, PrefixLoad] = {}
@@ -59,12 +63,18 @@ class SchedulerSide:
         if claim is None:
             return
         self._claims[request.request_id] = claim
+        self._steering.add(request, claim)
         # A request that skips the prefix cache is never offered external tokens: vLLM would then
         # compute the placeholders (invariant 1).
         request.skip_reading_prefix_cache = False
 
-    def num_matched_tokens(self, request: "Request", num_computed_tokens: int) -> int:
-        """Return how many tokens after ``num_computed_tokens`` the prefix provides. Has no side effect."""
+    def num_matched_tokens(self, request: "Request", num_computed_tokens: int) -> int | None:
+        """Return how many tokens after ``num_computed_tokens`` the prefix provides. Has no side effect.
+
+        ``None`` where the request has to wait, since the workers have no room for its vector.
+        """
+        if not self._steering.has_room(request.request_id):
+            return None
         claim = self._claims.get(request.request_id)
         return 0 if claim is None else max(0, claim.num_tokens - num_computed_tokens)
 
@@ -73,6 +83,7 @@ class SchedulerSide:
         claim = self._claims.get(request.request_id)
         if claim is None:
             return
+        self._steering.admit(request.request_id)
         self._count(claim, claim.num_tokens - num_external_tokens)
         if num_external_tokens == 0:
             return
@@ -102,7 +113,7 @@ class SchedulerSide:
 
     def build_plan(self, scheduler_output: "SchedulerOutput") -> StepPlan:
         """Return this step's plan and start the next one."""
-        plan = StepPlan(loads=list(self._loads.values()))
+        plan = StepPlan(loads=list(self._loads.values()), steered=self._steering.of_step(scheduler_output))
         self._loads.clear()
         if self._claims:
             self._find_unbacked(scheduler_output)
@@ -142,13 +153,28 @@ class SchedulerSide:
                 )
                 self._unbacked[req_id] = {block_id for group in block_ids for block_id in group}
 
-    def forget(self, request: "Request") -> None:
-        """Drop what is kept of a finished request."""
+    def take_report(self, report: SteeringReport) -> None:
+        """Take what the workers say of steered requests, after each step."""
+        for req_id in report.failed:
+            block_id = self._steering.first_block(req_id)
+            if block_id is not None:
+                self._unbacked[req_id] = {block_id}
+        for req_id, outcome in report.outcomes.items():
+            self._steering.decide(req_id, outcome)
+
+    def forget(self, request: "Request") -> dict[str, Any] | None:
+        """Drop what is kept of a finished request.
+
+        Returns:
+            What goes out with the answer: the outcome of the vector's condition, where there is one.
+        """
         claim = self._claims.pop(request.request_id, None)
         if claim is not None and claim.is_pinned and self._pins and request.status in _GOOD_ENDS:
             self._pins.keep(request, claim.num_tokens)
         self._loads.pop(request.request_id, None)
         self._unbacked.pop(request.request_id, None)
+        outcome = self._steering.forget(request)
+        return None if outcome is None else outcome.to_params()
 
     def take_stats(self) -> InjectionStats:
         """Return the counts since the last call."""

@@ -3,7 +3,7 @@
 vLLM carries connector statistics with every step's output; ``InjectionLogger`` picks them up.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _empty() -> dict[str, Any]:
-    return {"injected": {}, "shared": {}, "seconds": [], "slots": {}, "pins": {}}
+    return {"injected": {}, "shared": {}, "seconds": [], "slots": {}, "pins": {}, "steered": {}}
 
 
 class InjectionStats(KVConnectorStats):
@@ -26,7 +26,8 @@ class InjectionStats(KVConnectorStats):
 
     ``data`` holds ``injected`` and ``shared`` (digest -> tokens), ``seconds`` (one value per step and
     worker that wrote something), ``slots`` (``loads``, ``evictions``, and ``bytes`` more than before) and
-    ``pins`` (``blocks`` that are pinned, and the ``limit`` for them, more than before).
+    ``pins`` (``blocks`` that are pinned, and the ``limit`` for them, more than before). ``steered`` are the
+    tokens that a vector acted on, by its digest.
     """
 
     def __init__(self, data: dict[str, Any] | None = None) -> None:
@@ -50,6 +51,10 @@ class InjectionStats(KVConnectorStats):
         """Count one step's write on one worker."""
         self.data["seconds"].append(seconds)
 
+    def record_steered(self, counts: Mapping[str, int]) -> None:
+        """Count tokens that vectors acted on, by their digests."""
+        self._add("steered", counts)
+
     def record_slots(self, counts: SlotCounts) -> None:
         """Count what happened to one worker's device slots."""
         changes = {"loads": counts.num_loads, "evictions": counts.num_evictions, "bytes": counts.num_bytes}
@@ -59,7 +64,7 @@ class InjectionStats(KVConnectorStats):
         """Record how many blocks more are pinned, or may be, than before."""
         self._add("pins", changes)
 
-    def _add(self, what: str, changes: dict[str, int]) -> None:
+    def _add(self, what: str, changes: Mapping[str, int]) -> None:
         for key, number in changes.items():
             self.data[what][key] = self.data[what].get(key, 0) + number
 
@@ -71,6 +76,7 @@ class InjectionStats(KVConnectorStats):
         self.data["seconds"].extend(other.data["seconds"])
         self._add("slots", other.data["slots"])
         self._add("pins", other.data["pins"])
+        self._add("steered", other.data["steered"])
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -78,6 +84,7 @@ class InjectionStats(KVConnectorStats):
         return {
             "prefix tokens injected": sum(self.data["injected"].values()),
             "prefix tokens shared": sum(self.data["shared"].values()),
+            "tokens steered": sum(self.data["steered"].values()),
             "injection seconds": round(sum(self.data["seconds"]), 6),
         }
 

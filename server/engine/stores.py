@@ -55,6 +55,11 @@ class Stores:
     def __init__(self, **stores: PatchStore) -> None:
         self._stores = dict(stores)
         self._kinds: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+
+    def refuse(self, kind: str, reason: str) -> None:
+        """Hold no patches of ``kind``, and say why."""
+        self._refused[kind] = reason
 
     def add(self, kind: str, store: PatchStore) -> None:
         """Hold patches of ``kind`` from now on."""
@@ -85,6 +90,8 @@ class Stores:
         return {digest: size for store in self._stores.values() for digest, size in store.resident().items()}
 
     def _of(self, kind: str) -> PatchStore:
+        if kind in self._refused:
+            raise ValueError(f"{kind} patches cannot be served here: {self._refused[kind]}")
         if kind not in self._stores:
             raise ValueError(f"kind: expected {' or '.join(self._stores)}, got {kind}")
         return self._stores[kind]

@@ -41,6 +41,7 @@ def require_supported_arguments(args: "Namespace") -> None:
         "--data-parallel-backend ray": args.data_parallel_backend == "ray",
         "--enable-elastic-ep": args.enable_elastic_ep,
         "--kv-transfer-config": args.kv_transfer_config is not None,
+        "--worker-cls": args.worker_cls != "auto",
         "--worker-extension-cls": bool(args.worker_extension_cls),
         "--tokens-only": args.tokens_only,
         "--enable-dbo": args.enable_dbo,

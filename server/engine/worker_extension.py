@@ -17,8 +17,8 @@ class PatchWorkerExtension:
     """Residency of patches on one worker."""
 
     def policy_patch_layout(self) -> dict[str, object]:
-        """See ``WorkerSide.layout``."""
-        return _side().layout()
+        """See ``WorkerSide.layout``; ``steering`` is why vectors can't act here."""
+        return {**_side().layout(), "steering": "vLLM runs workers here that cannot be extended"}
 
     def policy_patch_enable_composition(self) -> str | None:
         """See ``WorkerSide.enable_composition``."""

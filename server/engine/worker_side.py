@@ -23,6 +23,7 @@ from server.engine.plan import PrefixLoad, StepPlan
 from server.engine.prefix_store import PrefixStore, RankLayout
 from server.engine.relocation import KeysNotMovable, rotary_of_model
 from server.engine.stats import InjectionStats
+from server.engine.steering_report import SteeringReport
 from server.engine.stores import Stores
 from server.engine.support import layer_problems
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    from server.engine.steering_rows import SteeringRank
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class WorkerSide:
         # None until keys may be moved: prefixes of several parts fail before that.
         self._rotary: Rotary | None = None
         self._failed_block_ids: set[int] = set()
+        self._steering: SteeringRank | None = None
         self._stats = InjectionStats()
 
     def bind_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
@@ -89,6 +93,11 @@ class WorkerSide:
         head_size = self._layers[0].layer.head_size
         layout = RankLayout(self._layer_indices, heads, self._num_kv_heads, head_size, self._dtype)
         return PrefixStore(layout, self._device, self._max_device_bytes)
+
+    def bind_steering(self, steering: "SteeringRank") -> None:
+        """Take the rank's other half, which the worker made before there was a connector."""
+        self._steering = steering
+        self.stores.add("steering", steering.store)
 
     @property
     def store(self) -> PrefixStore:
@@ -178,9 +187,15 @@ class WorkerSide:
         taken, self._failed_block_ids = self._failed_block_ids, set()
         return taken
 
+    def take_report(self) -> SteeringReport | None:
+        """Return what the scheduler side has to know of steered requests since the last call."""
+        return None if self._steering is None else self._steering.take_report()
+
     def take_stats(self) -> InjectionStats:
-        """Return the write times, and what happened to the device slots, since the last call."""
+        """Return write times, steered tokens and what happened to the device slots since the last call."""
         taken, self._stats = self._stats, InjectionStats()
+        if self._steering is not None:
+            taken.record_steered(self._steering.take_counts())
         if self._store is not None:
             taken.record_slots(self._store.take_counts())
         return taken

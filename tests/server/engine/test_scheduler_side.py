@@ -13,13 +13,19 @@ from server.engine.scheduler_side import SchedulerSide
 
 DIGEST = "sha256:" + "a" * 64
 BLOCK = 16
+NUM_SLOTS = 2
 
 
 def _side(*block_sizes: int) -> SchedulerSide:
     groups = [
         SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=size)) for size in block_sizes or (BLOCK,)
     ]
-    return SchedulerSide(SimpleNamespace(kv_cache_groups=groups))
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
+        kv_transfer_config=SimpleNamespace(get_from_extra_config=lambda key, default: NUM_SLOTS),
+    )
+    caches = SimpleNamespace(kv_cache_groups=groups, hash_block_size=BLOCK)
+    return SchedulerSide(config, caches)  # type: ignore[arg-type]
 
 
 def _request(num_prefix: int | None = 40, request_id: str = "r", **params: Any) -> Request:

@@ -1,0 +1,224 @@
+"""Which token of a step is steered by which vector: the worker's half of steering.
+
+The scheduler side says who is steered (``plan``); in which order requests stand in the batch is known only
+inside the model runner, in the one method that prepares a step's inputs. That method is wrapped. Nothing is
+remembered of a request from one step to the next, so that preemption, resumption, aborts and chunked prefill
+need no code here.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+from server.engine.plan import SteeredRequest, StepPlan
+from server.engine.steering_conditions import Conditions, lasting_group, slot_view
+from server.engine.steering_hooks import has_own_mlp_hook, layers_of
+from server.engine.steering_report import SteeringReport
+from server.engine.vector_store import ModelShape, VectorStore
+from steering_kernels import (
+    ConditionTable,
+    SteeringTable,
+    TokenRows,
+    steer_layer_,
+    steer_output_,
+    steer_residual_,
+)
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = logging.getLogger(__name__)
+
+
+class SteeringRank:
+    """Steers the tokens of one rank; what the hooks call (``steering_hooks.Acting``)."""
+
+    def __init__(
+        self, config: "VllmConfig", network: nn.Module, device: torch.device, num_slots: int
+    ) -> None:
+        layers = list(layers_of(network))
+        model = config.model_config
+        shape = ModelShape(model.get_total_num_hidden_layers(), model.get_hidden_size(), layers)
+        self._first_layer = layers[0]
+        # One call a layer where that does both.
+        self._steer = steer_residual_ if has_own_mlp_hook(network) else steer_layer_
+        self._table = SteeringTable.allocate(len(layers), num_slots + 1, shape.hidden_size, device)
+        self._rows = TokenRows.allocate(_max_tokens(config), device)
+        self._condition_table = ConditionTable.allocate(len(layers), num_slots + 1, shape.hidden_size, device)
+        self._conditions: Conditions | None = None
+        self.store = VectorStore(shape, self._table, self._condition_table, num_slots)
+        #: Live requests whose vector was not on the device when a step needed it.
+        self.failed: set[str] = set()
+        self._report = SteeringReport()
+        #: Whether what this rank samples is what the scheduler gets.
+        self._is_heard = get_pp_group().is_last_rank and get_tp_group().rank_in_group == 0
+        #: Whether the vector acts on a request of the last steps whose condition was decided.
+        self._acts: dict[str, bool] = {}
+        #: Digest -> tokens steered since ``take_counts``.
+        self._counts: dict[str, int] = {}
+
+    def bind_caches(self, runner: Any, kv_cache_config: "KVCacheConfig") -> None:
+        """Make what conditions need, once the model runner has its caches."""
+        group = lasting_group(kv_cache_config)
+        if get_pp_group().world_size > 1:
+            self.store.condition_problem = "pipeline stages would each know a part of its score"
+        elif group is None:
+            self.store.condition_problem = "no layer of this model keeps the whole prompt in its cache"
+        else:
+            view = slot_view(runner, group)
+            num_slots = (
+                kv_cache_config.num_blocks * kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size
+            )
+            self._conditions = Conditions(self._condition_table, view, num_slots, len(self._rows.tensor))
+            self.store.condition_problem = None
+
+    def begin_step(
+        self, scheduler_output: "SchedulerOutput", req_ids: Sequence[str], num_scheduled: np.ndarray
+    ) -> None:
+        """Set the row of the table that steers each token of the step.
+
+        Args:
+            scheduler_output: Of the step, with its plan.
+            req_ids: In the order in which they stand in the batch.
+            num_scheduled: Tokens of each of them.
+        """
+        plan = cast(StepPlan, scheduler_output.kv_connector_metadata)
+        self.failed -= scheduler_output.finished_req_ids
+        self._acts = {req_id: acts for req_id, acts in self._acts.items() if req_id in plan.steered}
+        if not plan.steered:
+            self.end_steps()
+            return
+        row_of = self.store.bring({request.digest: None for request in plan.steered.values()})
+        rows = np.zeros(int(num_scheduled.sum()), np.int32)
+        conditional: list[tuple[str, SteeredRequest | None, int]] = []
+        stop = 0
+        for req_id, num_tokens in zip(req_ids, num_scheduled.tolist(), strict=True):
+            begin, stop = stop, stop + num_tokens
+            request = plan.steered.get(req_id)
+            row = 0 if request is None else row_of.get(request.digest, 0)
+            if request is None:
+                pass
+            elif not row or req_id in self.failed:
+                row = 0
+                self._fail(req_id, request)
+            elif request.is_conditional:
+                conditional.append((req_id, request, row))
+                if self._acts.get(req_id):
+                    self._count(request.digest, num_tokens)
+                continue
+            else:
+                begin += max(0, request.first - request.start)
+                if begin < stop:
+                    rows[begin:stop] = row
+                    self._count(request.digest, stop - begin)
+            conditional.append((req_id, None, 0))
+        is_conditional = any(row for _, _, row in conditional)
+        self._rows.assign(torch.from_numpy(rows), is_conditional=is_conditional)
+        if self._conditions is not None:
+            if is_conditional:
+                self._conditions.begin_step(conditional, num_scheduled, self.store.conditions())
+            else:
+                self._conditions.end_steps()
+
+    def read_flags(self) -> None:
+        """Set the rows of requests that were decided earlier, once the step's block tables are in place."""
+        if self._conditions is not None and not self._conditions.is_idle:
+            self._conditions.read_flags(self._rows)
+
+    def end_steps(self) -> None:
+        """Steer nothing in the forward passes that follow."""
+        self._rows.clear()
+        if self._conditions is not None:
+            self._conditions.end_steps()
+
+    def _count(self, digest: str, num_tokens: int) -> None:
+        if num_tokens:
+            self._counts[digest] = self._counts.get(digest, 0) + num_tokens
+
+    def _fail(self, req_id: str, request: SteeredRequest) -> None:
+        """Keep back all tokens of a request from now on, and have it ended.
+
+        Raises:
+            RuntimeError: what this rank samples is not what the scheduler gets, so nothing can be kept back.
+                The engine ends, as it does where ranks do not agree on anything else.
+        """
+        problem = f"vector {request.digest} of request {req_id} is not on the device"
+        if not self._is_heard:
+            raise RuntimeError(problem)
+        logger.error("%s: failing the request", problem)
+        self.failed.add(req_id)
+        self._report.failed.add(req_id)
+
+    def after_layer(self, layer_idx: int, hidden: torch.Tensor, residual: torch.Tensor) -> None:
+        """See ``Acting.after_layer``."""
+        layer = layer_idx - self._first_layer
+        if self._conditions is not None:
+            self._conditions.after_layer(layer, hidden, residual, self._rows)
+        self._steer(hidden, residual, self._rows, self._table, layer)
+
+    def after_mlp(self, layer_idx: int, output: torch.Tensor) -> None:
+        """See ``Acting.after_mlp``."""
+        steer_output_(output, self._rows, self._table, layer_idx - self._first_layer)
+
+    def take_counts(self) -> dict[str, int]:
+        """Return the tokens steered since the last call, by digest; one rank of several counts."""
+        taken, self._counts = self._counts, {}
+        return taken if self._is_heard else {}
+
+    def take_report(self) -> SteeringReport | None:
+        """Return what the scheduler side has to know since the last call, after the layers have run."""
+        for decided in self._conditions.take_decided() if self._conditions is not None else ():
+            self._report.outcomes[decided.req_id] = decided.outcome
+            self._acts[decided.req_id] = decided.outcome.acts
+            self._count(decided.digest, decided.num_steered)
+        taken, self._report = self._report, SteeringReport()
+        return taken or None
+
+
+def _max_tokens(config: "VllmConfig") -> int:
+    """Return how many tokens a forward pass has at most, padding included."""
+    captured = config.compilation_config.cudagraph_capture_sizes or [0]
+    return max(config.scheduler_config.max_num_batched_tokens, *captured)
+
+
+def watch_steps(runner: Any, rank: SteeringRank) -> None:
+    """Have the rank told of each step before its forward pass, by a model runner of vLLM's, V1 or V2."""
+    if hasattr(runner, "prepare_inputs"):
+        _watch_v2(runner, rank)
+    else:
+        _watch_v1(runner, rank)
+
+
+def _watch_v1(runner: Any, rank: SteeringRank) -> None:
+    prepare = runner._prepare_inputs
+
+    def prepare_steered(scheduler_output: Any, num_scheduled: np.ndarray) -> Any:
+        prepared = prepare(scheduler_output, num_scheduled)
+        rank.begin_step(scheduler_output, runner.input_batch.req_ids, num_scheduled)
+        rank.read_flags()
+        return prepared
+
+    runner._prepare_inputs = prepare_steered
+
+
+def _watch_v2(runner: Any, rank: SteeringRank) -> None:
+    prepare_inputs, prepare_attn = runner.prepare_inputs, runner.prepare_attn
+
+    def prepare_steered(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = prepare_inputs(scheduler_output, *args, **kwargs)
+        rank.begin_step(scheduler_output, batch.req_ids, batch.num_scheduled_tokens)
+        return batch
+
+    def prepare_flags(*args: Any, **kwargs: Any) -> Any:
+        prepared = prepare_attn(*args, **kwargs)
+        rank.read_flags()
+        return prepared
+
+    runner.prepare_inputs, runner.prepare_attn = prepare_steered, prepare_flags

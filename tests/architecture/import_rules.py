@@ -65,7 +65,6 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
             "overhead",
             "scale",
             "soak",
-            "steer_layer",
             "swap",
         },
         {"hostile"},

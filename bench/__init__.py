@@ -16,6 +16,7 @@ mean.
 ``memory``       what a patch takes of the KV cache and of memory
 ``catalog``      whether the front end stays fast with a thousand patches
 ``inject``       what writing prefixes into a KV cache costs; no server
+``steer_layer``  what steering adds to a layer; no server
 ``cross_check``  whether another load generator finds the same figures
 ``files``        what becomes of damaged and hostile patch files; no server
 ``soak``         whether a server stays right under load, swaps and faults for long; a folder

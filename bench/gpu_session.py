@@ -5,8 +5,9 @@ Stages, in this order:
 
 * ``host-path``: `tests/gpu/host_path.py` in each of its scenarios: what the connector writes through vLLM's
   CUDA path, read back from the cache; and that the CUDA graphs are the same with and without the connector.
-* ``kernels``: the tests of `prefix_kernels`, with Triton's kernels on the device.
+* ``kernels``: the tests of `prefix_kernels` and `steering_kernels`, with Triton's kernels on the device.
 * ``inject``: `bench.inject`, what one write costs beside a copy of as many bytes.
+* ``steer-layer``: `bench.steer_layer`, what steering adds to a layer, with 1 to 256 vectors in a step.
 * ``fidelity``: `bench.fidelity` on a model with weights, in bfloat16 and in float32.
 * ``overhead``: `bench.overhead` on a model shape with random weights and a random patch.
 * ``peers``: the same for LoRA adapters and embeddings that the client sends; wants PEFT.
@@ -36,7 +37,7 @@ SWEEPS = {
     "swap": "--concurrency 64 --requests 512 --rounds 5 --gpu-memory-utilization 0.4",
     "memory": "--in-flight 1,64 --rounds 1 --gpu-memory-utilization 0.4",
 }
-STAGES = ("host-path", "kernels", "inject", "fidelity", "overhead", "peers", *SWEEPS)
+STAGES = ("host-path", "kernels", "inject", "steer-layer", "fidelity", "overhead", "peers", *SWEEPS)
 SCENARIOS = ("default", "plain", "full-decode", "hybrid", "uncached", "fp8", "fp32", "triton", "eager")
 #: Cache layouts that the scenario "full-decode" is repeated with.
 LAYOUTS = ("LBHNC", "BLNHC")
@@ -76,9 +77,11 @@ def steps_of(args: argparse.Namespace, policy: Path) -> Iterator[Step]:
     for layout in args.layouts:
         command = [program, str(weights), "full-decode", *flags]
         yield Step(f"host-path-{layout}", "host-path", command, 240, {"VLLM_KV_CACHE_LAYOUT": layout})
-    tests = str(ROOT / "tests" / "prefix_kernels")
-    yield Step("kernels", "kernels", _module("pytest", "-q", "-rs", "-p", "no:cacheprovider", tests), 240)
+    tests = [ROOT / "tests" / kernels for kernels in ("prefix_kernels", "steering_kernels")]
+    yield Step("kernels", "kernels", _module("pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests), 300)
     yield Step("inject", "inject", _module("bench.inject", "--out", args.out / "inject"), 180)
+    command = _module("bench.steer_layer", "--tokens", "1,8,64,256,1024", "--vectors", "1,16,64,256")
+    yield Step("steer-layer", "steer-layer", [*command, "--out", str(args.out / "steer-layer")], 180)
     for dtype in args.dtypes:
         command = _module("bench.fidelity", "--model", weights, "--policy-text", policy, "--dtype", dtype)
         command += ["--out", str(args.out / f"fidelity-{dtype}"), *args.fidelity_arguments]

@@ -12,9 +12,8 @@ ahead, and `host` is what the call holds up the thread that launches. On a CPU t
 import argparse
 import statistics
 import sys
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 
 from bench.load.timing import quantile
 from bench.report.record import Record, append_record
+from bench.run.device_timing import flush_buffer, measure
 from bench.run.question import (
     RECORDS,
     Measure,
@@ -44,12 +44,6 @@ from prefix_kernels import (
 from prefix_kernels.dispatch import Implementation
 
 QUESTION = "inject"
-
-#: More than the caches of a GPU (50 MiB of L2) or of a processor of a few cores hold.
-FLUSH_BYTES = 256 * 2**20
-
-#: Cycles that the device is kept busy while the host prepares: about a millisecond.
-BUSY_CYCLES = 2_000_000
 
 EPILOG = """\
 examples:
@@ -150,31 +144,11 @@ class Workload:
         write_prefix_kv(self._caches, writes, self._rotary, implementation=arm.implementation)
 
 
-def measure(run: Callable[[], None], device: torch.device, flush: torch.Tensor) -> dict[str, float]:
-    """Time one run with cold caches; seconds, as ``device_s`` and ``host_s``."""
-    flush.add_(1)
-    if device.type != "cuda":
-        started = time.perf_counter()
-        run()
-        elapsed = time.perf_counter() - started
-        return {"device_s": elapsed, "host_s": elapsed}
-    torch.cuda.synchronize()
-    torch.cuda._sleep(BUSY_CYCLES)  # type: ignore[no-untyped-call]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-    events[0].record()
-    started = time.perf_counter()
-    run()
-    host_s = time.perf_counter() - started
-    events[1].record()
-    torch.cuda.synchronize()
-    return {"device_s": events[0].elapsed_time(events[1]) / 1000, "host_s": host_s}
-
-
 def run_inject(options: InjectOptions, command: str, folder: Path) -> None:
     """Measure every way for every number of patches."""
     environment = describe_environment()
     device = options.resolved_device
-    flush = torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device=device)
+    flush = flush_buffer(device)
     arms, run_id = arms_of(device), uuid.uuid4().hex[:12]
     shape = {k: v for k, v in asdict(options).items() if k not in ("num_patches", "device")}
     for num_patches in options.num_patches:

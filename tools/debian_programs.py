@@ -4,6 +4,9 @@
 
 Looked up in this order: the folder that POLICYPATCH_PROMETHEUS_DIR names; PATH; the cache folder. `apt-get
 download` and `dpkg-deb -x` put what is missing there; neither needs root, and no daemon is started.
+
+Debian's builds read templates and pages from a fixed folder, where only root could put them. In the unpacked
+copies that path leads to the working directory: start them in ``working_folder``.
 """
 
 import os
@@ -22,6 +25,8 @@ PROGRAMS = {
     "alertmanager": ("prometheus-alertmanager", "prometheus-alertmanager"),
     "amtool": ("amtool", "prometheus-alertmanager"),
 }
+#: The fixed folder, and one of the same length that is wherever a program is started.
+_FIXED, _RELOCATED = b"/usr/share/prometheus", b"/proc/self/cwd///////"
 #: For a package, or a list of packages; a mirror that does not answer is given up.
 _TIMEOUT_S = 300
 
@@ -62,6 +67,12 @@ def programs(environment: Mapping[str, str] = os.environ) -> dict[str, Path]:
     return found
 
 
+def working_folder(program: Path) -> Path:
+    """Return where a program has to be started, so that it finds its templates."""
+    folder = program.parent.parent / "share" / "prometheus"
+    return folder if folder.is_dir() else program.parent
+
+
 def _found_in(places: str) -> dict[str, Path]:
     paths = {
         name: shutil.which(name, path=places) or shutil.which(debian_name, path=places)
@@ -88,9 +99,14 @@ def _unpack(package: str, cache: Path) -> None:
         (archive,) = folder.glob("*.deb")
         unpacked = folder / "unpacked"
         _run(["dpkg-deb", "-x", str(archive), str(unpacked)], folder)
-        # One rename for each program: another process finds a whole one, or none.
+        shared = Path("usr", "share", "prometheus")
+        if (unpacked / shared).is_dir():
+            # Its links to other packages' scripts stay what they are.
+            shutil.copytree(unpacked / shared, cache / shared, symlinks=True, dirs_exist_ok=True)
         (cache / "usr" / "bin").mkdir(parents=True, exist_ok=True)
         for program in (unpacked / "usr" / "bin").iterdir():
+            program.write_bytes(program.read_bytes().replace(_FIXED, _RELOCATED))
+            # One rename for each program: another process finds a whole one, or none.
             program.replace(cache / "usr" / "bin" / program.name)
 
 

@@ -8,6 +8,7 @@
 ``sweep``         cells along an axis that take turns
 ``patch_sweep``   sweeps over many patches: the servers, the requests, the check of every answer
 ``side_by_side``  one server, asked everything under a patch and with the policy as text
+``device_timing``  one sample of what runs in this process, with cold caches
 ``reader``        a model in this process that reads prompts behind prefixes
 ================  ==============================================================================
 """

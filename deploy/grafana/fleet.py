@@ -20,9 +20,9 @@ def dashboard_rows() -> list[Row]:
     return [
         Row("At a glance", _glance()),
         Row("Who serves what", _versions()),
-        Row("How changes arrive", _changes()),
-        Row("Room", _room()),
-        Row("Servers", _servers()),
+        Row("How changes arrive", [*_changes(), *_files()]),
+        Row("Room", [*_room(), *_memory()]),
+        Row("Each server", _servers()),
     ]
 
 
@@ -128,8 +128,73 @@ def _changes() -> Panels:
             stacked=True,
         ),
         lines(
-            replace(look, title="Restarts", about="In the hour before, by server.", decimals=0),
+            replace(look, title="Restarts by server", about="In the hour before.", decimals=0),
             Query(f"sum by (instance) (changes({starts}))", "{{instance}}"),
+        ),
+    ]
+
+
+def _files() -> Panels:
+    reloads = rate("policy_patch_policy_reloads_total", by="outcome")
+    return [
+        lines(
+            Look(
+                "From file to serving",
+                "From reading a patch file to its being served.",
+                "s",
+                width=12,
+                without_value="No file was loaded yet",
+            ),
+            *[Query(quantile(q, "policy_patch_load_seconds"), f"p{round(q * 100)}") for q in (0.5, 0.95)],
+        ),
+        lines(
+            Look(
+                "Changes of the policy file",
+                "Changes per second that came into force, and that were refused.",
+                "ops",
+                width=12,
+                colors={"ok": GREEN, "refused": RED},
+            ),
+            Query(reloads, "{{outcome}}"),
+        ),
+    ]
+
+
+def _memory() -> Panels:
+    look = Look("", "", width=6)
+    return [
+        lines(
+            replace(look, title="Patches by tier", about="Patches in host memory, and those only on disk."),
+            Query(f"sum by (tier) ({select('policy_patch_tier_patches')})", "{{tier}}"),
+        ),
+        lines(
+            replace(
+                look,
+                title="Waiting for a prefix",
+                about="95th percentile, by server: from the first request that waited to the prefix in host "
+                "memory.",
+                unit="s",
+                without_value="No request had to wait",
+            ),
+            Query(quantile(0.95, "policy_patch_tier_wait_seconds", by="instance"), "{{instance}}"),
+        ),
+        lines(
+            replace(
+                look,
+                title="Writing prefixes",
+                about="99th percentile, by server: time of one worker in one engine step.",
+                unit="s",
+                thresholds=((0.05, ORANGE),),
+                without_value="No prefix was written yet",
+            ),
+            Query(quantile(0.99, "policy_patch_injection_seconds", by="instance"), "{{instance}}"),
+        ),
+        lines(
+            replace(
+                look, title="Pinned blocks", about="Blocks that `--pin-blocks` keeps, and how many may be."
+            ),
+            Query(f"sum({select('policy_patch_pinned_blocks')})", "pinned"),
+            Query(f"sum({select('policy_patch_pinned_blocks_limit')})", "limit"),
         ),
     ]
 
@@ -181,16 +246,18 @@ def _servers() -> Panels:
     refused = f"max by (instance) ({select('policy_patch_refused_files')})"
     return [
         rows(
-            Look("Servers", "What each runs, and since when.", width=24),
+            Look("What each server runs", "Versions, model, and since when.", width=24),
             Query(f"max by (instance, version, vllm, model) ({build})"),
             Query(started),
             Query(served),
             Query(refused),
+            Query(f"max by (instance, writer) ({select('policy_patch_writer_info')})"),
             columns={
                 "instance": "Server",
                 "version": "policypatch",
                 "vllm": "vLLM",
                 "model": "Model",
+                "writer": "Written by",
                 "Value #B": "Started",
                 "Value #C": "Patches",
                 "Value #D": "Refused files",

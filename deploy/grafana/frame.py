@@ -121,8 +121,8 @@ def write(
     board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     servers = "label_values(policy_patch_folder_readable, instance)"
     board.with_variable(variable("instance", "Server", servers, several=True))
-    for built in variables:
-        board.with_variable(built)
+    for more in variables:
+        board.with_variable(more)
     for row in rows:
         board.with_row(dashboard.Row(row.title))
         for panel in row.panels:
@@ -130,6 +130,12 @@ def write(
     document = json.loads(JSONEncoder().encode(board.build()))
     for number, panel in enumerate(document["panels"], 1):
         panel["id"] = number
+        # Newer Grafana has another footer, and none is wanted.
+        panel.get("options", {}).pop("footer", None)
+    for built in document["templating"]["list"]:
+        # The SDK writes what only variables of intervals have.
+        for name in ("auto", "auto_min", "auto_count"):
+            built.pop(name, None)
     document["annotations"] = {"list": [_annotation(mark) for mark in marks(patch)]}
     return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

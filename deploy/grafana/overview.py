@@ -30,6 +30,7 @@ def dashboard_rows() -> list[Row]:
     return [
         Row("At a glance", [*_load(), *_health()]),
         Row("Traffic", _traffic()),
+        Row("Who asks", _callers()),
         Row("What patches cost", _latency()),
         Row("Tokens and memory", _memory()),
         Row("What is served, and what is wrong", _state()),
@@ -76,8 +77,8 @@ def _health() -> Panels:
         number(
             replace(
                 _SMALL,
-                title="KV cache used",
-                about="Fullest KV cache of all engines.",
+                title="Fullest KV cache",
+                about="Share of its blocks in use.",
                 unit="percentunit",
                 maximum=1,
                 thresholds=((0.8, ORANGE), (0.95, RED)),
@@ -100,7 +101,7 @@ def _health() -> Panels:
         number(
             replace(
                 _SMALL,
-                title="Alerts firing",
+                title="Alerts",
                 about="Alerts of this project; the table below names them.",
                 thresholds=((1, RED),),
             ),
@@ -137,6 +138,35 @@ def _traffic() -> Panels:
         lines(
             Look("Denials by reason", "Refused requests per second, by error code.", "reqps"),
             Query(or_zero_named(denials, "reason", "no denial"), "{{reason}}"),
+        ),
+    ]
+
+
+def _callers() -> Panels:
+    look = Look("", "", "reqps")
+    callers = rate("policy_patch_caller_requests_total", by="caller")
+    unpatched = rate("policy_patch_unpatched_answers_total", by="caller")
+    return [
+        lines(
+            replace(
+                look, title="Requests by caller", about="By the rule of the policy that fits the caller."
+            ),
+            Query(or_zero_named(callers, "caller", "no caller"), "{{caller}}"),
+            stacked=True,
+        ),
+        lines(
+            replace(
+                look,
+                title="Unpatched answers",
+                about="Answers of the base model to callers that may choose a patch that was served.",
+            ),
+            Query(or_zero_named(unpatched, "caller", "no caller"), "{{caller}}"),
+        ),
+        lines(
+            replace(
+                look, title="Compositions", about="Requests under several patches at once, by their form."
+            ),
+            Query(rate("policy_patch_compositions_total", by="form"), "{{form}}"),
         ),
     ]
 

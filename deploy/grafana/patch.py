@@ -100,7 +100,7 @@ def _signals() -> Panels:
     look = Look("", "", "s", width=6, without_value=_NO_REQUEST)
     return [
         lines(
-            Look("Requests", "Requests per second, by how they ended.", "reqps", 6, colors=OUTCOME_COLORS),
+            Look("Requests by outcome", "Requests per second.", "reqps", 6, colors=OUTCOME_COLORS),
             Query(or_zero_named(rate(REQUESTS, PATCH, by="outcome"), "outcome", "ok"), "{{outcome}}"),
             stacked=True,
         ),

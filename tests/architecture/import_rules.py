@@ -65,6 +65,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
             "overhead",
             "scale",
             "soak",
+            "steer_layer",
             "swap",
         },
         {"hostile"},

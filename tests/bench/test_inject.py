@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import inject
 from bench.inject import InjectOptions, Workload, arms_of, main
 from bench.report.record import read_records
+from bench.run import device_timing
 
 TINY = ["--layers", "2", "--kv-heads", "2", "--head-size", "16", "--tokens", "5", "--block-size", "4"]
 
 
 @pytest.fixture(autouse=True)
 def small_flush(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inject, "FLUSH_BYTES", 1024)
+    monkeypatch.setattr(device_timing, "FLUSH_BYTES", 1024)
 
 
 def test_every_way_is_compared_with_a_copy_of_the_same_bytes(

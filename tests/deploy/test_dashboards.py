@@ -97,3 +97,5 @@ def test_ids_tell_the_dashboards_and_their_panels_apart() -> None:
     for document in DOCUMENTS.values():
         ids = [panel["id"] for panel in document["panels"]]
         assert len(set(ids)) == len(ids)
+        titles = [panel["title"] for panel in document["panels"]]
+        assert len(set(titles)) == len(titles)

@@ -1,10 +1,11 @@
 """Prometheus' programs are found, or unpacked from Debian's packages, or their absence is explained."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tools.debian_programs import FOLDER_VARIABLE, PROGRAMS, ProgramsMissing, programs
+from tools.debian_programs import FOLDER_VARIABLE, PROGRAMS, ProgramsMissing, programs, working_folder
 
 SCRIPT = "#!/bin/sh\n"
 #: Stands for apt: makes an archive of what is asked for, where it has lists of packages.
@@ -18,12 +19,15 @@ esac
 echo "$last" > "$last.deb"
 """
 DPKG_DEB = """#!/bin/sh
-mkdir -p "$3/usr/bin"
+mkdir -p "$3/usr/bin" "$3/usr/share/prometheus"
 case "$(cat "$2")" in
   prometheus) names="prometheus promtool" ;;
   *) names="prometheus-alertmanager amtool" ;;
 esac
-for name in $names; do printf '#!/bin/sh\\n' > "$3/usr/bin/$name"; chmod +x "$3/usr/bin/$name"; done
+for name in $names; do
+  printf '#!/bin/sh\\ncat /usr/share/prometheus/text' > "$3/usr/bin/$name"
+  chmod +x "$3/usr/bin/$name"
+done
 """
 
 
@@ -74,6 +78,18 @@ def test_what_is_missing_is_unpacked_once_into_the_cache(
     assert {path.parent for path in found.values()} == {tmp_path / "cache/policypatch/debian/usr/bin"}
     (bin_folder / "apt-get").unlink()
     assert programs(environment) == found
+
+
+def test_an_unpacked_program_finds_its_files_without_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_folder = put(tmp_path / "bin", apt_get=APT_GET, dpkg_deb=DPKG_DEB)
+    monkeypatch.setenv("PATH", f"{bin_folder}:/usr/bin:/bin")
+    monkeypatch.setenv("APT_HAS_LISTS", "yes")
+    found = programs({"PATH": str(bin_folder), "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    folder = working_folder(found["alertmanager"])
+    (folder / "text").write_text("a template")
+    assert subprocess.check_output([found["alertmanager"]], cwd=folder, text=True) == "a template"
 
 
 def test_without_apt_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ QUESTIONS = {
     "memory": "what a patch takes of the KV cache and of memory",
     "cross-check": "whether `vllm bench serve` finds the same figures",
     "inject": "what writing prefixes into a KV cache costs; no server",
+    "steer-layer": "what steering adds to a layer; no server",
     "compose": "how far joined compositions are from prepared ones; no server",
     "report": "tables and a plot again, from records of a question",
 }

@@ -21,7 +21,7 @@ import torch
 
 from bench.load.timing import quantile
 from bench.report.record import Record, append_record
-from bench.run.device_timing import flush_buffer, measure
+from bench.run.device_timing import FLUSH_BYTES, flush_buffer, measure
 from bench.run.question import (
     RECORDS,
     Measure,
@@ -48,8 +48,8 @@ from steering_kernels import (
 QUESTION = "steer-layer"
 YARDSTICK = "products"
 
-#: Layers whose products are measured; enough that no cache holds their weights until they come round again.
-NUM_MEASURED_LAYERS = 4
+#: Layers whose products are measured, at most; fewer where their weights are more than any cache holds.
+MAX_MEASURED_LAYERS = 4
 
 EPILOG = """\
 examples:
@@ -84,6 +84,19 @@ class SteerOptions:
                 raise ValueError(f"{flag}: expected 1 or more, got {number}")
 
     @property
+    def weight_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Of a layer: attention's projection in and out, the MLP's up and down."""
+        size, mlp_size = self.hidden_size, self.mlp_size
+        return ((size + 2 * self.kv_size, size), (size, size), (2 * mlp_size, size), (size, mlp_size))
+
+    @property
+    def num_measured_layers(self) -> int:
+        """Layers whose products are measured."""
+        itemsize: int = getattr(torch, self.dtype).itemsize
+        layer_bytes = itemsize * sum(rows * columns for rows, columns in self.weight_shapes)
+        return min(self.num_layers, MAX_MEASURED_LAYERS, -(-FLUSH_BYTES // layer_bytes))
+
+    @property
     def resolved_device(self) -> torch.device:
         """The device to measure on."""
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
@@ -108,10 +121,10 @@ class Workload:
             self._table.put(row, self._vector(), Form("residual", relative=0.05))
         self._gained = max(options.num_vectors) + 1
         self._table.put(self._gained, self._vector(), Form("mlp", relative=0.012, opposed_gain=1.0))
-        size, kv_size, mlp_size = options.hidden_size, options.kv_size, options.mlp_size
-        shapes = ((size + 2 * kv_size, size), (size, size), (2 * mlp_size, size), (size, mlp_size))
-        num_measured = min(NUM_MEASURED_LAYERS, options.num_layers)
-        self._weights = [[self._random(*shape) for shape in shapes] for _ in range(num_measured)]
+        self._weights = [
+            [self._random(*shape) for shape in options.weight_shapes]
+            for _ in range(options.num_measured_layers)
+        ]
         self._condition()
 
     def _random(self, *shape: int) -> torch.Tensor:
@@ -203,7 +216,7 @@ def arms_of(options: SteerOptions, num_tokens: int) -> list[Arm]:
     """List what is compared: the yardstick first."""
     layers = options.num_layers
     arms = [
-        Arm(YARDSTICK, Workload.multiply, min(NUM_MEASURED_LAYERS, layers)),
+        Arm(YARDSTICK, Workload.multiply, options.num_measured_layers),
         Arm("none", Workload.steer, layers),
         Arm("half, 1 vector", Workload.steer, layers, 1),
     ]

@@ -11,6 +11,9 @@ import torch
 
 from steering_kernels.layout import PARAMETER_COLUMNS, Form, SteeringTable
 
+#: Gathered vectors that a plan keeps for the next steps: those of a decode step, not those of a long prompt.
+MAX_KEPT_BYTES = 16 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
@@ -99,6 +102,31 @@ def _are_alike(forms: Sequence[Form | None]) -> bool:
     return len(parameters) == 1
 
 
+@dataclass(frozen=True, slots=True)
+class LayerMove:
+    """A move, and what one layer moves by."""
+
+    move: Move
+    #: ``[d]`` where all tokens have one row, else ``[n, d]``.
+    vector: torch.Tensor
+    #: The vector's length: ``[]``, or ``[n, 1]``.
+    length: torch.Tensor
+
+    @classmethod
+    def of(cls, move: Move, table: SteeringTable, site: int, layer: int) -> "LayerMove":
+        """Look the vectors up."""
+        vectors, norms = table.vectors[layer], table.norms[site, layer]
+        if move.row is not None:
+            return cls(move, vectors[move.row], norms[move.row])
+        rows = move.token_rows
+        return cls(move, vectors.index_select(0, rows), norms.index_select(0, rows)[:, None])
+
+    @property
+    def num_copied_bytes(self) -> int:
+        """Bytes that were gathered; a single row is only looked at."""
+        return 0 if self.move.row is not None else self.vector.nbytes
+
+
 @dataclass(eq=False, slots=True)
 class StepPlan:
     """The moves of a step, each made when a layer first asks for it."""
@@ -106,16 +134,25 @@ class StepPlan:
     grouping: Grouping
     table: SteeringTable
     version: int
-    _of_layer: dict[tuple[int, int], Move | None] = field(default_factory=dict)
+    _of_layer: dict[tuple[int, int], LayerMove | None] = field(default_factory=dict)
     _of_rows: dict[tuple[int, ...], Move | None] = field(default_factory=lambda: {(): None})
+    _num_kept_bytes: int = 0
 
-    def move(self, site: int, layer: int) -> Move | None:
+    def move(self, site: int, layer: int) -> LayerMove | None:
         """Return what a layer does to the tokens of this step; None for nothing."""
         try:
             return self._of_layer[site, layer]
         except KeyError:
-            norms = self.table.norms[site, layer].tolist()
-            acting = tuple(row for row in self.grouping.distinct if norms[row])
-            if acting not in self._of_rows:
-                self._of_rows[acting] = Move.of(self.grouping, self.table, acting)
-            return self._of_layer.setdefault((site, layer), self._of_rows[acting])
+            return self._made(site, layer)
+
+    def _made(self, site: int, layer: int) -> LayerMove | None:
+        norms = self.table.norms[site, layer].tolist()
+        acting = tuple(row for row in self.grouping.distinct if norms[row])
+        if acting not in self._of_rows:
+            self._of_rows[acting] = Move.of(self.grouping, self.table, acting)
+        move = self._of_rows[acting]
+        made = None if move is None else LayerMove.of(move, self.table, site, layer)
+        num_bytes = self._num_kept_bytes + (0 if made is None else made.num_copied_bytes)
+        if num_bytes <= MAX_KEPT_BYTES:
+            self._of_layer[site, layer], self._num_kept_bytes = made, num_bytes
+        return made

@@ -10,7 +10,7 @@ import torch
 
 from steering_kernels.checks import check_size, check_step_values, check_values
 from steering_kernels.layout import SteeringTable
-from steering_kernels.plan import Grouping, Move, StepPlan
+from steering_kernels.plan import Grouping, StepPlan
 
 _INT32_MAX = 2**31 - 1
 
@@ -91,8 +91,8 @@ class TokenRows:
         self._is_grouped = True
         return known
 
-    def move(self, table: SteeringTable, site: int, layer: int, num_tokens: int) -> Move | None:
-        """Return what a layer does to the tokens of this step; None for nothing; CPU only."""
+    def plan(self, table: SteeringTable, num_tokens: int) -> StepPlan | None:
+        """Return what the layers do to the tokens of this step; None for nothing; CPU only."""
         if self.is_idle:
             return None
         plan, grouping = self._plan, self.grouping(num_tokens)
@@ -103,7 +103,7 @@ class TokenRows:
             or plan.version != table.version
         ):
             plan = self._plan = StepPlan(grouping, table, table.version)
-        return plan.move(site, layer)
+        return plan
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from steering_kernels import Form, StepRequests, TokenRows
+from steering_kernels import plan as plan_module
 
 
 def int32(*values: int) -> torch.Tensor:
@@ -60,20 +61,29 @@ def test_a_caller_may_reuse_its_buffer_at_once(lab: Any) -> None:
 def test_the_plan_of_a_step_holds_as_long_as_rows_and_vectors_do(lab: Any) -> None:
     table = lab.table([Form("mlp", relative=0.1)] * 2, zero_layers=[1])
     rows = lab.rows([1, 2, 0, 1])
-    move = rows.move(table, 1, 0, 4)
+    plan = rows.plan(table, 4)
+    found = plan.move(1, 0)
     rows.assign(int32(1, 2, 0, 1), is_conditional=True)
     rows.touch()
-    assert rows.move(table, 1, 0, 4) is move
-    assert rows.move(table, 1, 2, 4) is move
-    assert rows.move(table, 0, 0, 4) is None
-    only_first = rows.move(table, 1, 1, 4)
-    assert only_first is not None
-    assert only_first.tokens.tolist() == [0, 3]
+    assert rows.plan(table, 4) is plan
+    assert plan.move(1, 0) is found
+    assert plan.move(1, 2).move is found.move
+    assert plan.move(0, 0) is None
+    assert plan.move(1, 1).move.tokens.tolist() == [0, 3]
     table.put(2, lab.vector(7), Form("mlp", relative=0.1))
-    assert rows.move(table, 1, 1, 4).tokens.tolist() == [0, 1, 3]
+    assert rows.plan(table, 4).move(1, 1).move.tokens.tolist() == [0, 1, 3]
     rows.tensor[2] = 2
     rows.touch()
-    assert rows.move(table, 1, 1, 4).span == (0, 4)
+    assert rows.plan(table, 4).move(1, 1).move.span == (0, 4)
+    assert rows.plan(table, 2).move(1, 1).move.span == (0, 2)
+
+
+def test_a_plan_keeps_no_more_vectors_than_its_bound(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = lab.table([Form("mlp", relative=0.1)] * 2)
+    monkeypatch.setattr(plan_module, "MAX_KEPT_BYTES", 2 * 4 * lab.SIZE * 4)
+    plan = lab.rows([1, 2, 1, 2]).plan(table, 4)
+    kept = [plan.move(1, layer) is plan.move(1, layer) for layer in range(3)]
+    assert kept == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ from typing import NoReturn
 import uvloop
 from prometheus_client import REGISTRY
 from vllm import envs
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
@@ -24,6 +22,7 @@ from server.engine.front_end import FrontEnd
 from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
 from server.engine.processes import serve_together
+from server.engine.releases import cli_env_setup, make_arg_parser, validate_parsed_serve_args
 from server.engine.start_errors import engine_started
 from server.engine.support import require_supported_arguments, require_supported_environment
 from server.metrics.patches import PatchMetrics

@@ -64,16 +64,26 @@ def hooked(network: Any, acting: Acting) -> Iterator[None]:
     Raises:
         ModelUnusable: The model's architecture is not one of ``ARCHITECTURES``.
     """
-    layers = layers_of(network)
-    handles = [network.get_decoder().register_forward_pre_hook(_before(acting), with_kwargs=True)]
-    for index, layer in enumerate(layers):
-        handles.append(layer.register_forward_hook(_after(acting.after_layer, index)))
-        handles.append(layer.mlp.register_forward_hook(_after(acting.after_mlp, index)))
+    handles = hook(network, acting)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def hook(network: Any, acting: Acting) -> list[Any]:
+    """Have something act on each pass of a model; return the hooks, to be removed.
+
+    Raises:
+        ModelUnusable: The model's architecture is not one of ``ARCHITECTURES``.
+    """
+    layers = layers_of(network)
+    handles = [network.get_decoder().register_forward_pre_hook(_before(acting), with_kwargs=True)]
+    for index, layer in enumerate(layers):
+        handles.append(layer.register_forward_hook(_after(acting.after_layer, index)))
+        handles.append(layer.mlp.register_forward_hook(_after(acting.after_mlp, index)))
+    return handles
 
 
 def _before(acting: Acting) -> Callable[..., None]:

@@ -10,19 +10,21 @@ from patches.base_model import DTYPES
 from patches.canonical import JsonValue
 from patches.errors import TrainingError
 from patches.kinds.prefix import MAX_NUM_VIRTUAL_TOKENS
+from patches.kinds.steering import SITES, Steering
 
-KINDS = ("prompt", "prefix")
+KINDS = ("prompt", "prefix", "steering")
 STAGES = ("sft", "dpo")
 INITS = ("tile", "pool", "system", "random")
 REFERENCES = ("sft", "base", "teacher", "none")
 SCHEDULES = ("constant", "linear", "cosine")
+DEFAULT_STRENGTH = 0.1
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """What is learned, from which start, by which steps."""
 
-    #: ``prompt`` learns input embeddings, ``prefix`` the K/V of every layer.
+    #: ``prompt`` learns input embeddings, ``prefix`` the K/V of every layer, ``steering`` a vector for some.
     kind: str = "prompt"
     num_virtual_tokens: int = 48
     #: What the prefix starts as; ``patches.train.initial`` says what each means.
@@ -59,6 +61,11 @@ class TrainConfig:
     patience: int = 3
     compute_dtype: str = "float32"
     seed: int = 0
+    #: Of ``steering`` alone: the layers that it acts on, such as ``19-29`` (the last third where ``None``),
+    #: where in a layer, and how much of a hidden state's length it may add.
+    layers: str | None = None
+    site: str | None = None
+    strength: float | None = None
     #: Learn a baseline instead of a patch: its option (``patches.train.baselines``), and how large it is.
     baseline: tuple[str, int] | None = None
 
@@ -89,6 +96,7 @@ class TrainConfig:
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         if self.baseline is not None and self.baseline[1] < 1:
             raise TrainingError(f"{self.baseline[0]}: expected at least 1, got {self.baseline[1]}")
+        self._check_steering()
         self._require("benign_weight", 0 <= self.benign_weight < float("inf"), "at least 0")
         self._require("warmup", 0 <= self.warmup < 1, "at least 0 and less than 1")
         self._require("patience", self.patience >= 0, "at least 0")
@@ -99,6 +107,12 @@ class TrainConfig:
             raise TrainingError(
                 "dpo_reference: expected base, teacher or none where the stage sft is left out, got 'sft'"
             )
+
+    @property
+    def steering(self) -> Steering:
+        """How a learned vector is added: a share of the hidden state, and to the answer alone."""
+        site, strength = self.site or SITES[0], self.strength or DEFAULT_STRENGTH
+        return Steering(site, "relative", strength, tokens="answer")
 
     @property
     def rows_per_step(self) -> int:
@@ -124,9 +138,17 @@ class TrainConfig:
 
     def as_json(self) -> dict[str, JsonValue]:
         """Return the configuration for the manifest."""
-        document = {key: value for key, value in asdict(self).items() if value is not None}
+        unused = ("num_virtual_tokens", "init") if self.kind == "steering" else ()
+        document = {k: v for k, v in asdict(self).items() if v is not None and k not in unused}
         baseline = dict([document.pop("baseline")]) if self.baseline is not None else {}
         return {**document, **baseline, "stages": list(self.stages)}
+
+    def _check_steering(self) -> None:
+        for name in ("layers", "site", "strength"):
+            is_used = self.kind == "steering" and self.baseline is None
+            self._require(name, is_used or getattr(self, name) is None, "it with the kind steering only")
+        self._require("site", self.site in (None, *SITES), " or ".join(SITES))
+        self._require("strength", self.strength is None or 0 < self.strength <= 1, "more than 0, at most 1")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -12,8 +12,11 @@ from patches.canonical import JsonValue
 from patches.compile import compile_patch
 from patches.format import Patch, make_patch
 from patches.kinds.prefix import PrefixBody
+from patches.kinds.steering import SteeringBody
 from patches.label import Label
 from patches.model import LoadedModel
+from patches.train.config import TrainConfig
+from patches.train.vectors import layers_to_learn, vector_of_values
 
 #: A curve keeps at most so many points, evenly chosen, the last one always.
 MAX_CURVE_POINTS = 100
@@ -21,22 +24,32 @@ _DIGITS = 6
 
 
 def make_trained_patch(
-    model: LoadedModel, kind: str, values: torch.Tensor, label: Label, origin: Mapping[str, JsonValue]
+    model: LoadedModel,
+    config: TrainConfig,
+    values: torch.Tensor,
+    label: Label,
+    origin: Mapping[str, JsonValue],
 ) -> Patch:
     """Make the patch.
 
     Args:
         model: The base model in the dtype that the server runs it in.
-        kind: ``prompt`` or ``prefix``.
-        values: ``[N, hidden_size]``, or ``[L, 2, N, H_kv, D]`` for ``prefix``.
+        config: What was learned.
+        values: ``[N, hidden_size]``; ``[L, 2, N, H_kv, D]`` for ``prefix``, ``[k, hidden_size]`` for k layers
+            that are steered.
         label: Name, version and notes.
         origin: How the values were learned.
 
     Raises:
         PatchFormatError: The values are not finite, or the notes do not fit into a manifest.
     """
-    if kind == "prompt":
+    if config.kind == "prompt":
         return compile_patch(model, values, label, origin)
+    if config.kind == "steering":
+        num_layers = model.base_model.num_layers
+        vector = vector_of_values(values, layers_to_learn(config, num_layers), num_layers)
+        steering = label.manifest(model.base_model, SteeringBody(config.steering), origin)
+        return make_patch(steering, {"vector": vector})
     manifest = label.manifest(model.base_model, PrefixBody(values.shape[2]), origin)
     return make_patch(manifest, {"kv": values.to(getattr(torch, model.base_model.dtype))})
 

@@ -51,7 +51,7 @@ class AnswerLogits:
 
 def make_trie(samples: Sequence[Sample]) -> Trie:
     """Lay rows over each other. Each has at least one token of a prompt and one of an answer."""
-    children: dict[tuple[int | None, int], int] = {}
+    children: dict[tuple[int | None, int, bool], int] = {}
     parents: list[int | None] = []
     ids: list[int] = []
     predicted_at: list[int | None] = []
@@ -65,11 +65,13 @@ def make_trie(samples: Sequence[Sample]) -> Trie:
                 labels.append(token)
             if position == len(row) - 1:
                 break
-            if (place, token) not in children:
-                children[place, token] = len(ids)
+            # What one row answers with may be the prompt of another, and only an answer's tokens are steered.
+            key = (place, token, position >= len(sample.prompt_ids) - 1)
+            if key not in children:
+                children[key] = len(ids)
                 parents.append(place)
                 ids.append(token)
-            place = children[place, token]
+            place = children[key]
     sees = torch.eye(len(ids), dtype=torch.bool)
     positions = torch.zeros(len(ids), dtype=torch.long)
     for place, parent in enumerate(parents):

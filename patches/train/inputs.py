@@ -25,9 +25,11 @@ from patches.train.benign_rows import BenignData, answer_benign, load_benign, re
 from patches.train.config import TrainConfig
 from patches.train.data import Encoder, PairData, encode_pairs
 from patches.train.initial import initial_values, values_of_patch
+from patches.train.learned import Form
 from patches.train.loop import out_of_memory_explained
 from patches.train.ranks import Ranks
 from patches.train.soft_prefix import PrefixForm
+from patches.train.vectors import vector_form
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,24 @@ def load_inputs(
         inputs.model, dtype=config.compute_dtype, device=inputs.device, revision=inputs.revision
     )
     encoder = Encoder(model.tokenizer)
+    if config.kind == "steering" and inputs.compose_with:
+        raise TrainingError("compose_with: a vector is the same beside every prefix; leave it out")
     others = [_composable(path, model, config.kind) for path in inputs.compose_with]
     pairs = encode_pairs(encoder, rows, config.max_length, inputs.teacher_text)
     benign = _load_benign(inputs, config, model, encoder, ranks, tell)
     return LoadedInputs(model, _served_dtype(inputs), pairs, benign, others)
 
 
-def prefix_form(inputs: TrainInputs, config: TrainConfig, loaded: LoadedInputs) -> PrefixForm:
-    """Prepare the soft prefix of a run."""
+def patch_form(inputs: TrainInputs, config: TrainConfig, loaded: LoadedInputs) -> Form:
+    """Prepare what a run learns: a soft prefix or vectors.
+
+    Raises:
+        TrainingError: Vectors are to be learned beside patches, or continued from others.
+        PatchError: The model can't be steered, or the patch to continue from can't be read.
+    """
+    if config.kind == "steering":
+        first = None if inputs.init_patch is None else read_patch(inputs.init_patch)
+        return vector_form(loaded.model, config, first)
 
     def start() -> torch.Tensor:
         if inputs.init_patch is not None:

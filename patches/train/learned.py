@@ -1,7 +1,7 @@
 """What a run learns, as the loop and the losses see it: values, and the model with them and without them.
 
-Two implementations: a soft prefix (``soft_prefix``), which is what a patch is made of, and an adapter of the
-weights (``baselines``), which patches are compared with.
+Three implementations: a soft prefix (``soft_prefix``) and vectors (``vectors``), which patches are made of,
+and an adapter of the weights (``baselines``), which patches are compared with.
 """
 
 from typing import Protocol

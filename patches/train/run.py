@@ -22,7 +22,7 @@ from patches.train.config import TrainConfig
 from patches.train.data import PairSample
 from patches.train.export import best_validations, make_trained_patch
 from patches.train.identity import identity_of, origin_of
-from patches.train.inputs import TrainInputs, baseline_form, load_inputs, load_teacher, prefix_form
+from patches.train.inputs import TrainInputs, baseline_form, load_inputs, load_teacher, patch_form
 from patches.train.learned import Form, Learned
 from patches.train.loop import Loop, StageWork, out_of_memory_explained
 from patches.train.ranks import OneRank, Ranks
@@ -94,7 +94,7 @@ class _Run:
         self._inputs, self._config, self._watch, self._ranks = inputs, config, watch, ranks
         self._loaded = load_inputs(inputs, config, ranks, watch.tell)
         self.baseline = baseline_form(config, self._loaded)
-        self._form: Form = self.baseline or prefix_form(inputs, config, self._loaded)
+        self._form: Form = self.baseline or patch_form(inputs, config, self._loaded)
 
     def counts(self) -> dict[str, JsonValue]:
         """Count what was learned from, and what was left out and why."""
@@ -138,7 +138,7 @@ class _Run:
             served = load_model(inputs.model, dtype=dtype, device=inputs.device, revision=inputs.revision)
         label = replace(self._inputs.label, evaluation={"training": best_validations(state.curves)})
         with out_of_memory_explained():
-            return make_trained_patch(served, self._config.kind, state.values, label, origin)
+            return make_trained_patch(served, self._config, state.values, label, origin)
 
     def _work(self, name: str, state: RunState) -> StageWork:
         network, pairs, benign = self._network, self._loaded.pairs, self._loaded.benign

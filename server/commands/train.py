@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patches.errors import TrainingStopped
+from patches.kinds.steering import SITES
 from patches.label import Label
 from patches.train.baselines import BASELINES
 from patches.train.config import INITS, KINDS, REFERENCES, SCHEDULES, STAGES, TrainConfig
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 _DEFAULTS = TrainConfig()
 
 DESCRIPTION = """\
-Train a patch on preference pairs: N virtual tokens in front of the frozen model, first by supervised
-fine-tuning on the chosen answers, then by direct preference optimisation.
+Train a patch on preference pairs: N virtual tokens in front of the frozen model, or with --kind steering a
+vector for each of some layers, first by supervised fine-tuning on the chosen answers, then by direct
+preference optimisation.
 
 The run has a folder of its own, DIR/NAME-VERSION.training unless --run says otherwise, with its checkpoint,
 a log of every step and a report. Ctrl-C stops after the current step; --resume continues from there and
@@ -55,7 +57,9 @@ examples:
   policypatch train --model models/smollm2 --pairs pairs.jsonl --init-text policy.txt \\
       --compose-with patches/tone-1.0.0.safetensors --name refuse --version 0.3.0 -o patches
   policypatch train --model models/smollm2 --pairs pairs.jsonl --init-text policy.txt \\
-      --name refuse --version 0.2.0 -o patches --resume"""
+      --name refuse --version 0.2.0 -o patches --resume
+  policypatch train --model models/smollm2 --pairs pairs.jsonl --kind steering --layers 19-29 --stages sft \\
+      --sft-learning-rate 0.02 --name decline --version 0.1.0 -o patches"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train among random subsets and orders of these patches",
     )
     _add_config_arguments(parser)
+    _add_steering_arguments(parser)
     add_model_arguments(parser)
     add_label_arguments(parser, name=None, version=None)
     add_output_arguments(parser)
@@ -109,7 +114,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
         shown = meaning if default is None else f"{meaning} (default: {default})"
         group.add_argument(flag, dest=name, default=default, help=shown, **options)
 
-    add("kind", "learn input embeddings, or the K/V of every layer", choices=KINDS)
+    add("kind", "learn input embeddings, the K/V of every layer, or vectors", choices=KINDS)
     group.add_argument(
         "--tokens",
         metavar="N",
@@ -156,6 +161,15 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
         flag = f"--{baseline.option.replace('_', '-')}"
         baselines.add_argument(flag, type=int, metavar=baseline.metavar, help=baseline.train_help)
     add("seed", "decides the order of rows, the contexts and a random start", type=int, metavar="S")
+
+
+def _add_steering_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with --kind steering")
+    group.add_argument("--layers", metavar="L", help="such as 19-29 (default: the last third)")
+    group.add_argument("--site", choices=SITES, help="a layer's output (the default), or its MLP's")
+    group.add_argument(
+        "--strength", metavar="S", type=float, help="share of a hidden state's length (default: 0.1)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

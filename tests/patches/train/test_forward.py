@@ -90,7 +90,7 @@ def test_answers_have_the_logprobs_of_one_sequence_with_the_prefix_in_front(
 
 
 def test_what_rows_begin_with_is_read_once() -> None:
-    rows = [Sample((9, 8, 5), (3, 8)), Sample((9, 8, 5), (4, 13, 1)), Sample((9, 8), (5, 3, 7))]
+    rows = [Sample((9, 8, 5), (3, 8)), Sample((9, 8, 5), (4, 13, 1)), Sample((9, 8, 5), (3, 7))]
     trie = make_trie(rows)
     assert trie.input_ids.tolist() == [9, 8, 5, 3, 4, 13]
     assert trie.positions.tolist() == [0, 1, 2, 3, 3, 4]
@@ -99,8 +99,15 @@ def test_what_rows_begin_with_is_read_once() -> None:
         *([3, 0], [3, 1], [3, 2], [3, 3]),
         *([4, 0], [4, 1], [4, 2], [4, 4], [5, 0], [5, 1], [5, 2], [5, 4], [5, 5]),
     ]
-    assert trie.predicted_at.tolist() == [2, 3, 2, 4, 5, 1, 2, 3]
-    assert trie.labels.tolist() == [3, 8, 4, 13, 1, 5, 3, 7]
+    assert trie.predicted_at.tolist() == [2, 3, 2, 4, 5, 2, 3]
+    assert trie.labels.tolist() == [3, 8, 4, 13, 1, 3, 7]
+
+
+def test_what_one_row_answers_and_another_asks_is_read_twice() -> None:
+    """Only an answer's tokens are steered, from the last one of the prompt on."""
+    trie = make_trie([Sample((9, 8, 5), (3, 7)), Sample((9, 8), (5, 3, 7))])
+    assert trie.input_ids.tolist() == [9, 8, 5, 3, 8, 5, 3]
+    assert trie.predicted_at.tolist() == [2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral"])

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from server.admin.keys import AdminKeys
 from server.audit import Audit, AuditEvent
@@ -13,6 +13,10 @@ from server.errors import AdminDisabled, AdminKeyInvalid, PolicyPatchError
 
 #: Beside an API key that vLLM asks for in ``Authorization``, an admin key needs a header of its own.
 ADMIN_KEY_HEADER = "X-Admin-Key"
+
+#: Reasons of calls that no answer could reach: the caller went away before its body was whole, or the server
+#: ended while it carried the call out.
+BROKEN_OFF, CANCELLED = "broken_off", "cancelled"
 
 
 @dataclass
@@ -56,6 +60,11 @@ class AdminAccess:
             )
             raise
 
+    def refused(self, request: Request, action: str, by: str, error: BaseException) -> None:
+        """Write down a call that failed before it became an order; ``order`` writes down the others."""
+        if not getattr(request.state, "is_noted", False):
+            self._note(request, Order(action, by, "@".join(request.path_params.values())), error)
+
     @contextlib.contextmanager
     def order(self, request: Request, action: str, by: str, wish: str) -> Iterator[Order]:
         """Carry out one order: an error ends it as failed, everything else as done."""
@@ -81,6 +90,7 @@ class AdminAccess:
         return name
 
     def _note(self, request: Request, order: Order, error: BaseException | None) -> None:
+        request.state.is_noted = True
         ours = error if isinstance(error, PolicyPatchError) else None
         self._audit.record(
             AuditEvent(
@@ -89,12 +99,23 @@ class AdminAccess:
                 principal=order.by,
                 route=_route(request),
                 wish=order.wish,
-                reason=ours.message if ours is not None else type(error).__name__ if error else None,
+                reason=None if error is None else _reason_of(error),
                 patch=order.patch,
                 digest=order.digest,
                 code=ours.code if ours is not None else None,
             )
         )
+
+
+def _reason_of(error: BaseException) -> str:
+    match error:
+        case PolicyPatchError():
+            return error.message
+        case ClientDisconnect():
+            return BROKEN_OFF
+        case asyncio.CancelledError():
+            return CANCELLED
+    return f"internal error: {type(error).__name__}"
 
 
 def _presented_key(request: Request) -> str | None:

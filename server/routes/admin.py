@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from patches.errors import InvalidName
 from patches.names import NAME_PATTERN, validate_version
@@ -29,7 +29,8 @@ Name = Annotated[str, Path(description="policy name", pattern=f"^{NAME_PATTERN.p
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
+    # Strict: neither `true` nor "0.5" is a share.
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False, strict=True)
 
 
 class ActivateOrder(_Body):
@@ -62,7 +63,7 @@ class CanaryOrder(_Body):
     share: float = Field(0.05, gt=0, le=1, description="share of the requests for the bare name that get it")
     key: str = Field(
         sticky.DEFAULT,
-        pattern=sticky.PATTERN,
+        json_schema_extra={"pattern": sticky.PATTERN},
         description=f"what keeps a caller on one version: {sticky.MEANING}",
     )
     max_error_rate: float | None = Field(
@@ -79,6 +80,15 @@ class CanaryOrder(_Body):
     )
     window_s: float = Field(300, gt=0, le=86400, description="requests before so many seconds are not judged")
     end: Literal["promote", "abort"] | None = Field(None, description="end the canary that runs")
+
+    @field_validator("key")
+    @classmethod
+    def _tells_callers_apart(cls, key: str) -> str:
+        try:
+            sticky.StickyKey.parse(key).require_useful()
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("key: ")) from None
+        return key
 
     @model_validator(mode="after")
     def _starts_or_ends(self) -> "CanaryOrder":

@@ -6,13 +6,14 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from patches.errors import InvalidName
+from patches.format import MAX_FILE_BYTES
 from patches.headers import SIGNATURE_HEADER
 from patches.names import validate_version
 from server.admin.access import AdminAccess, Order
 from server.admin.operator import Operator
 from server.admin.uploads import Uploads
 from server.catalog.catalog import Catalog
-from server.errors import AdminCallInvalid
+from server.errors import AdminCallInvalid, PatchTooLarge
 from server.routes.admin import REFUSED, SECURITY, By, Name, PatchTarget, target_of
 from server.routes.admin_guard import MAX_BODY_BYTES, admin_route
 from server.routes.patches import PatchCard, card_of
@@ -46,7 +47,7 @@ _UPLOAD = {
 }
 
 
-class FolderFile(BaseModel, extra="forbid"):
+class FolderFile(BaseModel, extra="forbid", strict=True):
     """A file that lies in the patch folder."""
 
     file: str = Field(max_length=255)
@@ -92,6 +93,7 @@ def admin_files_router(
                     name, version, file, operator.holder(by) if hold else None
                 )
             else:
+                _check_length(request)
                 async with uploads.receive(request.stream(), request.headers.get(SIGNATURE_HEADER)) as upload:
                     served, is_new = await uploads.put(
                         name, version, upload, operator.holder(by) if hold else None
@@ -101,7 +103,7 @@ def admin_files_router(
             return card_of(catalog, name)
 
     @router.delete("/{name}/{version}", summary="Delete a version", responses=REFUSED)
-    async def delete_version(
+    async def remove_version(
         request: Request, by: By, name: Name, version: str, force: Force = False
     ) -> Removal:
         if not version.startswith("sha256:"):
@@ -110,7 +112,7 @@ def admin_files_router(
             return _removal(name, force, *await operator.remove(name, version, by, is_forced=force))
 
     @router.delete("/{name}", summary="Delete all versions", responses=REFUSED)
-    async def delete(request: Request, by: By, name: Name, force: Force = False) -> Removal:
+    async def remove(request: Request, by: By, name: Name, force: Force = False) -> Removal:
         with access.order(request, "remove", by, name):
             return _removal(name, force, *await operator.remove(name, None, by, is_forced=force))
 
@@ -124,6 +126,15 @@ async def _folder_file(request: Request) -> str:
         return FolderFile.model_validate_json(body).file
     except ValidationError as error:
         raise AdminCallInvalid(f"body: {error.errors()[0]['msg']}") from None
+
+
+def _check_length(request: Request) -> None:
+    """Refuse what says itself that it is too large, before a byte of it is read."""
+    told = request.headers.get("content-length", "0")
+    if told.isdecimal() and int(told[:20]) > MAX_FILE_BYTES:
+        raise PatchTooLarge(
+            f"file: expected at most {MAX_FILE_BYTES} bytes, got a Content-Length of {told[:20]}"
+        )
 
 
 def _check_version(version: str) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from server.admin.access import AdminAccess
-from server.errors import AdminCallInvalid
+from server.errors import AdminCallInvalid, PolicyPatchError
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +32,35 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
         def get_route_handler(self) -> Handler:
             """Wrap FastAPI's handler, which reads the body before it looks at any key."""
             handle = super().get_route_handler()
+            # As ``AdminAccess.order`` calls it: endpoints are named for what they do.
+            action = self.name.partition("_")[0]
 
             async def guarded(request: Request) -> Response:
-                request.state.admin = await access.admit(request)
+                by = request.state.admin = await access.admit(request)
                 try:
-                    if request.headers.get("content-type", "").startswith("application/json"):
-                        request = await with_small_body(request)
-                    return await handle(request)
-                except RequestValidationError as error:
-                    raise _invalid(error) from None
-                except HTTPException as error:
-                    # FastAPI's own answer to a body that its JSON reader gives up on.
-                    raise AdminCallInvalid("body: expected JSON, got something else") from error
-                except ClientDisconnect:
+                    return await self._handled(request, handle)
+                except (PolicyPatchError, ClientDisconnect) as error:
+                    if request.method != "GET":
+                        access.refused(request, action, by, error)
+                    if isinstance(error, PolicyPatchError):
+                        raise
                     logger.info("%s %s: the caller broke it off", request.method, request.url.path)
                     # It reaches no one; a status has to stand in the server's own log.
                     return Response(status_code=HTTPStatus.BAD_REQUEST)
 
             return guarded
+
+        @staticmethod
+        async def _handled(request: Request, handle: Handler) -> Response:
+            try:
+                if request.headers.get("content-type", "").startswith("application/json"):
+                    request = await with_small_body(request)
+                return await handle(request)
+            except RequestValidationError as error:
+                raise _invalid(error) from None
+            except HTTPException as error:
+                # FastAPI's own answer to a body that its JSON reader gives up on.
+                raise AdminCallInvalid("body: expected JSON, got something else") from error
 
     return AdminRoute
 
@@ -68,6 +79,9 @@ async def with_small_body(request: Request) -> Request:
         AdminCallInvalid: It is larger than a body of an admin call may be; the rest stays unread.
         ClientDisconnect: The caller went away before it was whole.
     """
+    told = request.headers.get("content-length", "0")
+    if told.isdecimal() and int(told[:20]) > MAX_BODY_BYTES:
+        raise AdminCallInvalid(f"body: expected at most {MAX_BODY_BYTES} bytes, got {told[:20]}")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -84,4 +98,4 @@ def _invalid(error: RequestValidationError) -> AdminCallInvalid:
     # What was sent is not repeated: it may hold a key.
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
-    return AdminCallInvalid(f"{where}: {problem['msg']}")
+    return AdminCallInvalid(f"{where}: {problem['msg'].removeprefix('Value error, ')}")

@@ -5,8 +5,11 @@ something of the request that no key looked at before, ``Shown`` and ``server.re
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+from patches.headers import PATCH_HEADER
 
 #: What a key may look like.
 PATTERN = r"^(request|user|header:[A-Za-z0-9-]{1,64})$"
@@ -17,6 +20,20 @@ MEANING = "header:NAME, user (the `user` of the body), or request for none"
 DEFAULT = "request"
 
 _REQUEST_ID_HEADER = "x-request-id"
+
+#: Why a header tells no callers apart -> the headers of which that is so.
+_USELESS: Mapping[str, frozenset[str]] = {
+    "says how a message is sent, not who sends it": frozenset(
+        ("accept", "accept-charset", "accept-encoding", "cache-control", "connection",
+         "content-encoding", "content-length", "content-type", "date", "expect", "host", "http2-settings",
+         "keep-alive", "max-forwards", "pragma", "proxy-connection", "range", "te", "trailer",
+         "transfer-encoding", "upgrade", "via")
+    ),
+    "changes from request to request; `request` says so": frozenset(
+        ("cookie", "traceparent", "tracestate", _REQUEST_ID_HEADER)
+    ),
+}  # fmt: skip
+_OURS = "is the server's own, and the same for all who want the patch"
 
 
 class Shown(Protocol):
@@ -54,6 +71,22 @@ class StickyKey:
             raise ValueError(f"key: expected {MEANING}, got {text[:80]!r}")
         kind, _, name = text.partition(":")
         return cls(kind, name)
+
+    def require_useful(self) -> None:
+        """Check that the key can keep one caller on one version.
+
+        Raises:
+            ValueError: It can't; says why.
+        """
+        name = self.name.lower()
+        reasons = [reason for reason, names in _USELESS.items() if name in names]
+        if name.startswith(PATCH_HEADER.lower()):
+            reasons.append(_OURS)
+        if reasons:
+            raise ValueError(
+                f"key: expected a header that names the caller, such as X-User-Id, got {self.name}, which "
+                f"{reasons[0]}"
+            )
 
     @property
     def needs_body(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from patches.format import MAX_FILE_BYTES
 from server.routes.admin_guard import MAX_BODY_BYTES
 from tests.server.stand import Stand
 
@@ -44,6 +45,99 @@ async def test_a_body_over_the_bound_is_refused_however_its_length_is_told(stand
     for content in (large, chunks(large[:100], large[100:])):
         answer = await admin.client.post("/v1/patches/pirate/activate", headers=JSON, content=content)
         assert stand.code(answer) == (400, "invalid_admin_call")
+
+
+async def test_an_upload_that_says_it_is_too_large_is_refused_before_it_is_read(
+    stand: Stand, admin: Any
+) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    for kind, code in (
+        ("application/octet-stream", (413, "patch_too_large")),
+        ("application/json", (400, "invalid_admin_call")),
+    ):
+        for length in (MAX_FILE_BYTES + 1, 10**30):
+            headers = {"Content-Type": kind, "Content-Length": str(length)}
+            answer = await admin.client.put("/v1/patches/pirate/1.0.0", headers=headers, content=unread())
+            assert stand.code(answer) == code
+    assert admin.audit.events[0].code == "patch_too_large"
+
+
+@pytest.mark.parametrize(
+    ("call", "body", "message"),
+    [
+        ("canary", {"version": "1.1.0", "share": True}, "body.share: Input should be a valid number"),
+        ("canary", {"version": "1.1.0", "share": "0.5"}, "body.share: Input should be a valid number"),
+        (
+            "canary",
+            {"version": "1.1.0", "min_requests": True},
+            "body.min_requests: Input should be a valid integer",
+        ),
+        (
+            "canary",
+            {"version": "1.1.0", "min_requests": "20"},
+            "body.min_requests: Input should be a valid integer",
+        ),
+        ("canary", {"version": "1.1.0", "window_s": "300"}, "body.window_s: Input should be a valid number"),
+        (
+            "canary",
+            {"version": "1.1.0", "max_error_rate": False},
+            "body.max_error_rate: Input should be a valid",
+        ),
+        ("canary", {"version": 1.1}, "body.version: Input should be a valid string"),
+        ("canary", {"version": "1.1.0", "key": 5}, "body.key: Input should be a valid string"),
+        (
+            "canary",
+            {"version": "1.1.0", "key": "header:Host"},
+            "body.key: expected a header that names the caller",
+        ),
+        ("canary", {"version": "1.1.0", "key": "tenant"}, "body.key: expected header:NAME, user"),
+        ("canary", {"end": True}, "body.end: Input should be"),
+        ("activate", {"follow": 1}, "body.follow: Input should be a valid boolean"),
+        ("activate", {"follow": "true"}, "body.follow: Input should be a valid boolean"),
+        ("activate", {"version": True}, "body.version: Input should be a valid string"),
+        ("rollback", {"from": 1}, "body.from: Input should be a valid string"),
+        ("rollback", {"frm": "1.0.0"}, "body.frm: Extra inputs are not permitted"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+async def test_a_body_of_wrong_types_is_refused_and_written_down(
+    stand: Stand, admin: Any, call: str, body: dict[str, Any], message: str
+) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        await stand.load("pirate", version)
+    answer = await admin.post(f"pirate/{call}", **body)
+    assert stand.code(answer) == (400, "invalid_admin_call")
+    assert answer.json()["error"]["message"].startswith(message)
+    (event,) = admin.audit.events
+    assert (event.event, event.decision, event.principal) == (f"admin.{call}", "failed", "alice")
+    assert (event.wish, event.code) == ("pirate", "invalid_admin_call")
+    assert event.reason is not None
+    assert event.reason.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "event", "wish"),
+    [
+        ("POST", "pirate/activate", b"{", "admin.activate", "pirate"),
+        ("POST", "pirate/activate", b"[" * 60_000, "admin.activate", "pirate"),
+        ("POST", "pirate/canary", b'"' + b"x" * MAX_BODY_BYTES + b'"', "admin.canary", "pirate"),
+        ("POST", "PIRATE/rollback", b"", "admin.rollback", "PIRATE"),
+        ("PUT", "pirate/one", b"", "admin.put", "pirate@one"),
+        ("PUT", "pirate/1.0.0", b"{}", "admin.put", "pirate@1.0.0"),
+        ("DELETE", "pirate/one", b"", "admin.remove", "pirate@one"),
+        ("DELETE", "PIRATE", b"", "admin.remove", "PIRATE"),
+        ("DELETE", "pirate?force=maybe", b"", "admin.remove", "pirate"),
+    ],
+)
+async def test_a_call_that_makes_no_sense_is_written_down_once(
+    admin: Any, method: str, path: str, content: bytes, event: str, wish: str
+) -> None:
+    answer = await admin.client.request(method, f"/v1/patches/{path}", headers=JSON, content=content)
+    assert answer.json()["error"]["code"] == "invalid_admin_call"
+    assert [(e.event, e.decision, e.wish) for e in admin.audit.events] == [(event, "failed", wish)]
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
@@ -115,3 +209,7 @@ async def test_a_caller_that_goes_away_leaves_one_line_and_no_traceback(
             await asyncio.wait_for(app(scope, receive, send), 30)
         assert caplog.messages[-1] == f"{method} {path}: the caller broke it off"
     assert not [record for record in caplog.records if record.exc_info]
+    assert [(e.event, e.decision, e.wish, e.reason) for e in admin.audit.events] == [
+        ("admin.put", "failed", "pirate@2.0.0", "broken_off"),
+        ("admin.activate", "failed", "pirate", "broken_off"),
+    ]

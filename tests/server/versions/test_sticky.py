@@ -43,6 +43,30 @@ def test_what_is_no_key_is_refused(key: str) -> None:
         StickyKey.parse(key)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Content-Length", "says how a message is sent"),
+        ("TRANSFER-ENCODING", "says how a message is sent"),
+        ("host", "says how a message is sent"),
+        ("Cookie", "changes from request to request"),
+        ("X-Request-Id", "changes from request to request; `request` says so"),
+        ("X-Policy-Patch", "is the server's own"),
+        ("x-policy-patch-arm", "is the server's own"),
+    ],
+)
+def test_a_header_that_tells_no_callers_apart_is_refused_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"^key: expected a header that names the caller, .* got {name}.*{reason}"
+    ):
+        StickyKey.parse(f"header:{name}").require_useful()
+
+
+@pytest.mark.parametrize("key", ["user", "request", "header:X-User-Id", "header:Authorization"])
+def test_what_names_the_caller_passes(key: str) -> None:
+    StickyKey.parse(key).require_useful()
+
+
 def test_only_the_user_needs_the_body() -> None:
     keys = ("user", "request", "header:a")
     assert [key for key in keys if StickyKey.parse(key).needs_body] == ["user"]

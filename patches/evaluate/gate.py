@@ -27,6 +27,8 @@ from patches.evaluate.report.summary import Result, Summary
 from patches.evaluate.suite import read_yaml
 
 _KEYS = {"figure", "arm", "bound", "of"}
+#: Larger than any figure; what is not below it is infinite, no number, or a slip of the pen.
+_NO_LIMIT = 1e300
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,21 @@ def parse_gate(text: str, where: str) -> list[Threshold]:
 def _parse(entry: Any, where: str) -> Threshold:
     if not isinstance(entry, dict) or not isinstance(entry.get("figure"), str):
         raise EvaluationError(f"{where}: expected an object with figure, such as harm/plain/compliance")
-    conditions = sorted(set(entry) & set(CONDITIONS))
-    unknown = sorted(set(entry) - _KEYS - set(CONDITIONS))
+    keys = {key if isinstance(key, str) else repr(key) for key in entry}
+    conditions, unknown = sorted(keys & set(CONDITIONS)), sorted(keys - _KEYS - set(CONDITIONS))
     if unknown or len(conditions) != 1:
         found = ", ".join(unknown + conditions) or "none"
         raise EvaluationError(f"{where}: expected one of {', '.join(CONDITIONS)}, got {found}")
     limit, bound, of = entry[conditions[0]], entry.get("bound", "value"), entry.get("of")
-    if isinstance(limit, bool) or not isinstance(limit, int | float):
-        raise EvaluationError(f"{where}: {conditions[0]}: expected a number, got {limit!r}")
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not abs(limit) < _NO_LIMIT:
+        # With an infinite one, or none at all, each figure would pass, or fail.
+        raise EvaluationError(f"{where}: {conditions[0]}: expected a number, got {str(limit)[:80]}")
     if bound not in ("value", "interval"):
         raise EvaluationError(f"{where}: bound: expected value or interval, got {bound!r}")
     if bound == "interval" and conditions[0] not in ("max", "min", "max_increase", "max_decrease"):
         raise EvaluationError(f"{where}: bound: interval goes with max, min, max_increase and max_decrease")
-    if (conditions[0] == "min_kept") != isinstance(of, str):
+    is_about_an_arm = conditions[0] == "min_kept"
+    if is_about_an_arm != ("of" in entry) or is_about_an_arm != isinstance(of, str):
         raise EvaluationError(
             f"{where}: of: names the arm whose effect min_kept is about, and goes with it alone"
         )

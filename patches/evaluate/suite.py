@@ -111,25 +111,30 @@ def _parse(text: str, name: str, folder: Path) -> Suite:
     document = read_yaml(text, name)
     if not isinstance(document, dict) or not isinstance(document.get("tasks"), dict) or not document["tasks"]:
         raise EvaluationError(f"{name}: expected an object with tasks")
-    if unknown := sorted(set(document) - {"description", "tasks"}):
+    if unknown := sorted(map(str, set(document) - {"description", "tasks"})):
         raise EvaluationError(f"{name}: unknown keys {', '.join(unknown)}")
+    description = document.get("description", "")
+    if not _is_text(description) or not all(map(_is_text, document["tasks"])):
+        raise EvaluationError(f"{name}: expected texts as the description and the names of tasks")
     tasks = tuple(_parse_task(f"{name}/{key}", value, folder) for key, value in document["tasks"].items())
-    return Suite(name, str(document.get("description", "")), tasks)
+    return Suite(name, description, tasks)
 
 
 def _parse_task(name: str, document: Any, folder: Path) -> Task:
-    if not isinstance(document, dict) or (unknown := sorted(set(document) - _TASK_KEYS)):
+    if not isinstance(document, dict) or (unknown := sorted(map(str, set(document) - _TASK_KEYS))):
         found = ", ".join(unknown) if isinstance(document, dict) else type(document).__name__
         raise EvaluationError(f"{name}: expected {', '.join(sorted(_TASK_KEYS))}, got {found}")
     data = document.get("data")
     if not isinstance(data, list) or not data or not all(map(_is_source, data)):
         raise EvaluationError(f"{name}: data: expected a list of {{set: NAME}} or {{file: PATH}}")
     wrappers, options = document.get("wrappers", []), document.get("options", {})
-    if not isinstance(wrappers, list) or not isinstance(options, dict):
-        raise EvaluationError(f"{name}: expected wrappers as a list, options as an object")
-    measure_name = str(document.get("measure"))
+    if not isinstance(wrappers, list) or not all(map(_is_text, wrappers)) or not isinstance(options, dict):
+        raise EvaluationError(f"{name}: expected wrappers as a list of names, options as an object")
+    measure_name = document.get("measure")
+    if not isinstance(measure_name, str):
+        raise EvaluationError(f"{name}: measure: expected a text, got {measure_name!r}")
     measure = load_measure(measure_name)
-    return Task(name, measure_name, measure, tuple(data), tuple(map(str, wrappers)), options, folder)
+    return Task(name, measure_name, measure, tuple(data), tuple(wrappers), options, folder)
 
 
 def _is_source(entry: Any) -> bool:

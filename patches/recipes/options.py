@@ -13,6 +13,7 @@ from patches.train.config import TrainConfig
 Option = str | int | float
 #: The patch that training continues from, in place of the policy text.
 INIT_PATCH = "init-patch"
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 _SPELT = {"num_virtual_tokens": "tokens"}
 _HINTS = get_type_hints(TrainConfig)
 #: option -> field of the configuration. The seed is the caller's, and a baseline has an option of its own.
@@ -63,7 +64,9 @@ def _checked(name: str, value: Option, where: str) -> Any:
     if field == "stages":
         return tuple(str(value).split(","))
     try:
-        return TypeAdapter(_HINTS[field], config=ConfigDict(strict=True)).validate_python(value)
+        return TypeAdapter(
+            _HINTS[field], config=ConfigDict(strict=True, allow_inf_nan=False)
+        ).validate_python(value)
     except ValidationError as error:
         expected = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise RecipeInvalid(f"{where}: {name}: expected {expected}, got {value!r}") from None

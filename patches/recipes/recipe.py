@@ -36,7 +36,9 @@ from patches.label import Label
 from patches.recipes.options import Option, require_options
 from patches.text import read_text, said
 
-_CONFIG = ConfigDict(extra="forbid", strict=True, alias_generator=lambda name: name.replace("_", "-"))
+_CONFIG = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, alias_generator=lambda name: name.replace("_", "-")
+)
 _MAX_CHAIN = 20
 #: How a path begins that another recipe's patch has, in the folder of all that is made.
 MADE = "{made}"

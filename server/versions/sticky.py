@@ -5,7 +5,7 @@ something of the request that no key looked at before, ``Shown`` and ``server.re
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,17 +22,38 @@ DEFAULT = "request"
 _REQUEST_ID_HEADER = "x-request-id"
 
 #: Why a header tells no callers apart -> the headers of which that is so.
-_USELESS: Mapping[str, frozenset[str]] = {
-    "says how a message is sent, not who sends it": frozenset(
-        ("accept", "accept-charset", "accept-encoding", "cache-control", "connection",
-         "content-encoding", "content-length", "content-type", "date", "expect", "host", "http2-settings",
-         "keep-alive", "max-forwards", "pragma", "proxy-connection", "range", "te", "trailer",
-         "transfer-encoding", "upgrade", "via")
-    ),
-    "changes from request to request; `request` says so": frozenset(
-        ("cookie", "traceparent", "tracestate", _REQUEST_ID_HEADER)
-    ),
-}  # fmt: skip
+_USELESS: Mapping[str, Sequence[str]] = {
+    "says how a message is sent, not who sends it": [
+        "accept",
+        "accept-charset",
+        "accept-encoding",
+        "cache-control",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "date",
+        "expect",
+        "host",
+        "http2-settings",
+        "keep-alive",
+        "max-forwards",
+        "pragma",
+        "proxy-connection",
+        "range",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "via",
+    ],
+    "changes from request to request; `request` says so": [
+        "cookie",
+        "traceparent",
+        "tracestate",
+        _REQUEST_ID_HEADER,
+    ],
+}
 _OURS = "is the server's own, and the same for all who want the patch"
 
 

@@ -73,7 +73,7 @@ def _pick(totals: Sequence[float]) -> int:
 def _choice_scores(subject: Subject, items: Sequence[Item], context: Context) -> list[list[float]]:
     """Return the log-likelihood of each choice, per byte where the suite asks for ``normalise: true``."""
     renderer: Renderer = subject.renderer
-    is_chat = context.options.get("style", "raw") == "chat"
+    is_chat = context.choice("style", ("raw", "chat")) == "chat"
     readings, lengths = [], []
     for item in items:
         start = renderer.chat_ids(item.prompt) if is_chat else renderer.raw_ids(item.prompt)
@@ -81,7 +81,7 @@ def _choice_scores(subject: Subject, items: Sequence[Item], context: Context) ->
             text = choice if is_chat else f" {choice}"
             readings.append(Reading(start, renderer.ids(text)))
             lengths.append(len(text.encode()))
-    normalises = context.options.get("normalise", False) is True
+    normalises = context.boolean("normalise", False)
     rows = zip(subject.score(readings), lengths, strict=True)
     totals = iter([sum(steps) / (length if normalises else 1) for steps, length in rows])
     return [[next(totals) for _ in item.choices] for item in items]

@@ -6,6 +6,7 @@ thing, and all of them can be bootstrapped over items.
 """
 
 import importlib
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,9 +83,31 @@ class Context:
             EvaluationError: It is not a number.
         """
         value = self.options.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise EvaluationError(f"options.{name}: expected a number, got {value!r}")
         return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """Read an option that is true or false.
+
+        Raises:
+            EvaluationError: It is neither.
+        """
+        value = self.options.get(name, default)
+        if not isinstance(value, bool):
+            raise EvaluationError(f"options.{name}: expected true or false, got {value!r}")
+        return value
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """Read an option that is one of ``choices``, the first of which is the default.
+
+        Raises:
+            EvaluationError: It is none of them.
+        """
+        value = self.text(name, choices[0])
+        if value not in choices:
+            raise EvaluationError(f"options.{name}: expected {' or '.join(choices)}, got {value!r}")
+        return value
 
     def text(self, name: str, default: str) -> str:
         """Read a text option.

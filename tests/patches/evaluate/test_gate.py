@@ -66,10 +66,6 @@ def test_a_figure_without_a_value_or_a_base_fails() -> None:
     assert verdicts("max: 1, bound: interval", summary(single)) == [("a", False)]
 
 
-def test_a_limit_that_is_no_number_in_any_order_fails() -> None:
-    assert verdicts("max: .nan, arm: a") == [("a", False)]
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -84,6 +80,15 @@ def test_a_limit_that_is_no_number_in_any_order_fails() -> None:
         ("thresholds: [{figure: x, min_cut: 1, bound: interval}]", "bound: interval goes with"),
         ("thresholds: [{figure: x, min_kept: 1}]", "of: names the arm"),
         ("thresholds: [{figure: x, max: 1, of: a}]", "of: names the arm"),
+        ("thresholds: [{figure: x, max: 1, of: 3}]", "of: names the arm"),
+        ("thresholds: [{figure: x, min_kept: 1, of: true}]", "of: names the arm"),
+        ("thresholds: [{figure: x, max: .nan}]", "max: expected a number, got nan"),
+        ("thresholds: [{figure: x, max: .inf}]", "max: expected a number, got inf"),
+        ("thresholds: [{figure: x, min: -.inf}]", "min: expected a number, got -inf"),
+        (f"thresholds: [{{figure: x, max: 1{'0' * 400}}}]", "max: expected a number, got 1000"),
+        ("thresholds: [{figure: x, max: '0.1'}]", "max: expected a number, got 0.1"),
+        ("thresholds: [{figure: x, max: 1, 3: 4}]", "expected one of .*, got 3, max"),
+        ("thresholds: [{figure: true, max: 1}]", "expected an object with figure"),
         ("thresholds: [{figure: x, max: 1, arm: 3}]", "arm: expected a text"),
         ("{", "gate: "),
     ],

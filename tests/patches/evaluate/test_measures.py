@@ -177,6 +177,10 @@ def test_latency_splits_the_first_token_from_the_rest(context: Context) -> None:
 def test_an_unknown_measure_and_a_wrong_option_are_named(context: Context) -> None:
     with pytest.raises(EvaluationError, match="unknown 'harmm'; known are agreement"):
         load_measure("harmm")
+    for name, value in (("normalise", "true"), ("normalise", 1), ("style", "Chat"), ("style", True)):
+        odd = Context(context.judges, context.base, options={name: value})
+        with pytest.raises(EvaluationError, match=rf"options\.{name}: expected"):
+            odd.boolean(name, False) if name == "normalise" else odd.choice(name, ("raw", "chat"))
     wrong = Context(context.judges, context.base, options={"max_tokens": "many"})
     with pytest.raises(EvaluationError, match=r"options\.max_tokens: expected a positive whole number"):
         load_measure("harm").run(wrong.base, ITEMS, wrong)

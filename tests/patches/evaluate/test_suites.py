@@ -65,6 +65,16 @@ def test_a_wrapper_takes_the_request_as_it_is() -> None:
             "tasks: {a: {measure: harm, data: [{set: x}], wrappers: aim}}",
             "mine/a: expected wrappers as a list",
         ),
+        (
+            "tasks: {a: {measure: harm, data: [{set: x}], wrappers: [true]}}",
+            "mine/a: expected wrappers as a list",
+        ),
+        ("tasks: {a: {measure: true, data: [{set: x}]}}", "mine/a: measure: expected a text, got True"),
+        ("tasks: {a: {measure: harm, data: [{set: true}]}}", "mine/a: data: expected a list"),
+        ("tasks: {1: {measure: harm, data: [{set: x}]}}", "mine: expected texts"),
+        ("description: 5\ntasks: {a: {measure: harm, data: [{set: x}]}}", "mine: expected texts"),
+        ("1: 2\ntasks: {a: {measure: harm, data: [{set: x}]}}", "mine: unknown keys 1"),
+        ("tasks: {a: {measure: harm, data: [{set: x}], 1: 2}}", "mine/a: expected .* got 1"),
         ("tasks: {a: !!python/object:os.system {}}", "mine: "),
     ],
 )

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from patches.errors import RecipeInvalid
 from patches.recipes.options import read_change
 from patches.recipes.recipe import read_recipe
+from tests.patches.recipes.conftest import DOCUMENT
 
 Write = Callable[..., Path]
 
@@ -93,3 +95,40 @@ def test_a_change_is_a_number_where_it_looks_like_one(text: str, change: tuple[s
 def test_a_change_without_a_value_is_refused() -> None:
     with pytest.raises(RecipeInvalid, match="--set: expected OPTION=VALUE, got 'beta'"):
         read_change("beta")
+
+
+NUMBERS = [
+    ("pairs", "max-tokens"),
+    ("pairs", "batch-size"),
+    ("pairs", "temperature"),
+    ("contrast", "benign"),
+    ("train", "tokens"),
+    ("train", "sft-learning-rate"),
+    ("train", "batch-size"),
+]
+
+
+@pytest.mark.parametrize("value", [True, "3", [3], {"a": 3}, float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize(("part", "key"), NUMBERS)
+def test_what_is_no_number_is_refused_where_one_belongs(
+    write_recipe: Write, part: str, key: str, value: Any
+) -> None:
+    path = write_recipe(**{part: {**DOCUMENT[part], key: value}})
+    with pytest.raises(RecipeInvalid, match=key):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("value", [True, 3, 1.5, [], {}], ids=str)
+@pytest.mark.parametrize("key", ["name", "version", "license", "policy"])
+def test_what_is_no_text_is_refused_where_one_belongs(write_recipe: Write, key: str, value: Any) -> None:
+    with pytest.raises(RecipeInvalid, match=key):
+        read_recipe(write_recipe(**{key: value}))
+
+
+@pytest.mark.parametrize("value", [True, "a", 3, None, [True], [[]]], ids=str)
+@pytest.mark.parametrize("key", ["prompts", "benign", "documents"])
+def test_what_is_no_list_of_sources_is_refused(write_recipe: Write, key: str, value: Any) -> None:
+    path = write_recipe()
+    path.write_text(yaml.safe_dump({**DOCUMENT, key: value}))
+    with pytest.raises(RecipeInvalid, match=key):
+        read_recipe(path)

@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except CommandError as error:
         complain(f"policypatch {args.command}: {error}")
+        for detail in error.details:
+            complain(detail)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -40,7 +40,7 @@ those into answers of their own and would drop ``code`` and ``param``.
 from collections.abc import Mapping
 
 from patches.headers import PATCH_HEADER
-from patches.terminal import printable
+from patches.terminal import one_line
 
 #: ``param`` of an error that the ``<served name>:<patch>`` alias caused.
 ALIAS_PARAM = "model"
@@ -57,7 +57,7 @@ class PolicyPatchError(Exception):
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         # A message may quote a name or a text of somebody else, and has to survive every encoder.
-        message = printable(message)
+        message = one_line(message)
         super().__init__(message)
         self.message = message
         if param is not None:

@@ -12,7 +12,7 @@ from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import require_patch_fits
 from patches.format import Patch
 from patches.manifest import Manifest
-from patches.terminal import one_line, printable
+from patches.terminal import one_line
 from server.errors import (
     BaseModelConflict,
     FileRefused,
@@ -97,7 +97,7 @@ class Refusals:
         """Refuse ``path``; ``manifest`` is what it holds, where that could be read."""
         before = self._failures.get(path)
         # Where the files lie is not told over HTTP.
-        message = printable(refusal.message.replace(f"{path.parent}{os.sep}", ""))
+        message = one_line(refusal.message.replace(f"{path.parent}{os.sep}", ""))
         reason = refusal.reason
         is_news = before is None or before.reason != reason
         failure = FileFailure(

@@ -17,7 +17,6 @@ from server.commands.patch_arguments import (
     load,
     patch_errors,
     progress,
-    require_models,
     save,
     warn,
 )
@@ -77,7 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the patch."""
-    require_models(args)
     with patch_errors():
         label = label_of(args, args.name)
         if args.peft is not None:
@@ -117,10 +115,10 @@ def _compile(
         )
     if not args.raw and (default := default_system_text(model.tokenizer)) is not None:
         warn(
-            "this chat template begins a conversation that has no system message with one of its own:\n"
-            f"  {default.strip()!r}\n"
+            "this chat template begins a conversation that has no system message with one of its own:",
+            f"  {default.strip()!r}",
             "A request without a system message carries the patch and, behind it, this default. Serve with "
-            "--chat-template and a template without it, or send a system message, to be rid of it."
+            "--chat-template and a template without it, or send a system message, to be rid of it.",
         )
     return patch
 

@@ -13,7 +13,6 @@ from server.commands.patch_arguments import (
     patch_errors,
     progress,
     read,
-    require_models,
     save,
 )
 
@@ -42,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the composition."""
-    require_models(args)
     from patches.compose import compose_patches, composed_name
 
     with patch_errors():

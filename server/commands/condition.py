@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from patches.label import Label
 from server.commands.errors import CommandError
-from server.commands.output import say
+from server.commands.output import say_lines
 from server.commands.patch_arguments import (
     add_label_arguments,
     add_model_arguments,
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
                 fitted = fit_condition(states, layers, options, tell)
             made = patch_with_condition(patch, fitted, label)
             print_tables(tables(fitted))
-            say("\n".join(map(str, write_report(folder, fitted))))
+            say_lines(write_report(folder, fitted))
         except OSError as error:
             raise unwritable(folder, error) from error
         save(made, args)

@@ -13,7 +13,6 @@ from server.commands.patch_arguments import (
     patch_errors,
     progress,
     read,
-    require_models,
     save,
 )
 
@@ -55,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert one file after the other."""
-    require_models(args)
     with patch_errors():
         model = None if args.model is None else load(args)
     for path in args.patches:

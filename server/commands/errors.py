@@ -2,4 +2,8 @@
 
 
 class CommandError(Exception):
-    """A mistake of the caller: shown as one line, exit code 2."""
+    """A mistake of the caller: shown as one line, and one for each of ``details``; exit code 2."""
+
+    def __init__(self, message: str, *details: str) -> None:
+        super().__init__(message)
+        self.details = details

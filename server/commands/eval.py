@@ -11,7 +11,7 @@ from patches.train.baselines import BASELINES
 from server import __version__
 from server.commands.errors import CommandError
 from server.commands.eval_progress import EvalProgress, print_figures
-from server.commands.output import complain, say
+from server.commands.output import complain, say, say_lines
 from server.commands.patch_arguments import (
     note,
     patch_errors,
@@ -212,7 +212,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     checks = apply_gate(thresholds, summary)
     paths = write_reports(args.output, summary, checks)
     print_figures(summary, checks)
-    say("\n".join(str(path) for path in paths))
+    say_lines(paths)
     if args.gate is not None:
         num_failed = sum(not check.passed for check in checks)
         say(f"gate: {'passed' if not num_failed else f'FAILED, {num_failed} of {len(checks)} checks'}")

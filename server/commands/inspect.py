@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patches.manifest import encode_manifest
-from patches.terminal import printable
+from patches.terminal import one_line
 from patches.text import lines_of
 from server.commands.figures import ASCII_BLOCKS, BLOCKS
-from server.commands.output import say
+from server.commands.output import say_json
 from server.commands.patch_arguments import read
 from server.commands.patch_card import Row, dtype_of, mebibytes, patch_rows
 from server.commands.signature_report import (
@@ -38,6 +38,9 @@ examples:
   policypatch inspect patches/pirate-1.0.0.safetensors --trusted-keys keys
   policypatch inspect --json patches/pirate-1.0.0.safetensors | jq .manifest.base_model"""
 
+#: How deep a value stands that has lines of its own.
+_DEEP = 6
+
 _SIGNATURE_WORDS = {"trusted": "good, ", "unchecked": "", "refused": "REFUSED: ", "unsigned": ""}
 
 
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     signature = report_signature(args.patch, patch, keys)
     if args.json:
         document = describe(patch, args.patch.stat().st_size, signature)
-        say(json.dumps(document, indent=2, sort_keys=True))
+        say_json(document, sort_keys=True)
     else:
         _print_card(patch, args.patch, signature)
     return 0
@@ -83,8 +86,8 @@ def _print_card(patch: "Patch", path: Path, signature: SignatureReport) -> None:
     blocks = BLOCKS if console.encoding.startswith("utf") else ASCII_BLOCKS
     size = mebibytes(path.stat().st_size)
     rows = [
-        Row("signature", _SIGNATURE_WORDS[signature.state] + signature.text),
-        Row("file", f"{path} ({size}, format {patch.manifest.format_version})"),
+        Row("signature", one_line(_SIGNATURE_WORDS[signature.state] + signature.text)),
+        Row("file", f"{one_line(str(path))} ({size}, format {patch.manifest.format_version})"),
         *patch_rows(patch, blocks),
     ]
     console.print(Text(f"{patch.manifest.name}@{patch.manifest.version}", style="bold"))
@@ -97,8 +100,12 @@ def _print_card(patch: "Patch", path: Path, signature: SignatureReport) -> None:
         if row.table:
             _print_table(console, row.table)
             continue
-        for key, line in zip_longest([printable(row.key)], _wrapped(row.text, width), fillvalue=""):
-            text = Text.assemble((f"{key:<{key_width}}", "cyan"), printable(line))
+        lines, indent = _wrapped(row.text, width), key_width
+        if width is not None and max(map(len, lines)) > width:
+            # A digest is longer than the column that is left: it gets lines of its own, below its key.
+            lines, indent = ["", *_wrapped(row.text, console.width - _DEEP)], _DEEP
+        for key, line in zip_longest([one_line(row.key)], lines, fillvalue=""):
+            text = Text.assemble((f"{key:<{indent}}", "cyan"), one_line(line))
             text.rstrip()
             console.print(text)
 
@@ -107,13 +114,20 @@ def _print_table(console: "Console", lines: Sequence[str]) -> None:
     from rich.text import Text
 
     for line, style in zip_longest(lines, ["cyan"], fillvalue=""):
-        console.print(Text(printable(line), style=style))
+        console.print(Text(one_line(line), style=style))
 
 
 def _wrapped(text: str, width: int | None) -> list[str]:
-    """Split a text into lines of ``width``; digests and paths are never cut."""
+    """Split a text into lines of ``width``, between two items where it lists some; digests are never cut."""
     lines = lines_of(text) or [""]
     if width is None:
         return lines
+    width = max(20, width)
     options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-    return [part for line in lines for part in textwrap.wrap(line, max(20, width), **options) or [""]]
+    wrapped: list[str] = []
+    for line in lines:
+        items = line.split(", ")
+        if all(len(item) < width for item in items):
+            line = ", ".join(item.replace(" ", "\0") for item in items)
+        wrapped += [part.replace("\0", " ") for part in textwrap.wrap(line, width, **options)] or [""]
+    return wrapped

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from patches.base_model import DTYPES
 from patches.errors import DataUnavailable, PatchError
+from patches.terminal import one_line
 from patches.text import lines_of
 from server.commands import pairs, train
 from server.commands.command_parser import CommandParser
@@ -212,18 +213,19 @@ class _Told:
         """Announce a step on a terminal; elsewhere its one line comes when it is done."""
         self._began, self.current = time.monotonic(), f"{number}/{self._num_steps} {step.title}"
         if self._out.is_terminal:
-            self._out.print(self.current, style="bold", markup=False)
+            self._out.print(one_line(self.current), style="bold", markup=False)
 
     def end(self, number: int, step: "Step", summary: str) -> None:
         """Print how long it took, and what came of it."""
         self._stop_bar()
         lead = "    " if self._out.is_terminal else f"{self.current}: "
         took = str(timedelta(seconds=round(time.monotonic() - self._began)))
-        self._out.print(f"{lead}{took}{': ' if summary else ''}{summary}", markup=False)
+        line = f"{lead}{took}{': ' if summary else ''}{summary}"
+        self._out.print(one_line(line), markup=False)
 
     def skip(self, number: int, step: "Step") -> None:
         """Print that a step is done already."""
-        self._out.print(f"{number}/{self._num_steps} {step.title}: done already", markup=False)
+        self._out.print(one_line(f"{number}/{self._num_steps} {step.title}: done already"), markup=False)
 
     def progress(self, done: int, total: int) -> None:
         """Draw how many prompts are answered."""

@@ -10,6 +10,7 @@ from patches.base_model import DTYPES
 from patches.errors import PatchError, PatchExists
 from patches.label import Label
 from patches.model_files import require_model
+from patches.terminal import one_line
 from server.commands.errors import CommandError
 from server.commands.output import complain, say
 
@@ -96,6 +97,7 @@ def require_models(args: argparse.Namespace, *others: str | None) -> None:
 
 def load(args: argparse.Namespace) -> "LoadedModel":
     """Load the model that the arguments name, showing that it takes a while."""
+    require_models(args)
     from patches.model import load_model
 
     with progress(f"loading {args.model}"):
@@ -162,9 +164,10 @@ def note(text: str) -> None:
     complain(f"note: {text}")
 
 
-def warn(text: str) -> None:
+def warn(text: str, *details: str) -> None:
     """Print something that may surprise, apart from the output."""
-    complain(f"warning: {text}")
+    for line in (f"warning: {text}", *details):
+        complain(line)
 
 
 @contextmanager
@@ -180,9 +183,13 @@ def patch_errors() -> Iterator[None]:
 def progress(text: str) -> Iterator[None]:
     """Show a spinner on a terminal while something long runs, and keep transformers quiet."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True)
-    with quiet_transformers(), console.status(text) if console.is_terminal else nullcontext():
+    with (
+        quiet_transformers(),
+        console.status(escape(one_line(text))) if console.is_terminal else nullcontext(),
+    ):
         yield
 
 
@@ -190,10 +197,11 @@ def progress(text: str) -> Iterator[None]:
 def counted(text: str) -> Iterator[Callable[[int, int], None]]:
     """Draw a bar on a terminal, by how many of how many are done, and keep transformers quiet."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(escape(one_line(text))), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with quiet_transformers(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -11,9 +11,9 @@ from patches.format import read_patch_bytes
 from patches.headers import SIGNATURE_HEADER
 from patches.signing.signature import read_signature, signature_path
 from server.commands.errors import CommandError
-from server.commands.output import complain, say
+from server.commands.output import complain, say_json, say_lines
 from server.commands.patch_arguments import of_file
-from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused, to_json
+from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused
 from server.commands.patches_report import describe_list, describe_record, describe_removal
 from server.commands.server_access import add_api_key_argument, key_of_file, key_of_variable
 from server.errors import MalformedPatchName
@@ -182,25 +182,28 @@ def run(args: argparse.Namespace) -> int:
     key = key_of_file(args.key_file, "--key-file") if args.key_file else key_of_variable(KEY_VARIABLE)
     try:
         with AdminClient(args.url, key, key_of_variable(args.api_key_env)) as client:
-            document, text = _ACTIONS[args.action](client, args)
+            document, lines = _ACTIONS[args.action](client, args)
     except Refused as refusal:
         complain(f"policypatch patches {args.action}: {refusal}")
         return 1
-    say(to_json(document) if args.json else text)
+    if args.json:
+        say_json(document)
+    else:
+        say_lines(lines)
     return 0
 
 
-def _list(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+def _list(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[str]]:
     document = client.call("GET")
     return document, describe_list(document)
 
 
-def _show(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+def _show(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[str]]:
     document = client.call("GET", f"/{args.name}/history")
     return document, describe_record(document)
 
 
-def _load(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+def _load(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[str]]:
     from patches.format import decode_patch
 
     try:
@@ -222,7 +225,7 @@ def _load(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
     return card, describe_list({"data": [card], "failures": []})
 
 
-def _activate(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+def _activate(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[str]]:
     if (args.version is None) != args.follow:
         raise CommandError("activate: expected either VERSION or --follow")
     body = {"follow": True} if args.follow else {"version": args.version}
@@ -230,7 +233,7 @@ def _activate(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
     return document, describe_record(document)
 
 
-def _canary(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+def _canary(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[str]]:
     if (args.version is None) == (args.end is None):
         raise CommandError("canary: expected either VERSION, --promote or --abort")
     body: dict[str, Any] = {"end": args.end}
@@ -249,13 +252,13 @@ def _canary(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
     return document, describe_record(document)
 
 
-def _rollback(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+def _rollback(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[str]]:
     body = {"from": args.expect} if args.expect is not None else {}
     document = client.call("POST", f"/{args.name}/rollback", body=body)
     return document, describe_record(document)
 
 
-def _remove(client: AdminClient, args: argparse.Namespace) -> tuple[Any, str]:
+def _remove(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[str]]:
     pin = args.patch.version or args.patch.digest
     path = f"/{args.patch.name}" + (f"/{pin}" if pin is not None else "")
     document = client.call("DELETE", path, query={"force": "true"} if args.force else None)

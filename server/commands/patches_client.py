@@ -1,6 +1,5 @@
 """One admin call over HTTP or a Unix socket, from a terminal. Not a library: errors are meant to be read."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,11 +82,6 @@ class AdminClient:
         if (message := _message(document)) is not None:
             raise Refused(message)
         raise CommandError(f"--url: {self._url}: {_advice(response.status_code)}")
-
-
-def to_json(document: Any) -> str:
-    """Write an answer for programs."""
-    return json.dumps(document, indent=2, ensure_ascii=True)
 
 
 def _message(document: Any) -> str | None:

@@ -1,23 +1,24 @@
-"""What ``policypatch patches`` prints for people. Pure: from the server's JSON to text."""
+"""What ``policypatch patches`` prints for people. Pure: from the server's JSON to lines."""
 
 from typing import Any
 
 from server.commands.figures import columns
 
 
-def describe_list(document: dict[str, Any]) -> str:
+def describe_list(document: dict[str, Any]) -> list[str]:
     """Describe patches, one version a line, and what was refused."""
+    heads = ("patch", "state", "in flight", "digest")
     rows = [
-        (f"{card['name']}@{v['version']}", v["state"], f"{v['in_flight']} in flight", v["digest"][:19])
+        (f"{card['name']}@{v['version']}", v["state"], str(v["in_flight"]), v["digest"][:19])
         for card in document["data"]
         for v in card["versions"]
     ]
-    lines = columns(rows) if rows else ["no patch is loaded"]
+    lines = columns([heads, *rows]) if rows else ["no patch is loaded"]
     lines += [f"refused: {f['file']} ({f['reason']}): {f['message']}" for f in document["failures"]]
-    return "\n".join(lines)
+    return lines
 
 
-def describe_record(document: dict[str, Any]) -> str:
+def describe_record(document: dict[str, Any]) -> list[str]:
     """Describe what a name means, what a rollback would go back to, and who did what."""
     pinned = ", pinned" if document["is_pinned"] else ""
     lines = [f"{document['name']}: {_version(document['active'])} is active{pinned}"]
@@ -27,15 +28,15 @@ def describe_record(document: dict[str, Any]) -> str:
     rows = [
         (f"  {_second(h['at'])}", h["action"], h["by"], _version(h["active"])) for h in document["history"]
     ]
-    return "\n".join([*lines, *columns([("  when", "what", "by", "active then"), *rows])])
+    return [*lines, *columns([("  when", "what", "by", "active then"), *rows])]
 
 
-def describe_removal(document: dict[str, Any]) -> str:
+def describe_removal(document: dict[str, Any]) -> list[str]:
     """Describe what a removal left."""
     number, is_forced = document["num_in_flight"], document["is_forced"]
     requests = f"{number} request{'s' * (number != 1)}"
     ending = f"ended {requests}" if is_forced else f"{requests} may still finish"
-    return f"{document['name']}: removed; {ending}; {_version(document['active'])} is active"
+    return [f"{document['name']}: removed; {ending}; {_version(document['active'])} is active"]
 
 
 def _second(at: str) -> str:

@@ -13,6 +13,6 @@ def read_policy(path: Path, argument: str) -> PolicyFile:
         return load_policy(path)
     except PolicyFileError as error:
         lines = [f"{path}:{p.place.line}:{p.place.column}: {p.message}" for p in error.problems]
-        raise CommandError(f"{argument}: no policy:\n" + "\n".join(lines)) from error
+        raise CommandError(f"{argument}: no policy:", *lines) from error
     except OSError as error:
         raise CommandError(f"{argument}: {path} can't be read: {error.strerror or error}") from error

@@ -1,14 +1,13 @@
 """What ``policypatch policy check`` and ``explain`` find out and print."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from server.commands.errors import CommandError
-from server.commands.output import complain, say
+from server.commands.output import complain, say, say_json
 from server.commands.policy_file import read_policy
 from server.commands.server_access import clean_key
 from server.errors import PolicyPatchError
@@ -42,7 +41,7 @@ def check(args: argparse.Namespace) -> int:
             problems = [{"message": text} for text in _unanswerable(policy, folder.view)]
             notes = [*folder.refused, *_remarks(policy, folder.view)]
     if args.json:
-        say(json.dumps({"is_valid": not problems, "problems": problems, "notes": notes}, indent=2))
+        say_json({"is_valid": not problems, "problems": problems, "notes": notes})
         return int(bool(problems))
     for problem in problems:
         place = f":{problem['line']}:{problem['column']}" if "line" in problem else ""
@@ -71,7 +70,7 @@ def explain(args: argparse.Namespace) -> int:
     else:
         answer |= {"status": 200, "source": outcome.source, **_describe(outcome.patch, args.patches is None)}
     if args.json:
-        say(json.dumps(answer, indent=2))
+        say_json(answer)
     else:
         _print(args, answer)
     return int(answer["decision"] == "denied")

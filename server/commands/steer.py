@@ -8,7 +8,7 @@ from patches.kinds.steering import SCALES, SITES, TOKENS
 from server import __version__
 from server.commands.errors import CommandError
 from server.commands.eval_progress import EvalProgress, print_figures
-from server.commands.output import say
+from server.commands.output import say, say_lines
 from server.commands.patch_arguments import (
     add_label_arguments,
     add_model_arguments,
@@ -175,7 +175,7 @@ def _strongest(args: argparse.Namespace, patch: "Patch", model: "LoadedModel") -
                 advance=bar.advance,
             )
         print_figures(summary)
-        say("\n".join(map(str, write_reports(folder, summary))))
+        say_lines(write_reports(folder, summary))
     except OSError as error:
         raise unwritable(folder, error) from error
     figures = sweep.compared(summary, arms)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from patches.terminal import one_line
+
 if TYPE_CHECKING:
     from patches.evaluate.report.tables import Table
 
@@ -21,5 +23,7 @@ def print_tables(tables: "Sequence[Table]") -> None:
         for column in table.columns:
             shown.add_column(column)
         for row in table.rows:
-            shown.add_row(*map(escape, row), style="red" if row[0] == "FAIL" else None)
+            shown.add_row(
+                *(escape(one_line(cell)) for cell in row), style="red" if row[0] == "FAIL" else None
+            )
         console.print(shown)

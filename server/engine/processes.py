@@ -31,6 +31,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import setup_multiprocess_prometheus
 from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failure
 
+from patches.terminal import one_line
 from server.admin.control import open_control
 from server.audit import open_audit
 from server.engine.address import bind_server
@@ -223,7 +224,7 @@ def _run_front_end(
             else:
                 uvloop.run(front_end.follow(audit))
     except START_ERRORS as error:
-        print(f"policypatch serve: {error}", file=sys.stderr)
+        print(one_line(f"policypatch serve: {error}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         pass

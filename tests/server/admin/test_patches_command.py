@@ -44,7 +44,8 @@ async def test_a_patch_is_loaded_chosen_rolled_back_and_removed(
         file = tmp_path / f"{version}.safetensors"
         file.write_bytes(stand.bytes(version=version))
         assert await command("load", str(file)) == 0
-    assert "pirate@1.1.0  active" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(r"^patch +state +in flight +digest\npirate@1\.1\.0  active +0 +sha256:", out, re.M)
     assert await command("activate", "pirate", "1.0.0") == 0
     assert await admin.answers() == "pirate@1.0.0"
     assert await command("activate", "pirate", "--follow") == 0

@@ -52,7 +52,6 @@ from server.engine.support import (
     refused_kinds,
     require_matching_rank_layout,
     require_movable_keys,
-    slots_of_process,
 )
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
@@ -60,7 +59,6 @@ from server.frontends.mirror import Mirror, MirrorAudit
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps
 from server.memory.tiers import TieredResidency
-from server.memory.vector_slots import VectorSlots
 from server.metrics.page import MetricsPage, no_others
 from server.metrics.patches import PatchMetrics
 from server.options import MemoryOptions
@@ -222,8 +220,7 @@ class FrontEnd:
 
     def _gate(self, catalog: Catalog | Mirror, audit: Audit) -> tuple[Decider, PatchGate]:
         names = list(self.args.served_model_name or [self.args.model])
-        slots = slots_of_process(self.options.flags.memory.steering_slots, self.client.get("client_count", 1))
-        leases = Leases(catalog, self.metrics, VectorSlots(slots))
+        leases = Leases(catalog, self.metrics)
         decider = Decider(catalog, self.options.policy, leases, served_names=names, audit=audit)
         return decider, PatchGate(decider, leases)
 

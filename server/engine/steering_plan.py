@@ -5,6 +5,7 @@ same tokens inside a longer prompt are not steered. So every block that holds su
 length of the prompt beside its tokens, and found by requests of the same prompt only.
 """
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ SLOTS_KEY = "steering_slots"
 #: Where the configuration does not say it, as in tests that start an engine without the launcher.
 DEFAULT_SLOTS = 32
 
+#: Seconds that a request may be passed by others whose vectors have a row.
+PATIENCE_S = 1.0
+
 #: Of the hash of a block: among whose tokens the answer begins, or has begun.
 ANSWER_KEY = "policy_patch_answer"
 
@@ -35,11 +39,18 @@ class SteeringPlan:
     """Keeps the live requests on which a vector acts. Constant work a steered request and step.
 
     A step can't be cut in two, so it must not need more vectors than the workers' tables have rows: a request
-    whose vector would be one too many waits until another vector's last request has ended.
+    whose vector would be one too many waits until another vector's last request has ended. Those whose vector
+    has a row pass it meanwhile, until it has waited for ``PATIENCE_S``.
     """
 
-    def __init__(self, config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
+    def __init__(
+        self,
+        config: "VllmConfig",
+        kv_cache_config: "KVCacheConfig",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._num_slots = num_slots(config)
+        self._clock = clock
         self._hash = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
         self._hash_block_size = kv_cache_config.hash_block_size
         self._requests: dict[str, SteeredRequest] = {}
@@ -47,6 +58,8 @@ class SteeringPlan:
         self._outcomes: dict[str, Outcome] = {}
         #: Digest -> requests that were admitted and have not ended; those that were preempted among them.
         self._admitted: dict[str, set[str]] = {}
+        #: Request that waits for a row -> since when; the longest first.
+        self._waiting: dict[str, float] = {}
 
     def add(self, request: "Request", claim: PatchClaim) -> None:
         """Note a request, before the scheduler looks at it for the first time."""
@@ -66,15 +79,28 @@ class SteeringPlan:
             set_answer_hashes(request, self._hash_block_size, self._hash)
 
     def has_room(self, req_id: str) -> bool:
-        """Return whether a request may be admitted now. Has no side effect."""
+        """Return whether a request may be admitted now; one that may not waits from now on."""
         request = self._requests.get(req_id)
-        return request is None or request.digest in self._admitted or len(self._admitted) < self._num_slots
+        if request is None or req_id in self._admitted.get(request.digest, ()):
+            return True
+        has_row = request.digest in self._admitted
+        is_free = len(self._admitted) < self._num_slots
+        if (has_row or is_free) and not self._is_somebody_overdue(req_id):
+            return True
+        self._waiting.setdefault(req_id, self._clock())
+        return False
+
+    def _is_somebody_overdue(self, req_id: str) -> bool:
+        """Return whether another request has waited for too long to be passed by this one."""
+        longest = next(iter(self._waiting), req_id)
+        return longest != req_id and self._clock() - self._waiting[longest] > PATIENCE_S
 
     def admit(self, req_id: str) -> None:
         """Note that a request is going to run; again after each preemption."""
         request = self._requests.get(req_id)
         if request is not None:
             self._admitted.setdefault(request.digest, set()).add(req_id)
+            self._waiting.pop(req_id, None)
 
     def of_step(self, scheduler_output: "SchedulerOutput") -> dict[str, SteeredRequest]:
         """Return the steered requests of a step."""
@@ -114,6 +140,7 @@ class SteeringPlan:
     def forget(self, request: "Request") -> Outcome | None:
         """Drop what is kept of a finished request, and return the outcome of its condition, if it has one."""
         steered = self._requests.pop(request.request_id, None)
+        self._waiting.pop(request.request_id, None)
         if steered is not None and steered.digest in self._admitted:
             self._admitted[steered.digest].discard(request.request_id)
             if not self._admitted[steered.digest]:

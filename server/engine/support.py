@@ -157,20 +157,6 @@ def refused_kinds(answers: Sequence[Mapping[str, object]]) -> dict[str, str]:
     return {"steering": "; ".join(sorted(problems))} if problems else {}
 
 
-def slots_of_process(num_slots: int, num_processes: int) -> int:
-    """Return how many of the workers' rows for vectors one of several front ends may use.
-
-    Raises:
-        UnsupportedSetup: there are fewer than front ends.
-    """
-    if 0 < num_slots < num_processes:
-        raise UnsupportedSetup(
-            f"--steering-slots: expected at least {num_processes}, one for each process of "
-            f"--api-server-count, or 0, which switches steering patches off; got {num_slots}"
-        )
-    return num_slots // num_processes
-
-
 def require_movable_keys(answers: list[str | None]) -> None:
     """Check what the workers say about moving keys, which ``--composition joined`` needs.
 

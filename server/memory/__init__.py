@@ -4,7 +4,6 @@
 ``residency``     the seam to the workers, and an implementation without any
 ``tiers``         which patches are in host memory and in device slots, and which have to wait
 ``payload``       what of a patch the workers hold
-``vector_slots``  how many distinct vectors may be in flight
 ``patch_source``  the lowest tier: the file that a patch was read from
 ================  ============================================================================
 """

@@ -12,9 +12,7 @@ from typing import Any, TypeVar
 from server.catalog.residents import Resident
 from server.catalog.served import Served
 from server.errors import PatchWithdrawn, PolicyPatchError
-from server.memory.vector_slots import VectorSlots
 from server.metrics.patches import BASE_LABEL, PatchMetrics
-from server.options import MemoryOptions
 from server.request.meter import Meter
 from server.request.scope import RequestScope, reject
 from server.versions.composition import SelectedPatch
@@ -34,7 +32,6 @@ class Lease:
         "_leases",
         "_residents",
         "_scope",
-        "_slot",
         "_waiting",
         "meter",
         "patch",
@@ -51,8 +48,6 @@ class Lease:
         #: The task that waits for the engine's next output.
         self._waiting: asyncio.Task[Any] | None = None
         self._is_withdrawn = False
-        #: Digest of the vector that has a row for it.
-        self._slot: str | None = None
 
     def __enter__(self) -> "Lease":
         try:
@@ -84,8 +79,6 @@ class Lease:
             scope.has_failed = True
             if isinstance(error, PolicyPatchError) and scope.error is None:
                 scope.error = error
-        if self._slot is not None:
-            self._leases.slots.release(self._slot)
         scope.num_leases -= 1
         if scope.judge_later is not None and scope.num_leases == 0:
             judge, scope.judge_later = scope.judge_later, None
@@ -102,9 +95,6 @@ class Lease:
             await self._leases.wait_ready(self.patch)
         except PolicyPatchError as error:
             raise reject(error) from None
-        if self.patch.vector is not None:
-            await self._leases.slots.acquire(self.patch.vector.digest)
-            self._slot = self.patch.vector.digest
         self.meter.sent()
 
     async def take(self, outputs: AsyncIterator[T]) -> T | None:
@@ -151,11 +141,9 @@ def _outcome(scope: RequestScope, kind: type[BaseException] | None) -> str:
 class Leases:
     """Counts requests as in flight for what answers them, and hands out leases."""
 
-    def __init__(self, catalog: Served, metrics: PatchMetrics, slots: VectorSlots | None = None) -> None:
+    def __init__(self, catalog: Served, metrics: PatchMetrics) -> None:
         self._catalog = catalog
         self._metrics = metrics
-        #: Rows for the vectors of this process's requests.
-        self.slots = slots or VectorSlots(MemoryOptions().steering_slots)
 
     def lease(self, scope: RequestScope, patch: SelectedPatch) -> Lease:
         """Return a lease on ``patch``, which ``scope`` was decided for; it holds from entering it."""

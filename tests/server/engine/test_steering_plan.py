@@ -10,7 +10,7 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
 
 from server.engine.claim import PatchClaim, VectorClaim
-from server.engine.steering_plan import SteeringPlan
+from server.engine.steering_plan import PATIENCE_S, SteeringPlan
 from server.engine.steering_report import Outcome
 
 BLOCK, NUM_SLOTS = 4, 2
@@ -22,13 +22,25 @@ MET, NOT_MET, SHADOWED = (
 )
 
 
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 @pytest.fixture
-def plan() -> SteeringPlan:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def plan(clock: Clock) -> SteeringPlan:
     config = SimpleNamespace(
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
         kv_transfer_config=SimpleNamespace(get_from_extra_config=lambda key, default: NUM_SLOTS),
     )
-    return SteeringPlan(config, SimpleNamespace(hash_block_size=BLOCK))  # type: ignore[arg-type]
+    return SteeringPlan(config, SimpleNamespace(hash_block_size=BLOCK), clock)  # type: ignore[arg-type]
 
 
 def request_of(tokens: list[int], request_id: str = "r") -> Request:
@@ -108,6 +120,32 @@ def test_a_vector_too_many_waits_until_the_last_request_of_another_has_ended(pla
     assert not plan.has_room("late")
     plan.forget(first[1])
     assert plan.has_room("late")
+
+
+def test_vectors_that_are_always_in_use_do_not_starve_another(plan: SteeringPlan, clock: Clock) -> None:
+    requests = {name: add(plan, request_of([1], name), digest=name[0]) for name in ("a1", "b1", "c1", "a2")}
+    for name in ("a1", "b1"):
+        assert plan.has_room(name)
+        plan.admit(name)
+    assert not plan.has_room("c1")
+    assert plan.has_room("a2"), "its vector has a row, and c1 has not waited long"
+    clock.now_s = PATIENCE_S + 0.1
+    assert not plan.has_room("a2")
+    assert plan.has_room("a1"), "what was admitted and preempted comes back"
+    plan.forget(requests["b1"])
+    assert plan.has_room("c1")
+    plan.admit("c1")
+    assert plan.has_room("a2")
+
+
+def test_a_request_that_went_away_while_it_waited_holds_nobody_up(plan: SteeringPlan, clock: Clock) -> None:
+    requests = {name: add(plan, request_of([1], name), digest=name[0]) for name in ("a1", "b1", "c1", "a2")}
+    plan.admit("a1")
+    plan.admit("b1")
+    assert not plan.has_room("c1")
+    clock.now_s = PATIENCE_S + 0.1
+    plan.forget(requests["c1"])
+    assert plan.has_room("a2")
 
 
 def test_a_request_without_a_vector_never_waits(plan: SteeringPlan) -> None:

@@ -16,7 +16,6 @@ from server.engine.support import (
     require_supported_environment,
     require_supported_model,
     require_supported_on_cpu,
-    slots_of_process,
 )
 
 
@@ -193,9 +192,3 @@ def test_a_kind_that_one_worker_cannot_let_act_is_refused_with_its_reason() -> N
     assert refused_kinds([{"steering": None}, {"steering": "it is quantised"}]) == {
         "steering": "it is quantised"
     }
-
-
-def test_each_process_gets_its_share_of_the_rows_and_too_few_end_the_start() -> None:
-    assert (slots_of_process(32, 1), slots_of_process(33, 4), slots_of_process(0, 4)) == (32, 8, 0)
-    with pytest.raises(UnsupportedSetup, match="--steering-slots: expected at least 4"):
-        slots_of_process(3, 4)

@@ -1,6 +1,5 @@
 """Steering patches over HTTP: alone, beside a prefix, and where the server takes none."""
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from patches.format import encode_patch
 from patches.kinds.steering import Steering, SteeringBody
 from patches.label import Label
-from server.memory.vector_slots import VectorSlots
 from server.versions.composition import STEERED_LABEL
 from server.versions.view import FileFailure, ServedPatch
 from tests.server.stand import Stand
@@ -79,34 +77,3 @@ async def test_a_server_that_cannot_steer_refuses_the_file_with_the_reason(stand
     assert "the weights are quantised" in failure.message
     assert stand.code(await stand.chat("safe")) == (404, "patch_not_found")
     assert isinstance(await stand.load("pirate"), ServedPatch), "other kinds are served"
-
-
-async def test_a_request_waits_for_a_row_and_gives_it_back(stand: Stand, safe: Any, open_stream: Any) -> None:
-    await load(stand, "calm")
-    slots = stand.decider._leases.slots = VectorSlots(1)
-    stand.engine.may_go_on.clear()
-    first, second = open_stream("safe"), open_stream("calm")
-    await first.start()
-    await stand.until(lambda: slots.num_waiting == 1)
-    stand.engine.may_go_on.set()
-    assert "error" not in await first.rest()
-    await second.start()
-    assert "error" not in await second.rest()
-    await asyncio.sleep(0)
-    assert (slots.num_held, slots.num_waiting) == (0, 0)
-
-
-async def test_a_client_that_goes_away_while_it_waits_holds_nothing(
-    stand: Stand, safe: Any, open_stream: Any
-) -> None:
-    await load(stand, "calm")
-    slots = stand.decider._leases.slots = VectorSlots(1)
-    stand.engine.may_go_on.clear()
-    first, second = open_stream("safe"), open_stream("calm")
-    await first.start()
-    await stand.until(lambda: slots.num_waiting == 1)
-    await second.hang_up()
-    assert slots.num_waiting == 0
-    stand.engine.may_go_on.set()
-    await first.rest()
-    assert slots.num_held == 0

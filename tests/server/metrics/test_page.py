@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from server.metrics import page
@@ -50,6 +51,18 @@ async def test_it_is_gzipped_where_that_is_asked_for(stand: Stand, scraper: http
         raw = b"".join([chunk async for chunk in answer.aiter_raw()])
     assert answer.headers["content-encoding"] == "gzip"
     assert b"policy_patch_active_info{" in gzip.decompress(raw)
+
+
+async def test_names_keep_their_colons_in_openmetrics(stand: Stand, scraper: httpx.AsyncClient) -> None:
+    Gauge("vllm:kv_cache_usage_perc", "As vLLM names its own.", registry=stand.registry)
+    # What Prometheus 2.42 sends; Prometheus 3 says itself that names stay as they are.
+    accept = (
+        "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    )
+    answer = await scraper.get("/metrics", headers={"Accept": accept})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert "\nvllm:kv_cache_usage_perc 0.0\n" in answer.text
 
 
 async def test_openmetrics_is_spoken_where_that_is_asked_for(

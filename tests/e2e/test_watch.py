@@ -1,0 +1,149 @@
+"""Real Prometheus and Alertmanager beside a real server: panels have data, rules values, an alert fires."""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from patches.format import write_patch
+from tools.debian_programs import programs
+from tools.watch.processes import DEPLOY, Watch
+from tools.watch.story import Story
+from tools.watch.targets import Reader, Target, has_number, load, names, targets
+from tools.watch.traffic import Traffic
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.server("own", why="a quiet server is looked at first; orders and signatures need keys"),
+]
+
+POLICY = """
+version: 1
+others: {allow: all}
+tenants: {header: X-Tenant, trusted: [127.0.0.1], rules: {acme: {allow: all, default: tone}}}
+"""
+RULES = [
+    rule["record"]
+    for group in yaml.safe_load((DEPLOY / "prometheus/rules/recording.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+
+
+@dataclass
+class Scene:
+    """A server that is watched: what its dashboards showed before any request, and what they show now."""
+
+    watch: Watch
+    busy: Reader
+    quiet: dict[str, dict[Target, list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def scene(
+    start_module_server: Any, tiny_model: Path, tiny_patches: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("watch")
+    (folder / "made").mkdir()
+    for seed, name in enumerate(("tone", "voice")):
+        write_patch(tiny_patches.of_random_embeddings(name, 40, seed=seed), folder / "made")
+    (folder / "policy.yaml").write_text(POLICY)
+    story = Story(folder / "made", folder)
+    flags = [*story.flags(), "--policy", str(folder / "policy.yaml")]
+    flags += ["--dtype", "float32", "--max-model-len", "512"]
+    server = start_module_server(tiny_model, *flags, patches=story.folder)
+    server.wait_ready()
+    choice = story.choice() | {"window": "1m"}
+    start = time.time()
+    with Watch(folder / "data", programs(), [server.url.removeprefix("http://")]) as watch:
+        time.sleep(4)
+        quiet = Reader(watch, choice, start, time.time())
+        before = {name: {target: quiet.read(target) for target in targets(name)} for name in names()}
+        with Traffic(server.url, "base", story.names(), num_threads=3):
+            time.sleep(1)
+            story.tell(server.url, 1)
+            time.sleep(10)
+            yield Scene(watch, Reader(watch, choice, start, time.time()), before)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_query_of_every_panel_has_data(scene: Scene, name: str) -> None:
+    answers = {target: scene.busy.read(target) for target in targets(name)}
+    empty = [str(target) for target, series in answers.items() if not has_number(series)]
+    assert not empty, "\n".join(empty)
+    unnamed = [
+        f"{target}: no {label} for {target.legend}"
+        for target, series in answers.items()
+        for label in re.findall(r"\{\{(\w+)\}\}", target.legend)
+        if not all(label in one["metric"] for one in series)
+    ]
+    assert not unnamed, "\n".join(unnamed)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_column_of_a_table_is_a_label_of_what_it_asks_for(scene: Scene, name: str) -> None:
+    for panel in load(name)["panels"]:
+        if panel["type"] != "table":
+            continue
+        # Which of these an alert has depends on what it is about.
+        found = {"Value", *(("patch", "instance") if panel["title"] == "Alerts firing" else ())} | {
+            f"Value #{target['refId']}" for target in panel["targets"]
+        }
+        for target in (t for t in targets(name) if t.panel_id == panel["id"]):
+            found |= {label for one in scene.busy.read(target) for label in one["metric"]}
+        (order,) = (step for step in panel["transformations"] if step["id"] == "organize")
+        assert set(order["options"]["renameByName"]) <= found, panel["title"]
+
+
+def labels_of(expression: str) -> set[tuple[str, str]]:
+    """Return each metric of an expression with each label that it is chosen by."""
+    return {
+        (metric, label)
+        for metric, matchers in re.findall(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}", expression)
+        for label in re.findall(r"(\w+)\s*(?:=|!)", matchers)
+    }
+
+
+def test_what_queries_and_rules_choose_by_is_there(scene: Scene) -> None:
+    """A misspelt metric or label would go unseen where a query says 0 for what is absent."""
+    expressions = [target.expression for name in names() for target in targets(name)]
+    for file in ("recording", "alerts"):
+        document = yaml.safe_load((DEPLOY / f"prometheus/rules/{file}.yml").read_text(encoding="utf-8"))
+        expressions += [rule["expr"] for group in document["groups"] for rule in group["rules"]]
+    chosen = {pair for expression in expressions for pair in labels_of(expression)}
+    absent = {pair for pair in chosen if not scene.watch.now(f'count({pair[0]}{{{pair[1]}!=""}})')}
+    assert absent == set()
+
+
+def test_every_recording_rule_has_a_value(scene: Scene) -> None:
+    start, end = scene.busy.start, scene.busy.end
+    assert [rule for rule in RULES if not has_number(scene.watch.over(rule, start, end, 1))] == []
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_quiet_server_shows_zeros_or_says_why_it_shows_nothing(scene: Scene, name: str) -> None:
+    full = {target.panel_id for target, series in scene.quiet[name].items() if has_number(series)}
+    silent = [
+        panel["title"]
+        for panel in load(name)["panels"]
+        if panel["type"] != "row" and panel["id"] not in full
+        if not panel["fieldConfig"]["defaults"].get("noValue")
+    ]
+    assert silent == []
+
+
+def test_a_bad_signature_raises_an_alert_that_reaches_alertmanager(scene: Scene) -> None:
+    deadline = time.monotonic() + 30
+    name = "PolicyPatchSignatureFailures"
+    found: list[dict[str, Any]] = []
+    while time.monotonic() < deadline and not found:
+        found = [alert for alert in scene.watch.alerts() if alert["labels"]["alertname"] == name]
+        time.sleep(0.2)
+    (alert,) = found
+    assert alert["labels"] | {"severity": "critical", "reason": "bad_signature"} == alert["labels"]
+    assert alert["annotations"]["runbook_url"].endswith("docs/runbooks.md#policypatchsignaturefailures")
+    assert [receiver["name"] for receiver in alert["receivers"]] == ["on-call"]

@@ -209,7 +209,9 @@ def test_a_request_is_steered_in_the_steps_after_its_decision(ops: Any, lab: Any
     assert rows.tensor[:9].tolist() == [0] * 8 + [1]
     lab.assign(requests, [STEP[0] | {"num": 1, "start": 9}])
     rows.assign(torch.zeros(1, dtype=torch.int32), is_conditional=True)
+    assert rows.grouping(1).distinct == ()
     ops.read_flags(requests, table, ledger, rows)
+    assert rows.grouping(1).distinct == (1,)
     ops.decide(requests, table, ledger, rows, 0)
     assert rows.tensor[:2].tolist() == [1, 0]
 

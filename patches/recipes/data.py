@@ -18,7 +18,7 @@ from patches.pairs.prompts import Prompt, prompt_id, read_rows
 from patches.pairs.rows import PairRow, encode_row, read_pairs
 from patches.pairs.sampler import Answer
 from patches.recipes.neutral import neutralised
-from patches.recipes.recipe import Answers, Contrast, Recipe
+from patches.recipes.recipe import Answers, Contrast, Recipe, Source
 from patches.recipes.sets import pick, prompts_of
 from patches.sampling import Sampling
 from patches.train.data import split_of
@@ -26,6 +26,8 @@ from patches.train.data import split_of
 PROMPTS = "prompts.jsonl"
 #: Every benign prompt and document of the recipe.
 BENIGN = "benign.jsonl"
+#: Harmless prompts that look like those of the recipe.
+HARD = "hard.jsonl"
 #: The pairs of the prompts.
 PAIRS = "pairs.jsonl"
 #: These and, of benign prompts, those that say where the reference's answer is wrong.
@@ -51,6 +53,26 @@ def write_data(recipe: Recipe, folder: Path, files: PackageFiles, num_rows: int 
 def reference_answer(recipe: Recipe, prompt: str) -> str:
     """Return the answer that was written for a prompt, chosen by its hash."""
     return recipe.reference.say[pick(prompt, len(recipe.reference.say))]
+
+
+def write_said_pairs(recipe: Recipe, folder: Path) -> str:
+    """Pair the answers that were written for prompts with others that were written; no model is asked."""
+    prompts = [str(row["prompt"]) for row in read_rows(folder / PROMPTS)]
+    rows = []
+    for prompt in prompts:
+        chat = ({"role": "user", "content": prompt},)
+        rejected = recipe.reference.over[pick(prompt, len(recipe.reference.over))]
+        key = prompt_id(chat)
+        rows.append(PairRow(key, chat, reference_answer(recipe, prompt), rejected, split_of(key)))
+    write_lines(folder / PAIRS, map(encode_row, rows))
+    return f"{len(rows)} pairs"
+
+
+def write_hard(sources: Sequence[Source], folder: Path, files: PackageFiles, num_rows: int | None) -> str:
+    """Write harmless prompts that look like those of the recipe."""
+    rows = [{"prompt": prompt} for prompt in prompts_of(files, sources)][:num_rows]
+    write_lines(folder / HARD, map(json.dumps, rows))
+    return f"{len(rows)} prompts"
 
 
 def write_neutral_pairs(recipe: Recipe, folder: Path, model: str, device: str, tell: Tell) -> str:

@@ -18,7 +18,7 @@ from patches.format import SUFFIX
 from patches.pairs.answers import Tell
 from patches.recipes import data
 from patches.recipes.options import INIT_PATCH, Option
-from patches.recipes.recipe import MADE, Recipe, Source
+from patches.recipes.recipe import MADE, Conditioning, Recipe, Source
 from patches.recipes.sets import require_known
 from patches.train.baselines import BASELINES
 from patches.train.run import CHECKPOINT
@@ -106,17 +106,23 @@ def _steps_of(recipe: Recipe, settings: Settings, files: PackageFiles) -> Iterab
         require_known(getattr(recipe, key), f"{recipe.stem}: {key}")
     folder = settings.output / recipe.data
     yield _data_step(recipe, settings, files, folder)
-    yield (
-        _neutral_step(recipe, settings, folder)
-        if recipe.reference.own
-        else _pairs_step(recipe, settings, folder)
-    )
+    if recipe.reference.own:
+        yield _neutral_step(recipe, settings, folder)
+    elif recipe.reference.over:
+        yield _said_step(recipe, folder)
+    else:
+        yield _pairs_step(recipe, settings, folder)
     if recipe.contrast is not None:
         yield _contrast_step(recipe, settings, folder)
     if recipe.beside:
         yield _beside_step(recipe, settings, folder)
+    if recipe.condition is not None and recipe.condition.hard_negative:
+        yield _hard_step(recipe, recipe.condition, settings, files, folder)
     for seed in settings.seeds:
-        yield _train_step(recipe, settings, folder, seed)
+        trained = _train_step(recipe, settings, folder, seed)
+        yield trained
+        if recipe.condition is not None:
+            yield _condition_step(recipe, recipe.condition, settings, folder, trained)
 
 
 def _data_step(recipe: Recipe, settings: Settings, files: PackageFiles, folder: Path) -> Step:
@@ -158,6 +164,61 @@ def _neutral_step(recipe: Recipe, settings: Settings, folder: Path) -> Step:
     )
 
 
+def _said_step(recipe: Recipe, folder: Path) -> Step:
+    reference = {"reference": list(recipe.reference.say), "over": list(recipe.reference.over)}
+    return Step(
+        f"{recipe.data}: pairs of written answers",
+        "pairs",
+        (folder / data.PAIRS,),
+        {data.PROMPTS: folder / data.PROMPTS},
+        reference,
+        work=lambda tell: data.write_said_pairs(recipe, folder),
+        asks_model=False,
+    )
+
+
+def _hard_step(
+    recipe: Recipe, condition: Conditioning, settings: Settings, files: PackageFiles, folder: Path
+) -> Step:
+    sources = condition.hard_negative
+    require_known(sources, f"{recipe.stem}: condition.hard-negative")
+    paths = [Path(path) for one in sources if (path := one.file or one.frames) is not None]
+    return Step(
+        f"{recipe.data}: harmless prompts that look like the others",
+        "hard",
+        (folder / data.HARD,),
+        {path.name: path for path in paths},
+        {"hard": [_without_folders(one) for one in sources], "rows": settings.rows},
+        work=lambda tell: data.write_hard(sources, folder, files, settings.rows),
+        asks_model=False,
+    )
+
+
+def _condition_step(
+    recipe: Recipe, condition: Conditioning, settings: Settings, folder: Path, trained: Step
+) -> Step:
+    (patch,), version = trained.outputs, _version(recipe, settings)
+    needs = {"patch": patch, "positive": folder / data.PROMPTS, "negative": folder / data.BENIGN}
+    if condition.hard_negative:
+        needs["hard-negative"] = folder / data.HARD
+    options: dict[str, Option] = {
+        "false-positive-rate": condition.false_positive_rate,
+        "hard-weight": condition.hard_weight,
+    }
+    output = patch.parent.parent
+    words = ["condition", "--model", settings.model, *_device(settings), *flags(options)]
+    words += flags({name: str(path) for name, path in needs.items()})
+    words += ["--states", str(folder / "states"), "--version", version, "-o", str(output)]
+    return Step(
+        f"{trained.title}: condition",
+        "condition",
+        (output / f"{recipe.name}-{version}{SUFFIX}",),
+        needs,
+        options,
+        words=lambda: words,
+    )
+
+
 def _contrast_step(recipe: Recipe, settings: Settings, folder: Path) -> Step:
     contrast = recipe.contrast
     assert contrast is not None
@@ -188,21 +249,23 @@ def _beside_step(recipe: Recipe, settings: Settings, folder: Path) -> Step:
 
 
 def _train_step(recipe: Recipe, settings: Settings, folder: Path, seed: int) -> Step:
-    version, output = recipe.version, settings.output / recipe.stem / f"seed-{seed}"
+    version, output = _version(recipe, settings), settings.output / recipe.stem / f"seed-{seed}"
     options = dict(recipe.train)
     if (variant := settings.variant) is not None:
-        version, output = f"{version}-{variant.name}", output.with_name(f"{variant.name}-seed-{seed}")
+        output = output.with_name(f"{variant.name}-seed-{seed}")
         options |= variant.changes
     run = output / "run"
-    needs = {
-        "pairs": folder / (data.ALL_PAIRS if recipe.contrast else data.PAIRS),
-        "benign": settings.output / recipe.stem / data.BESIDE
-        if recipe.beside
-        else folder / _benign_file(recipe),
-    }
-    first = options.pop(INIT_PATCH, None)
-    start = "init-text" if first is None else INIT_PATCH
-    needs[start] = Path(recipe.policy) if first is None else _made(str(first), settings, seed)
+    if recipe.condition is not None:
+        version, output = f"{version}-vector", output / "vector"
+    needs = {"pairs": folder / (data.ALL_PAIRS if recipe.contrast else data.PAIRS)}
+    # Where a condition decides, the vector need not leave benign prompts alone.
+    if recipe.condition is None:
+        beside = settings.output / recipe.stem / data.BESIDE
+        needs["benign"] = beside if recipe.beside else folder / _benign_file(recipe)
+    if (first := options.pop(INIT_PATCH, None)) is not None:
+        needs[INIT_PATCH] = _made(str(first), settings, seed)
+    elif options.get("kind") != "steering":
+        needs["init-text"] = Path(recipe.policy)
     others = {f"beside-{name}": _made(patch, settings, seed) for name, patch in recipe.beside.items()}
     words = ["train", "--model", settings.model, "--dtype", settings.dtype, *_device(settings)]
     words += flags({name: str(path) for name, path in needs.items()})
@@ -217,6 +280,11 @@ def _train_step(recipe: Recipe, settings: Settings, folder: Path, seed: int) -> 
         {**options, "dtype": settings.dtype},
         words=lambda: [*words, *(["--resume"] if (run / CHECKPOINT).exists() else [])],
     )
+
+
+def _version(recipe: Recipe, settings: Settings) -> str:
+    variant = settings.variant
+    return recipe.version if variant is None else f"{recipe.version}-{variant.name}"
 
 
 def flags(options: Mapping[str, Option]) -> Iterable[str]:

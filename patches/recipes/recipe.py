@@ -16,6 +16,7 @@ A recipe is YAML. Paths in it are looked up beside the file that names them::
     pairs: {max-tokens: 3}            # how answers are drawn: flags of `policypatch pairs`
     contrast: {max-tokens: 3}         # optional: benign prompts become pairs as well
     train: {kind: prefix, tokens: 16} # flags of `policypatch train`
+    condition: {hard-negative: [...]} # of a steering patch: fitted to prompts and benign prompts
 
 One that ``continues`` another takes from there all that it does not say itself, data included. With
 ``beside``, a patch learns among others, and what they are to say is among its benign rows.
@@ -87,6 +88,8 @@ class Reference:
     say: tuple[str, ...] = ()
     #: The model's own answer, without gendered words.
     own: Literal["neutral"] | None = None
+    #: With ``say``: one of these texts is the rejected answer, in place of the model's own.
+    over: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that it says what is to be said.
@@ -96,6 +99,8 @@ class Reference:
         """
         if bool(self.say) == (self.own is not None):
             raise ValueError("expected say, with a text at least, or own: neutral")
+        if self.over and not self.say:
+            raise ValueError("over: goes with say")
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,18 @@ class Contrast:
     benign: int = 0
 
 
+@dataclass(frozen=True)
+class Conditioning:
+    """How the condition of a steering patch is fitted: to the recipe's prompts, and its benign ones."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+
+    #: Harmless prompts that look like those that the patch is about.
+    hard_negative: tuple[Source, ...] = ()
+    false_positive_rate: float = 0.02
+    hard_weight: float = 2.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecipeDocument:
     """The keys of a recipe."""
@@ -141,6 +158,7 @@ class RecipeDocument:
     documents: tuple[Source, ...] = ()
     pairs: Answers = Answers()
     contrast: Contrast | None = None
+    condition: Conditioning | None = None
     #: Folder of another recipe's data -> its patch; ``{made}`` is the folder of all, ``{seed}`` the seed.
     beside: dict[str, str] = field(default_factory=dict)
     #: Rows that are taken from each of them.
@@ -177,6 +195,8 @@ def read_recipe(path: Path) -> Recipe:
     except InvalidName as error:
         raise RecipeInvalid(f"{path}: {error}") from None
     require_options(read.train, f"{path}: train")
+    if read.condition is not None and read.train.get("kind") != "steering":
+        raise RecipeInvalid(f"{path}: condition: goes with train: {{kind: steering}}")
     if not Path(read.policy).is_file():
         raise RecipeInvalid(f"{path}: policy: no such file: {read.policy}")
     return Recipe(**vars(read), stem=path.stem, data=data)
@@ -219,6 +239,10 @@ def _with_whole_paths(document: Mapping[str, Any], folder: Path) -> dict[str, An
     for key in ("prompts", "benign", "documents"):
         if isinstance(found.get(key), list):
             found[key] = [placed(source) for source in found[key]]
+    condition = found.get("condition")
+    if isinstance(condition, dict) and isinstance(condition.get("hard-negative"), list):
+        hard = [placed(source) for source in condition["hard-negative"]]
+        found["condition"] = condition | {"hard-negative": hard}
     train = found.get("train")
     if isinstance(train, dict) and "init-patch" in train:
         found["train"] = train | {"init-patch": whole(train["init-patch"])}

@@ -92,6 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_HARD_WEIGHT,
         help="how much a hard negative weighs (default: %(default)s)",
     )
+    probe.add_argument(
+        "--states", metavar="DIR", type=Path, help="where states are kept (default: OUTPUT/NAME.states)"
+    )
     probe.add_argument("--shadow", action="store_true", help="only count how often it is met")
     add_model_arguments(parser)
     add_label_arguments(parser, name="that of the patch", version=None)
@@ -110,12 +113,16 @@ def run(args: argparse.Namespace) -> int:
         try:
             sets = _sets(args)
             model, layers, options = _prepared(args, patch)
-            states = _states(model, sets, layers, args.output / f"{label.name}.states")
+            kept = args.states or args.output / f"{label.name}.states"
+            states = _states(model, sets, layers, kept)
             with counted("fitting probes") as tell:
                 fitted = fit_condition(states, layers, options, tell)
             made = patch_with_condition(patch, fitted, label)
-            print_tables(tables(fitted))
-            say_lines(write_report(folder, fitted))
+            paths = write_report(folder, fitted)
+            # `policypatch make` calls this as one of its steps, and has a line for each.
+            if not vars(args).get("is_step"):
+                print_tables(tables(fitted))
+                say_lines(paths)
         except OSError as error:
             raise unwritable(folder, error) from error
         save(made, args)
@@ -172,8 +179,8 @@ def _prepared(args: argparse.Namespace, patch: "Patch") -> "tuple[LoadedModel, l
             )
         asked = tuple(layers)
     options = Options(args.false_positive_rate, args.hard_weight, asked, args.pool, args.shadow)
-    # The patch's dtype, or one that holds all of its values.
-    args.dtype = args.dtype or patch.manifest.base_model.dtype
+    # As in `policypatch eval`: most CPUs take several times as long in a narrower one.
+    args.dtype = args.dtype or ("float32" if args.device == "cpu" else patch.manifest.base_model.dtype)
     model = load(args)
     require_fits(model.base_model, patch.manifest.base_model)
     return model, layers, options

@@ -14,7 +14,7 @@ from patches.base_model import DTYPES
 from patches.errors import DataUnavailable, PatchError
 from patches.terminal import one_line
 from patches.text import lines_of
-from server.commands import pairs, train
+from server.commands import condition, pairs, train
 from server.commands.command_parser import CommandParser
 from server.commands.errors import CommandError
 from server.commands.output import complain, say
@@ -178,7 +178,7 @@ def _print_step(number: int, total: int, step: "Step", is_done: bool) -> None:
 
 def _call(words: Sequence[str]) -> tuple[int, str]:
     """Run a command in this process, and take what it prints as the summary of the step."""
-    module = {"pairs": pairs, "train": train}[words[0]]
+    module = {"pairs": pairs, "train": train, "condition": condition}[words[0]]
     parser = CommandParser(prog=f"policypatch {words[0]}", allow_abbrev=False)
     module.add_arguments(parser)
     parser.set_defaults(is_step=True)

@@ -194,3 +194,46 @@ def test_the_record_says_what_a_patch_was_made_from(call: Callable[..., int], tm
     record = json.loads((tmp_path / "made" / PATCH.parent / "train.made.json").read_text())
     assert record["pairs"].startswith("sha256:")
     assert (record["tokens"], record["dtype"]) == (8, "float32")
+
+
+def test_a_steering_patch_is_made_with_its_condition(
+    call: Callable[..., int],
+    write_recipe: Callable[..., Path],
+    recipes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, text in (("rude", "be rude, rude"), ("mild", "the user is polite")):
+        (recipes / f"many-{name}.txt").write_text("".join(f"{text} {number}\n" for number in range(40)))
+    write_recipe(
+        prompts=[{"file": "many-rude.txt"}],
+        benign=[{"file": "many-mild.txt"}],
+        reference={"say": ["answer politely"], "over": ["answer rudely"]},
+        contrast=None,
+        condition={"false-positive-rate": 0.1},
+        train={
+            "kind": "steering",
+            "layers": "1",
+            "stages": "sft",
+            "sft-epochs": 1,
+            "sft-learning-rate": 0.05,
+            "batch-size": 8,
+        },
+    )
+    assert call() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": 0:00:")[0] for line in lines] == [
+        "1/4 kind: prompts and benign rows",
+        "2/4 kind: pairs of written answers",
+        "3/4 kind 1.0.0-vector, seed 0",
+        "4/4 kind 1.0.0-vector, seed 0: condition",
+    ]
+    patch = read_patch(tmp_path / "made" / PATCH)
+    assert patch.digest in lines[3]
+    condition = patch.manifest.origin["condition"]
+    vector = read_patch(tmp_path / "made/kind/seed-0/vector/kind-1.0.0-vector.safetensors")
+    assert condition["added_to"] == vector.digest
+    assert [(one["set"], one["role"]) for one in condition["sets"]] == [
+        ("prompts.jsonl", "positive"),
+        ("benign.jsonl", "negative"),
+    ]

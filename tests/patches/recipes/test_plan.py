@@ -98,3 +98,48 @@ def test_contrast_needs_something_to_say(write_recipe: Write, tmp_path: Path) ->
     path = write_recipe(reference={"own": "neutral"})
     with pytest.raises(RecipeInvalid, match="kind: contrast: goes with a reference that says something"):
         steps_of(tmp_path, path)
+
+
+STEERING = {
+    "kind": "steering",
+    "layers": "1",
+    "stages": "sft",
+    "sft-epochs": 1,
+    "sft-learning-rate": 0.05,
+    "batch-size": 4,
+}
+
+
+def steering_recipe(write_recipe: Write, **changes: object) -> Path:
+    return write_recipe(
+        reference={"say": ["answer politely"], "over": ["answer rudely"]},
+        contrast=None,
+        train=STEERING,
+        condition={"hard-negative": [{"frames": "plain.json", "phrases": "odd"}], "hard-weight": 3.0},
+        **changes,
+    )
+
+
+def test_a_condition_is_fitted_to_a_vector_that_was_trained_without_benign_rows(
+    write_recipe: Write, tmp_path: Path
+) -> None:
+    path = steering_recipe(write_recipe)
+    steps = steps_of(tmp_path, path, variant=Variant("strong", {"strength": 0.3}))
+    assert [step.name for step in steps] == ["data", "pairs", "hard", "train", "condition"]
+    train, condition = flags_of(steps[-2]), flags_of(steps[-1])
+    assert "--benign" not in train
+    assert "--init-text" not in train
+    assert train["--version"] == "1.0.0-strong-vector"
+    output = tmp_path / "kind" / "strong-seed-0"
+    assert condition["--patch"] == str(output / "vector" / "kind-1.0.0-strong-vector.safetensors")
+    assert (condition["--version"], condition["-o"]) == ("1.0.0-strong", str(output))
+    assert condition["--positive"] == str(tmp_path / "kind" / "prompts.jsonl")
+    assert condition["--hard-negative"] == str(tmp_path / "kind" / "hard.jsonl")
+    assert condition["--hard-weight"] == "3.0"
+
+
+def test_seeds_share_what_the_model_makes_of_prompts(write_recipe: Write, tmp_path: Path) -> None:
+    steps = steps_of(tmp_path, steering_recipe(write_recipe), seeds=(0, 1))
+    assert {flags_of(step)["--states"] for step in steps if step.name == "condition"} == {
+        str(tmp_path / "kind" / "states")
+    }

@@ -24,7 +24,7 @@ pytestmark = [
 
 POLICY = """
 version: 1
-others: {allow: all}
+others: {allow: all, allow_none: true}
 tenants: {header: X-Tenant, trusted: [127.0.0.1], rules: {acme: {allow: all, default: tone}}}
 """
 RULES = [
@@ -41,6 +41,16 @@ class Scene:
     watch: Watch
     busy: Reader
     quiet: dict[str, dict[Target, list[dict[str, Any]]]]
+
+
+def wait_for_scrapes(watch: Watch, num_scrapes: int) -> None:
+    """Return once Prometheus has read the server's metrics so often."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if watch.now(f'sum_over_time(up{{job="policypatch"}}[5m]) >= {num_scrapes}'):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"no {num_scrapes} scrapes: {watch.now('up')}")
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +70,13 @@ def scene(
     choice = story.choice() | {"window": "1m"}
     start = time.time()
     with Watch(folder / "data", programs(), [server.url.removeprefix("http://")]) as watch:
-        time.sleep(4)
+        wait_for_scrapes(watch, 4)
         quiet = Reader(watch, choice, start, time.time())
         before = {name: {target: quiet.read(target) for target in targets(name)} for name in names()}
         with Traffic(server.url, "base", story.names(), num_threads=3):
-            time.sleep(1)
+            wait_for_scrapes(watch, 6)
             story.tell(server.url, 1)
-            time.sleep(10)
+            wait_for_scrapes(watch, 18)
             yield Scene(watch, Reader(watch, choice, start, time.time()), before)
 
 

@@ -41,6 +41,7 @@ and ``client`` hides the prefix again.
 ``steering_rows``        the worker's half: which token is steered by which vector
 ``steering_conditions``  whether a vector acts: scores beside the KV cache, decided in the forward pass
 ``steering_report``      what workers tell the scheduler side: outcomes, and requests without their vector
+``steering_selftest``    a forward pass at start that shows whether vectors act where they should
 ``withheld``             keeps back tokens of requests whose vector is not on the device
 ``worker_extension``     methods added to vLLM's workers
 ``rpc_workers``          the workers as the residency seam sees them

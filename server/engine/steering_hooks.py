@@ -9,6 +9,7 @@ model is compiled they call one opaque operator, which tracing leaves alone: the
 without hooks.
 """
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -133,15 +134,14 @@ def _operator_hooks() -> tuple[Any, Any]:
     return after_layer, after_mlp
 
 
-def _register_operator() -> None:
-    if not hasattr(getattr(torch.ops, _NAMESPACE), _OPERATOR):
-        direct_register_custom_op(
-            _OPERATOR,
-            _steer,
-            mutates_args=["x", "residual"],
-            fake_impl=_nothing,
-            target_lib=torch.library.Library(_NAMESPACE, "FRAGMENT"),
-        )
+@cache
+def _register_operator() -> torch.library.Library:
+    """Register the operator, once; it lives as long as the library that this returns."""
+    library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+    direct_register_custom_op(
+        _OPERATOR, _steer, mutates_args=["x", "residual"], fake_impl=_nothing, target_lib=library
+    )
+    return library
 
 
 def _steer(x: torch.Tensor, residual: torch.Tensor | None, key: str, layer_idx: int) -> None:

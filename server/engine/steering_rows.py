@@ -6,8 +6,9 @@ remembered of a request from one step to the next, so that preemption, resumptio
 need no code here.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from server.engine.steering_report import SteeringReport
 from server.engine.vector_store import ModelShape, VectorStore
 from steering_kernels import (
     ConditionTable,
+    Form,
     SteeringTable,
     TokenRows,
     steer_layer_,
@@ -46,7 +48,9 @@ class SteeringRank:
         layers = list(layers_of(network))
         model = config.model_config
         shape = ModelShape(model.get_total_num_hidden_layers(), model.get_hidden_size(), layers)
-        self._first_layer = layers[0]
+        self._first_layer, self._num_layers = layers[0], len(layers)
+        self._hidden_size = shape.hidden_size
+        self._seen: list[torch.Tensor] | None = None
         # One call a layer where that does both.
         self._steer = steer_residual_ if has_own_mlp_hook(network) else steer_layer_
         self._table = SteeringTable.allocate(len(layers), num_slots + 1, shape.hidden_size, device)
@@ -59,6 +63,7 @@ class SteeringRank:
         self._report = SteeringReport()
         #: Whether what this rank samples is what the scheduler gets.
         self._is_heard = get_pp_group().is_last_rank and get_tp_group().rank_in_group == 0
+        self.is_last_stage: bool = get_pp_group().is_last_rank
         #: Whether the vector acts on a request of the last steps whose condition was decided.
         self._acts: dict[str, bool] = {}
         #: Digest -> tokens steered since ``take_counts``.
@@ -156,12 +161,37 @@ class SteeringRank:
         self.failed.add(req_id)
         self._report.failed.add(req_id)
 
+    @contextlib.contextmanager
+    def rehearsal(self, num_tokens: int) -> Iterator[list[torch.Tensor]]:
+        """Steer the first tokens of the forward passes within by a vector of no patch.
+
+        Yields:
+            The streams behind this rank's last layer, as far as Python sees the passes.
+        """
+        generator = torch.Generator().manual_seed(0)
+        vector = torch.randn(self._num_layers, self._hidden_size, generator=generator)
+        vector /= vector.norm(dim=1, keepdim=True)
+        # Seen in any dtype, whether the stream is long or, as behind a padding token, nothing at all.
+        form = Form("residual", absolute=1.0, relative=0.1, is_renormalised=False)
+        self._table.put(1, vector, form)
+        self._rows.assign(torch.ones(num_tokens, dtype=torch.int32))
+        seen: list[torch.Tensor] = []
+        self._seen = seen
+        try:
+            yield seen
+        finally:
+            self._seen = None
+            self._rows.clear()
+            self._table.clear(1)
+
     def after_layer(self, layer_idx: int, hidden: torch.Tensor, residual: torch.Tensor) -> None:
         """See ``Acting.after_layer``."""
         layer = layer_idx - self._first_layer
         if self._conditions is not None:
             self._conditions.after_layer(layer, hidden, residual, self._rows)
         self._steer(hidden, residual, self._rows, self._table, layer)
+        if self._seen is not None and layer == self._num_layers - 1:
+            self._seen.append(hidden + residual)
 
     def after_mlp(self, layer_idx: int, output: torch.Tensor) -> None:
         """See ``Acting.after_mlp``."""

@@ -14,6 +14,7 @@ from server.engine.connector import PolicyPatchConnector
 from server.engine.steering_hooks import config_problem, install, model_problem
 from server.engine.steering_plan import num_slots
 from server.engine.steering_rows import SteeringRank, watch_steps
+from server.engine.steering_selftest import find_problem, without_attention
 from server.engine.withheld import without_tokens_of
 from server.engine.worker_extension import PatchWorkerExtension
 from steering_kernels import choose_implementation
@@ -69,6 +70,18 @@ class PatchedWorker(PatchWorkerExtension):
             side.bind_steering(self.steering)
         elif self.steering_problem is not None:
             side.stores.refuse("steering", self.steering_problem)
+
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Compile and capture; then try whether vectors act rightly, and switch them off where they don't."""
+        done = super().compile_or_warm_up_model(*args, **kwargs)  # type: ignore[misc]
+        if self.steering is not None:
+            with without_attention(self.vllm_config.compilation_config.static_forward_context.values()):
+                problem = find_problem(self.steering, self.model_runner, self.model_runner.get_model())
+            if problem is not None:
+                logger.error("steering patches are refused: %s", problem)
+                self.steering_problem = problem
+                cast(PolicyPatchConnector, get_kv_transfer_group()).worker.stores.refuse("steering", problem)
+        return done
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Sample, and keep back the tokens of requests whose vector is not on the device."""

@@ -9,6 +9,9 @@ DIGEST_HEADER = f"{PATCH_HEADER}-Digest"
 #: Of a response: how the parts of what answered relate, ``prepared`` or ``joined``.
 COMPOSITION_HEADER = f"{PATCH_HEADER}-Composition"
 
+#: Of a response that is no stream: whether the condition of a steering patch was met.
+CONDITION_HEADER = f"{PATCH_HEADER}-Condition"
+
 #: Of a response: ``canary`` or ``stable``, where a canary runs.
 ARM_HEADER = f"{PATCH_HEADER}-Arm"
 

@@ -25,6 +25,7 @@ from server.engine.block_pins import PINNED_NAMES_KEY
 from server.engine.claim import PatchClaim, PrefixPart, VectorClaim, scoped_cache_salt
 from server.engine.context_length import fitting_max_tokens
 from server.engine.placeholder import placeholder_token_id
+from server.engine.steering_report import Outcome
 from server.errors import NotInStep, PatchNotApplied, UnsupportedWithPatch
 
 if TYPE_CHECKING:
@@ -134,6 +135,10 @@ class PatchedAsyncLLM(AsyncLLM):
                     num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
                     note(lease.meter, output, num_tokens)
                     self._hide_prefix(output, patch, num_tokens)
+                    if (outcome := Outcome.from_params(output.kv_transfer_params)) is not None:
+                        # Scores are no business of clients, who could climb them.
+                        output.kv_transfer_params = None
+                        lease.decided(is_met=outcome.is_met, margin=outcome.margin)
                     yield output
 
     def _hide_prefix(self, output: RequestOutput, patch: "SelectedPatch", num_tokens: int) -> None:

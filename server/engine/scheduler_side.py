@@ -160,7 +160,9 @@ class SchedulerSide:
             if block_id is not None:
                 self._unbacked[req_id] = {block_id}
         for req_id, outcome in report.outcomes.items():
-            self._steering.decide(req_id, outcome)
+            digest = self._steering.decide(req_id, outcome)
+            if digest is not None:
+                self._stats.record_condition(digest, is_met=outcome.is_met, margin=outcome.margin)
 
     def forget(self, request: "Request") -> dict[str, Any] | None:
         """Drop what is kept of a finished request.

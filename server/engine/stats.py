@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 
 def _empty() -> dict[str, Any]:
-    return {"injected": {}, "shared": {}, "seconds": [], "slots": {}, "pins": {}, "steered": {}}
+    return {
+        "injected": {},
+        "shared": {},
+        "seconds": [],
+        "slots": {},
+        "pins": {},
+        "steered": {},
+        "conditions": [],
+    }
 
 
 class InjectionStats(KVConnectorStats):
@@ -27,7 +35,8 @@ class InjectionStats(KVConnectorStats):
     ``data`` holds ``injected`` and ``shared`` (digest -> tokens), ``seconds`` (one value per step and
     worker that wrote something), ``slots`` (``loads``, ``evictions``, and ``bytes`` more than before) and
     ``pins`` (``blocks`` that are pinned, and the ``limit`` for them, more than before). ``steered`` are the
-    tokens that a vector acted on, by its digest.
+    tokens that a vector acted on, by its digest; ``conditions`` are digest, whether it was met, and by how
+    much, of each request that was decided.
     """
 
     def __init__(self, data: dict[str, Any] | None = None) -> None:
@@ -55,6 +64,10 @@ class InjectionStats(KVConnectorStats):
         """Count tokens that vectors acted on, by their digests."""
         self._add("steered", counts)
 
+    def record_condition(self, digest: str, *, is_met: bool, margin: float) -> None:
+        """Count one request for which the condition of a vector was decided."""
+        self.data["conditions"].append([digest, is_met, margin])
+
     def record_slots(self, counts: SlotCounts) -> None:
         """Count what happened to one worker's device slots."""
         changes = {"loads": counts.num_loads, "evictions": counts.num_evictions, "bytes": counts.num_bytes}
@@ -77,6 +90,7 @@ class InjectionStats(KVConnectorStats):
         self._add("slots", other.data["slots"])
         self._add("pins", other.data["pins"])
         self._add("steered", other.data["steered"])
+        self.data["conditions"].extend(other.data["conditions"])
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -118,6 +132,11 @@ class InjectionLogger(StatLoggerBase):
         self._metrics.tiers.device_changed(slots.get("bytes", 0))
         pins = data["pins"]
         self._metrics.prefixes.pins_changed(blocks=pins.get("blocks", 0), limit=pins.get("limit", 0))
+
+        for digest, num_tokens in data["steered"].items():
+            self._metrics.steering.steered(digest, num_tokens)
+        for digest, is_met, margin in data["conditions"]:
+            self._metrics.steering.decided(digest, is_met=is_met, margin=margin)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say at start."""

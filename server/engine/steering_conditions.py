@@ -52,6 +52,11 @@ class HostedCondition:
         num_needed = 1 if condition["combine"] == "any" else len(probes)
         return cls(vectors, probes, num_needed, bool(condition["shadow"]))
 
+    def margin(self, scores: Sequence[float]) -> float:
+        """Return by how much the probe that decides is above its threshold: met where that is positive."""
+        above = [score - probe.threshold for score, probe in zip(scores, self.probes, strict=False)]
+        return sorted(above, reverse=True)[self.num_needed - 1]
+
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
@@ -93,8 +98,7 @@ class _Decision:
     #: Tokens from there on, which are steered where the vector acts.
     num_tokens: int
     digest: str
-    num_probes: int
-    is_shadow: bool
+    condition: HostedCondition
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +161,7 @@ class Conditions:
             if 0 <= last < count:
                 condition = hosted[request.digest]
                 self._decisions.append(
-                    _Decision(
-                        req_id,
-                        begin + last,
-                        count - last,
-                        request.digest,
-                        len(condition.probes),
-                        condition.is_shadow,
-                    )
+                    _Decision(req_id, begin + last, count - last, request.digest, condition)
                 )
         self._scored.assign(torch.from_numpy(scored))
         start, row_of, first, stop_of = map(torch.from_numpy, columns)
@@ -204,8 +201,9 @@ class Conditions:
             decisions, scores, flags, _ = self._pending.pop(0)
             for decision, row, flag in zip(decisions, scores.tolist(), flags.tolist(), strict=True):
                 is_met = flag == MET
-                acts = is_met and not decision.is_shadow
-                outcome = Outcome(is_met, acts, tuple(row[: decision.num_probes]))
+                acts = is_met and not decision.condition.is_shadow
+                margin = decision.condition.margin(row)
+                outcome = Outcome(is_met, acts, margin, tuple(row[: len(decision.condition.probes)]))
                 num_steered = decision.num_tokens if acts else 0
                 decided.append(Decided(decision.req_id, decision.digest, num_steered, outcome))
         return decided

@@ -132,10 +132,18 @@ class SteeringPlan:
         """Return the first block of a live request. Who shares it is steered by the same vector."""
         return self._first_blocks.get(req_id)
 
-    def decide(self, req_id: str, outcome: Outcome) -> None:
-        """Take the outcome of a condition; of a prompt that was computed again, the same once more."""
-        if req_id in self._requests:
-            self._outcomes[req_id] = outcome
+    def decide(self, req_id: str, outcome: Outcome) -> str | None:
+        """Take the outcome of a condition; of a prompt that was computed again, the same once more.
+
+        Returns:
+            The digest of the vector, where the request had no outcome before.
+        """
+        request = self._requests.get(req_id)
+        if request is None:
+            return None
+        is_first = req_id not in self._outcomes
+        self._outcomes[req_id] = outcome
+        return request.digest if is_first else None
 
     def forget(self, request: "Request") -> Outcome | None:
         """Drop what is kept of a finished request, and return the outcome of its condition, if it has one."""

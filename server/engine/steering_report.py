@@ -16,20 +16,22 @@ class Outcome(NamedTuple):
     is_met: bool
     #: It is met, and the condition is no shadow.
     acts: bool
+    #: By how much the score of the probe that decides is above its threshold.
+    margin: float
     #: One a probe, bias included.
     scores: tuple[float, ...]
 
     def to_params(self) -> dict[str, Any]:
         """Return the ``kv_transfer_params`` of a finished answer; ``from_params`` is its inverse."""
-        return {OUTCOME_KEY: [self.is_met, self.acts, list(self.scores)]}
+        return {OUTCOME_KEY: [self.is_met, self.acts, self.margin, list(self.scores)]}
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any] | None) -> "Outcome | None":
         """Read the outcome out of ``RequestOutput.kv_transfer_params``."""
         if not params or OUTCOME_KEY not in params:
             return None
-        is_met, acts, scores = params[OUTCOME_KEY]
-        return cls(bool(is_met), bool(acts), tuple(map(float, scores)))
+        is_met, acts, margin, scores = params[OUTCOME_KEY]
+        return cls(bool(is_met), bool(acts), float(margin), tuple(map(float, scores)))
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@
 ``swaps``     changes of what serves, and the last orders
 ``canaries``  a canary beside the version that it is to replace
 ``prefixes``  prefixes on their way into the KV cache
+``steering``  what vectors act on, and how often their conditions are met
 ``tiers``     how much of each memory patches take
 ``control``   whether policy, audit log, state and trust are in order
 ``serving``   the server as a whole: what it is, since when, in how many processes

@@ -21,6 +21,7 @@ from server.metrics.files import FileMetrics
 from server.metrics.prefixes import PrefixMetrics
 from server.metrics.scrape import CatalogCollector, Row
 from server.metrics.serving import ServingMetrics
+from server.metrics.steering import SteeringMetrics
 from server.metrics.swaps import SwapMetrics
 from server.metrics.tiers import TierMetrics
 from server.metrics.use import PatchUse
@@ -87,6 +88,7 @@ class PatchMetrics:
         self.swaps = SwapMetrics(registry, self._label_of_name)
         self.tiers = TierMetrics(registry)
         self.prefixes = PrefixMetrics(registry)
+        self.steering = SteeringMetrics(registry, self._label)
         self.serving = ServingMetrics(registry)
         for code in REQUEST_CODES:
             self._rejected.labels(code)

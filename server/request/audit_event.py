@@ -53,7 +53,15 @@ def request_event(
         digest=patch.digest if patch is not None else None,
         status=int(status),
         code=rejection.code if rejection is not None else None,
+        details=_of_conditions(request),
     )
+
+
+def _of_conditions(request: RequestScope) -> dict[str, str | float]:
+    if request.condition is None:
+        return {}
+    # Of several answers, the one that came closest to being decided otherwise says most.
+    return {"condition": request.condition, "margin": min((m for _, m in request.conditions), key=abs)}
 
 
 def _request_id(scope: Scope) -> str:

@@ -115,6 +115,10 @@ class Lease:
         finally:
             self._waiting = None
 
+    def decided(self, *, is_met: bool, margin: float) -> None:
+        """Note whether the condition of the patch was met, and by how much."""
+        self._scope.conditions.append((is_met, margin))
+
     def withdraw(self) -> None:
         """End this generation with an error; the engine notices as it does where a client goes away."""
         self._is_withdrawn = True

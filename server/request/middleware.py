@@ -16,7 +16,14 @@ from starlette.requests import Request
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from patches.headers import ARM_HEADER, COMPOSITION_HEADER, DIGEST_HEADER, PATCH_HEADER, asgi_name
+from patches.headers import (
+    ARM_HEADER,
+    COMPOSITION_HEADER,
+    CONDITION_HEADER,
+    DIGEST_HEADER,
+    PATCH_HEADER,
+    asgi_name,
+)
 from server.errors import PatchNotApplied, PolicyPatchError
 from server.metrics.patches import PatchMetrics
 from server.policy.caller import Credentials
@@ -34,6 +41,7 @@ logger = logging.getLogger(__name__)
 _PATCH_NAME = asgi_name(PATCH_HEADER)
 _DIGEST_NAME = asgi_name(DIGEST_HEADER)
 _COMPOSITION_NAME = asgi_name(COMPOSITION_HEADER)
+_CONDITION_NAME = asgi_name(CONDITION_HEADER)
 _ARM_NAME = asgi_name(ARM_HEADER)
 
 #: Methods that never carry a prompt. SDKs that send a default header send it with these too.
@@ -257,7 +265,9 @@ class _Exchange:
         if selection is not None and (
             self._request.reached_engine or self._request.may_run_later(self._status)
         ):
-            return _selection_headers(selection, self._request.arm)
+            condition = self._request.condition
+            decided = () if condition is None else ((_CONDITION_NAME, condition.encode("ascii")),)
+            return (*_selection_headers(selection, self._request.arm), *decided)
         # Only the base model can have answered there.
         return _BASE_HEADERS if self._request.kind is RouteKind.ENCODES and 200 <= self._status < 300 else ()
 

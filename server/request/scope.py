@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from patches.headers import PATCH_HEADER
 from server.errors import PolicyPatchError
+from server.metrics.steering import OUTCOMES
 from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
 from server.request.prompt_routes import RouteKind
 from server.versions.selection import Selection, Wish
@@ -29,6 +30,7 @@ class RequestScope:
         "cache_partition",
         "caller",
         "caller_class",
+        "conditions",
         "credentials",
         "error",
         "first_token_s",
@@ -90,6 +92,8 @@ class RequestScope:
         self.num_generated_tokens = 0
         #: The base model answers, although a patch that the caller may choose is served.
         self.is_unpatched = False
+        #: Whether the condition of its patch was met, and by how much; one for each answer that has ended.
+        self.conditions: list[tuple[bool, float]] = []
         self.num_leases = 0
         #: The engine was asked, under a lease or for the base model. What was not is nobody's answer.
         self.reached_engine = False
@@ -110,6 +114,12 @@ class RequestScope:
             return wish[0].name
         has_wish = wish is None and (self.header_value(PATCH_HEADER) or self.alias_text) is not None
         return "" if has_wish else None
+
+    @property
+    def condition(self) -> str | None:
+        """``met``, ``not_met`` or ``mixed``, of the answers that have ended; ``None`` without a condition."""
+        words = {OUTCOMES[is_met] for is_met, _ in self.conditions}
+        return None if not words else words.pop() if len(words) == 1 else "mixed"
 
     def header_value(self, name: str) -> str | None:
         """Return the first value of a header; see ``server.versions.sticky.Shown``."""

@@ -39,7 +39,7 @@ def engine_of(job: dict[str, Any]) -> LLM:
         **(defaults | (ours if job["is_steered"] else {}) | job["engine"]),
         max_num_seqs=16,
         skip_tokenizer_init=True,
-        disable_log_stats=True,
+        disable_log_stats=False,
         kv_transfer_config=CONNECTOR | {"kv_connector_extra_config": job.get("options", {})},
     )
 
@@ -96,7 +96,9 @@ def main(job_file: str, result_file: str) -> None:
         prompts, params = zip(*map(asked, requests), strict=True)
         outputs = engine.generate(list(prompts), list(params), use_tqdm=False)
         rounds.append([answered(output) for output in outputs])
-    Path(result_file).write_text(json.dumps({"rounds": rounds}))
+    counted = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
+    result = {"rounds": rounds, "num_preemptions": counted["vllm:num_preemptions"]}
+    Path(result_file).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

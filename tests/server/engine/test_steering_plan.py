@@ -16,9 +16,9 @@ from server.engine.steering_report import Outcome
 BLOCK, NUM_SLOTS = 4, 2
 SHA256 = get_hash_fn_by_name("sha256")
 MET, NOT_MET, SHADOWED = (
-    Outcome(True, True, (1.0,)),
-    Outcome(False, False, (0.0,)),
-    Outcome(True, False, (1.0,)),
+    Outcome(True, True, 0.5, (1.0,)),
+    Outcome(False, False, -0.5, (0.0,)),
+    Outcome(True, False, 0.5, (1.0,)),
 )
 
 

@@ -32,7 +32,8 @@ async def test_every_metric_explains_itself_and_follows_the_naming_rules(stand: 
         assert family.documentation.endswith(".")
         assert re.fullmatch(r"policy_patch_[a-z_]+", family.name)
         if family.type == "histogram":
-            assert family.name.endswith("_seconds")
+            # Scores have no unit.
+            assert family.name.endswith(("_seconds", "_margin"))
 
 
 @pytest.mark.parametrize("value", [*FORMAT_REASONS, *CATALOG_REASONS, *REQUEST_CODES, *OUTCOMES, *TIERS])

@@ -6,13 +6,11 @@ row and no vector changes, as from one token of an answer to the next, the plan 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import torch
 
 from steering_kernels.layout import PARAMETER_COLUMNS, Form, SteeringTable
-
-#: Gathered vectors that a plan keeps for the next steps: those of a decode step, not those of a long prompt.
-MAX_KEPT_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +105,27 @@ class LayerMove:
     """A move, and what one layer moves by."""
 
     move: Move
-    #: ``[d]`` where all tokens have one row, else ``[n, d]``.
-    vector: torch.Tensor
-    #: The vector's length: ``[]``, or ``[n, 1]``.
-    length: torch.Tensor
+    #: ``[d]`` where all tokens have one row; else ``[R, d]``, to be gathered by ``move.token_rows``. What was
+    #: gathered is not kept: fresh memory for each layer costs more than the copies do.
+    vectors: torch.Tensor
+    #: The vector's length, ``[]`` or ``[n, 1]``; None where the move needs no cosine.
+    length: torch.Tensor | None
 
     @classmethod
     def of(cls, move: Move, table: SteeringTable, site: int, layer: int) -> "LayerMove":
         """Look the vectors up."""
-        vectors, norms = table.vectors[layer], table.norms[site, layer]
         if move.row is not None:
-            return cls(move, vectors[move.row], norms[move.row])
-        rows = move.token_rows
-        return cls(move, vectors.index_select(0, rows), norms.index_select(0, rows)[:, None])
+            length = table.norms[site, layer, move.row] if move.needs_cosine else None
+            return cls(move, table.vectors[layer, move.row], length)
+        lengths = table.norms[site, layer, move.token_rows, None] if move.needs_cosine else None
+        return cls(move, table.vectors[layer], lengths)
 
     @property
-    def num_copied_bytes(self) -> int:
-        """Bytes that were gathered; a single row is only looked at."""
-        return 0 if self.move.row is not None else self.vector.nbytes
+    def vector(self) -> torch.Tensor:
+        """``[d]`` or ``[n, d]``."""
+        if self.move.row is not None:
+            return self.vectors
+        return self.vectors.index_select(0, self.move.token_rows)
 
 
 @dataclass(eq=False, slots=True)
@@ -136,7 +137,11 @@ class StepPlan:
     version: int
     _of_layer: dict[tuple[int, int], LayerMove | None] = field(default_factory=dict)
     _of_rows: dict[tuple[int, ...], Move | None] = field(default_factory=lambda: {(): None})
-    _num_kept_bytes: int = 0
+    #: ``[2][L][distinct]``: whether a row acts at a site and layer.
+    _acts: list[list[list[bool]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._acts = self.table.norms[:, :, list(self.grouping.distinct)].bool().tolist()
 
     def move(self, site: int, layer: int) -> LayerMove | None:
         """Return what a layer does to the tokens of this step; None for nothing."""
@@ -146,13 +151,10 @@ class StepPlan:
             return self._made(site, layer)
 
     def _made(self, site: int, layer: int) -> LayerMove | None:
-        norms = self.table.norms[site, layer].tolist()
-        acting = tuple(row for row in self.grouping.distinct if norms[row])
+        acting = tuple(compress(self.grouping.distinct, self._acts[site][layer]))
         if acting not in self._of_rows:
             self._of_rows[acting] = Move.of(self.grouping, self.table, acting)
         move = self._of_rows[acting]
         made = None if move is None else LayerMove.of(move, self.table, site, layer)
-        num_bytes = self._num_kept_bytes + (0 if made is None else made.num_copied_bytes)
-        if num_bytes <= MAX_KEPT_BYTES:
-            self._of_layer[site, layer], self._num_kept_bytes = made, num_bytes
+        self._of_layer[site, layer] = made
         return made

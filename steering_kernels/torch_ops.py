@@ -90,7 +90,7 @@ def _steer(state: torch.Tensor, found: LayerMove, scratch: torch.Tensor, out: to
         torch.addcmul(state, norm, vector, value=move.plain_relative, out=target)
     else:
         step = torch.addcmul(move.absolute, norm, move.relative)
-        if move.needs_cosine:
+        if found.length is not None:
             # Multiplied out and summed: the order within a matrix product depends on how many rows it has.
             cosine = (state * vector).sum(-1, True).div_((norm * found.length).clamp_min_(TINY))
             step.mul_(cosine.neg_().clamp_min_(0).mul_(move.opposed_gain).add_(1))

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from steering_kernels import Form, StepRequests, TokenRows
-from steering_kernels import plan as plan_module
 
 
 def int32(*values: int) -> torch.Tensor:
@@ -76,14 +75,6 @@ def test_the_plan_of_a_step_holds_as_long_as_rows_and_vectors_do(lab: Any) -> No
     rows.touch()
     assert rows.plan(table, 4).move(1, 1).move.span == (0, 4)
     assert rows.plan(table, 2).move(1, 1).move.span == (0, 2)
-
-
-def test_a_plan_keeps_no_more_vectors_than_its_bound(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = lab.table([Form("mlp", relative=0.1)] * 2)
-    monkeypatch.setattr(plan_module, "MAX_KEPT_BYTES", 2 * 4 * lab.SIZE * 4)
-    plan = lab.rows([1, 2, 1, 2]).plan(table, 4)
-    kept = [plan.move(1, layer) is plan.move(1, layer) for layer in range(3)]
-    assert kept == [True, True, False]
 
 
 @pytest.mark.parametrize(

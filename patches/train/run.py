@@ -131,6 +131,10 @@ class _Run:
         inputs, dtype = self._inputs, self._loaded.served_dtype
         origin = origin_of(inputs, self._config, self._loaded, state)
         served = self._loaded.model if self._config.compute_dtype == dtype else None
+        if served is None and self._config.kind != "prompt":
+            # Only embeddings are run through the model once more; the rest needs to know it by name.
+            model = self._loaded.model
+            served = replace(model, base_model=replace(model.base_model, dtype=dtype))
         # The model that was trained in makes room for the other one.
         del self._loaded, self._form
         if served is None:

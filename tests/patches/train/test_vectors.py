@@ -109,6 +109,16 @@ def load_model_of(model: LoadedModel) -> Any:
     return network
 
 
+def test_a_vector_is_for_the_dtype_that_is_served_and_loads_no_model_for_that(
+    make_inputs: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patches.train.run.load_model", lambda *args, **options: pytest.fail("loaded again"))
+    config = replace(VECTORS, stages=("sft",), dpo_reference="none", sft_epochs=1)
+    patch = trained(replace(make_inputs(init_text=None), dtype="bfloat16"), config)
+    assert patch.manifest.base_model.dtype == "bfloat16"
+    assert patch.tensors["vector"].dtype == torch.float32
+
+
 def test_rows_are_cut_to_length_one_and_shorter_ones_stay() -> None:
     assert bounded(torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])).tolist() == [
         [pytest.approx(0.6), pytest.approx(0.8)],

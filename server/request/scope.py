@@ -105,6 +105,11 @@ class RequestScope:
         #: The HTTP exchange is over; generations in the background may still run.
         self.is_closed = False
 
+    def note_mistake(self) -> None:
+        """Note that a generation ended because of what the client sent, perhaps before the engine saw it."""
+        self.is_mistaken = True
+        self.reached_engine = self.was_sent
+
     def may_run_later(self, status: int) -> bool:
         """Return whether an answer of this status may have been sent before the engine is asked."""
         return self.kind is RouteKind.GENERATES_LATER and 200 <= status < 300

@@ -122,6 +122,8 @@ class StepRequests:
     is_idle: bool = True
     #: What was assigned last.
     host: torch.Tensor = field(default_factory=lambda: torch.zeros(5, 1, dtype=torch.int32), repr=False)
+    #: Those of them that have a condition, and its row.
+    conditional: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def allocate(
@@ -178,9 +180,11 @@ class StepRequests:
             host = host.pin_memory()
         self.fields.copy_(host, non_blocking=True)
         self.host, self.is_idle = host, False
+        self.conditional = tuple((i, number) for i, number in enumerate(row.tolist()) if number)
 
     def clear(self) -> None:
         """Note that no request of the step has a condition; free where that is so already."""
         if not self.is_idle:
             self.fields.zero_()
             self.host, self.is_idle = torch.zeros_like(self.fields, device="cpu"), True
+            self.conditional = ()

@@ -7,7 +7,7 @@ import torch
 
 from steering_kernels.conditions import MET, NOT_MET, ConditionTable, ScoreLedger
 from steering_kernels.plan import span_of
-from steering_kernels.step import REQUEST_FIELDS, StepRequests, TokenRows
+from steering_kernels.step import StepRequests, TokenRows
 
 
 def score_tokens_torch(
@@ -71,10 +71,8 @@ def decide_torch(
     requests: StepRequests, table: ConditionTable, ledger: ScoreLedger, rows: TokenRows, layer: int
 ) -> None:
     """See ``decide_``."""
-    if requests.is_idle:
-        return
-    for request, row in enumerate(requests.host[REQUEST_FIELDS.index("row")].tolist()):
-        condition = table.conditions[row] if row else None
+    for request, row in requests.conditional:
+        condition = table.conditions[row]
         if condition is None or condition.last_layer != layer:
             continue
         query_start, start, _, first, stop = requests.host[:, request].tolist()

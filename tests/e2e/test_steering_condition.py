@@ -123,7 +123,6 @@ def assert_decided(case: Case, answers: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     "engine",
     [
-        pytest.param({}, id="whole"),
         pytest.param({"max_num_batched_tokens": 16, "enable_chunked_prefill": True}, id="chunks"),
         pytest.param({"num_gpu_blocks_override": 10}, id="preemption"),
         pytest.param({"speculative_config": NGRAMS}, id="ngram"),
@@ -145,7 +144,7 @@ def test_a_condition_is_decided_as_in_transformers(
 
 
 def test_ranks_and_processes_decide_alike(engines: Engines, case: Case) -> None:
-    """Two ranks of tensor parallelism, in processes of their own; vLLM schedules ahead of the outcome."""
+    """Two ranks of tensor parallelism, in processes of their own."""
     apart = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     engine = {"tensor_parallel_size": 2}
     model = engines.model("llama")

@@ -22,7 +22,7 @@ from tests.e2e.steering_engines import (
 pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="engines of other architectures and modes")]
 
 NGRAMS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
-#: Engine and worker in processes of their own, as servers have them; then vLLM schedules ahead.
+#: Engine and worker in processes of their own, as servers have them.
 APART = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
@@ -57,10 +57,9 @@ def test_rows_without_a_vector_keep_every_bit(engines: Engines) -> None:
         pytest.param({"max_num_batched_tokens": 16, "enable_chunked_prefill": True}, {}, {}, id="chunks"),
         # Nine blocks for ten requests of up to three.
         pytest.param({"num_gpu_blocks_override": 10}, {}, {}, id="preemption"),
-        pytest.param({"speculative_config": NGRAMS}, {}, {}, id="ngram"),
         # Seven vectors: most of their requests wait for others to end.
         pytest.param({}, {"steering_slots": 2}, {}, id="two-slots"),
-        pytest.param({}, {}, APART, id="apart"),
+        pytest.param({"speculative_config": NGRAMS}, {}, {}, id="ngram"),
         pytest.param({"tensor_parallel_size": 2}, {}, APART, id="tp2"),
         # Traced, as the launcher has it; see `cpu_defaults.TRACED`.
         pytest.param(
@@ -90,13 +89,10 @@ def test_modes_of_the_engine_change_no_token(
         assert result["num_preemptions"] > 0
 
 
-@pytest.mark.parametrize("environment", [{}, APART], ids=["together", "apart"])
-def test_a_vector_that_a_worker_has_lost_fails_its_requests_and_no_other(
-    engines: Engines, environment: dict[str, str]
-) -> None:
+def test_a_vector_that_a_worker_has_lost_fails_its_requests_and_no_other(engines: Engines) -> None:
     model = engines.model("llama")
     lost = digest_of("paper", "all")
-    answers = engines.run(model, [requests()], lost=[lost], environment=environment)["rounds"][0]
+    answers = engines.run(model, [requests()], lost=[lost], environment=APART)["rounds"][0]
     failed = [
         answer for request, answer in zip(requests(), answers, strict=True) if request.get("digest") == lost
     ]

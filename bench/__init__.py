@@ -14,6 +14,7 @@ mean.
 ``overflow``     what it costs when patches outnumber device slots, or exceed host memory
 ``swap``         what requests notice while the patch that they name is replaced
 ``memory``       what a patch takes of the KV cache and of memory
+``scrape``       what a scrape of the metrics costs
 ``catalog``      whether the front end stays fast with a thousand patches
 ``inject``       what writing prefixes into a KV cache costs; no server
 ``steer_layer``  what steering adds to a layer; no server

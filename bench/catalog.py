@@ -30,14 +30,14 @@ from bench.run.sweep import (
     counts,
     model_name,
 )
+from bench.servers.catalog_front import START_TIMEOUT_S, front_end, link_patches
 from bench.servers.patch_set import PatchFile, make_patch_set
-from bench.servers.processes import ServerSpec, free_port, running_server
+from bench.servers.processes import running_server
 from patches.headers import PATCH_HEADER
 
 QUESTION = "catalog"
 NUM_CALLS = 15
 NUM_NAMES = 50
-START_TIMEOUT_S = 900.0
 
 EPILOG = """\
 examples:
@@ -62,23 +62,8 @@ class CatalogCell:
             BenchError: it did not start, or answered wrongly.
         """
         patches = self.folder / f"patches-{label}"
-        patches.mkdir()
-        for patch in self.patches[:num_patches]:
-            # Links cost no disk; the catalog follows them, as it does those of a ConfigMap.
-            (patches / patch.path.name).symlink_to(patch.path.resolve())
-        port = free_port()
-        command = [
-            sys.executable,
-            "-m",
-            "bench.servers.catalog_only",
-            "--model",
-            self.model,
-            "--port",
-            str(port),
-        ]
-        command += ["--patches", str(patches)]
-        log = self.folder / f"server-{label}.log"
-        spec = ServerSpec("front end", command, port, log, {"HF_HUB_OFFLINE": "1"})
+        link_patches(self.patches[:num_patches], patches)
+        spec = front_end(self.model, patches, self.folder / f"server-{label}.log")
         with running_server(spec, start_timeout_s=START_TIMEOUT_S):
             async with open_session() as session:
                 return await self._ask(session, spec.url, patches, num_patches)

@@ -7,6 +7,7 @@
 ``client``      requests that are streamed, and stamped where the bytes arrive
 ``timing``      quantiles of a cell, and ratios within a round
 ``agreement``   how far two sets of answers agree
+``loop_stops``  for how long an event loop did nothing for what was due
 ``exposition``  values out of a server's ``/metrics``
 ==============  ============================================================================
 """

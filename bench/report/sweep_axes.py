@@ -44,6 +44,23 @@ SWEEPS = {
         "The server's front end with workers that answer at once: what the catalog costs, and nothing of the "
         "model. Start-up reads every file and checks its digest.",
     ),
+    "scrape": Sweep(
+        "what a scrape costs",
+        "patches, all of them used",
+        (
+            _of("page", "the page", "MiB", 1 / (1 << 20), "page_bytes"),
+            _of("sent", "as it is sent, gzipped", "MiB", 1 / (1 << 20), "sent_bytes"),
+            _of("scrape", "GET /metrics", "ms", 1000, "scrape_s", "p50"),
+            _of("stop", "longest stop of the event loop", "ms", 1000, "stop_s", "p50"),
+            _of("quiet_stop", "without a scrape", "ms", 1000, "quiet_stop_s", "p50"),
+            _of("request", "patched request", "ms", 1000, "request_s", "p50"),
+            _of("request_p99", "its p99", "ms", 1000, "request_s", "p99"),
+            _of("stormed", "under 100 scrapes a second", "ms", 1000, "stormed_request_s", "p50"),
+            _of("stormed_p99", "its p99", "ms", 1000, "stormed_request_s", "p99"),
+        ),
+        "The server's front end without an engine, scraped as Prometheus does it. Goal for 1,000 patches: a "
+        "stop of at most 50 ms, and at most 1 MiB sent.",
+    ),
     "scale": Sweep(
         "many different patches in one batch",
         "different patches",

@@ -6,6 +6,7 @@
 ``environment``     the machine and the versions that a record names
 ``fake``            a stand-in for both servers, without a model: rehearses a benchmark
 ``catalog_only``    the front end of the server alone, without an engine
+``catalog_front``   starts it over a folder of links
 ``adapters``        LoRA adapters and embeddings that clients send, to compare with
 ``patch_set``       many patches for one model
 ``random_patch``    patches with random K/V

@@ -18,8 +18,9 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, make_asgi_app
+from prometheus_client import CollectorRegistry
 
+from bench.load.loop_stops import LoopStops
 from bench.load.timing import summarise
 from patches.fingerprint import fingerprint_model
 from server.app import install
@@ -28,6 +29,7 @@ from server.catalog.folder import PatchFolder
 from server.catalog.refusals import ServedModel
 from server.memory.payload import Payload
 from server.memory.tiers import TieredResidency
+from server.metrics.page import MetricsPage
 from server.metrics.patches import PatchMetrics
 from server.options import MemoryOptions
 from server.policy.rules import OPEN_POLICY
@@ -72,7 +74,8 @@ def time_decisions(decider: Decider, names: Sequence[str]) -> list[float]:
 def build_app(
     decider: Decider, gate: PatchGate, catalog: Catalog, metrics: PatchMetrics, facts: dict[str, Any]
 ) -> FastAPI:
-    """Build the app around a started catalog."""
+    """Build the app around a started catalog, in a running event loop, which it watches."""
+    stops = LoopStops()
     app = FastAPI()
 
     @app.get("/health")
@@ -97,6 +100,10 @@ def build_app(
             lease.meter.tokens(1)
         return {"digest": patch.digest}
 
+    @app.get("/bench/stops")
+    async def tell_stops() -> dict[str, float]:
+        return {"longest_s": stops.take()}
+
     install(app, catalog=catalog, decider=decider, metrics=metrics)
     return app
 
@@ -114,8 +121,8 @@ async def serve(model: Path, patches: Path, port: int) -> None:
     async with PatchFolder(patches, catalog):
         facts = {"start_s": time.perf_counter() - started, "start_cpu_s": time.process_time() - used}
         app = build_app(decider, PatchGate(decider, leases), catalog, metrics, facts)
-        app.mount("/metrics", make_asgi_app(registry))
-        config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
+        page = MetricsPage(app, metrics, registry)
+        config = uvicorn.Config(page, host="127.0.0.1", port=port, log_level="warning")
         await uvicorn.Server(config).serve()
 
 

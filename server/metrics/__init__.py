@@ -4,6 +4,7 @@
 ``patches``   requests, by patch; holds all the others
 ``callers``   requests, by the policy's rule for their caller
 ``use``       what the generations of a patch take: latencies and tokens
+``use_text``  the same in words
 ``latency``   histograms for the hot path
 ``files``     patch files and the folder
 ``swaps``     changes of what serves, and the last orders

@@ -15,6 +15,7 @@ from server.metrics.canaries import CanaryMetrics
 from server.metrics.serving import ServingMetrics
 from server.metrics.swaps import SwapMetrics
 from server.metrics.use import PatchUse
+from server.metrics.use_text import FIRST_TOKEN, GENERATION_TOKENS, INTER_TOKEN, PROMPT_TOKENS
 from server.versions.activation import NameRecord
 from server.versions.view import ServedPatch
 
@@ -70,7 +71,7 @@ class CatalogCollector:
         self._rows, self._record = rows, record
 
     def freeze(self) -> None:
-        """Take what holds now for every ``collect`` until ``thaw``."""
+        """Take what holds now for every ``collect`` until ``thaw``, which leaves out the uses of patches."""
         rows = list(self._rows())
         self._frozen = rows, list(self._small(rows))
 
@@ -85,7 +86,8 @@ class CatalogCollector:
         else:
             rows = list(self._rows())
             small = list(self._small(rows))
-        return chain(self._contents(rows), small, self._uses())
+        uses = self._uses() if self._frozen is None else ()
+        return chain(self._contents(rows), small, uses)
 
     def _small(self, rows: Iterable[Row]) -> Iterator[Metric]:
         """Describe what is only a few lines, and what no other thread may read."""
@@ -151,26 +153,10 @@ class CatalogCollector:
         yield from (running, resident, active, previous)
 
     def _uses(self) -> Iterator[Metric]:
-        first = HistogramMetricFamily(
-            "policy_patch_time_to_first_token_seconds",
-            "From a generation's admission to its first token.",
-            labels=("patch",),
-        )
-        inter = HistogramMetricFamily(
-            "policy_patch_inter_token_latency_seconds",
-            "Between two tokens; a step with several tokens counts each with its share.",
-            labels=("patch",),
-        )
-        prompt = CounterMetricFamily(
-            "policy_patch_prompt_tokens",
-            "Tokens of prompts as they were sent, without the prefix.",
-            labels=("patch",),
-        )
-        generated = CounterMetricFamily(
-            "policy_patch_generation_tokens",
-            "Tokens that were generated.",
-            labels=("patch",),
-        )
+        first = HistogramMetricFamily(*FIRST_TOKEN, labels=("patch",))
+        inter = HistogramMetricFamily(*INTER_TOKEN, labels=("patch",))
+        prompt = CounterMetricFamily(*PROMPT_TOKENS, labels=("patch",))
+        generated = CounterMetricFamily(*GENERATION_TOKENS, labels=("patch",))
         for name, use in self._metrics.uses():
             _add(first, inter, name, use)
             prompt.add_metric((name,), use.num_prompt_tokens)
@@ -179,5 +165,6 @@ class CatalogCollector:
 
 
 def _add(first: HistogramMetricFamily, inter: HistogramMetricFamily, name: str, use: PatchUse) -> None:
-    first.add_metric((name,), use.first_token.buckets(), use.first_token.sum_s)
-    inter.add_metric((name,), use.inter_token.buckets(), use.inter_token.sum_s)
+    # An exemplar in it is right; the library types buckets of its own two forms, and not their mixture.
+    first.add_metric((name,), use.first_token.buckets(), use.first_token.sum_s)  # type: ignore[arg-type]
+    inter.add_metric((name,), use.inter_token.buckets(), use.inter_token.sum_s)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ class Timings(Protocol):
 class Meter:
     """Counts one generation from its admission on."""
 
-    __slots__ = ("_has_prompt", "_scope", "_sent_s", "_started_s", "_token_s", "_use")
+    __slots__ = ("_has_prompt", "_scope", "_sent_s", "_started_s", "_token_s", "_trace_id", "_use")
 
     def __init__(self, use: PatchUse, scope: RequestScope) -> None:
         self._use = use
@@ -32,6 +32,8 @@ class Meter:
         self._started_s = self._sent_s = time.monotonic()
         self._token_s: float | None = None
         self._has_prompt = False
+        #: What an exemplar names: the trace, where someone keeps it.
+        self._trace_id = scope.trace.trace_id if scope.trace.is_sampled else None
 
     @property
     def has_token(self) -> bool:
@@ -58,7 +60,9 @@ class Meter:
         if self._token_s is None:
             self._first(now_s - self._started_s)
         else:
-            self._use.inter_token.observe((now_s - self._token_s) / num_tokens, num_tokens)
+            self._use.inter_token.observe(
+                (now_s - self._token_s) / num_tokens, num_tokens, trace_id=self._trace_id
+            )
         self._token_s = now_s
 
     def all_tokens(self, num_tokens: int, num_answers: int, timings: Timings) -> None:
@@ -70,13 +74,13 @@ class Meter:
         self._token_s = time.monotonic()
         if timings.num_generation_tokens > 1 and num_tokens > num_answers:
             mean_s = (timings.last_token_ts - timings.first_token_ts) / (timings.num_generation_tokens - 1)
-            self._use.inter_token.observe(mean_s, num_tokens - num_answers)
+            self._use.inter_token.observe(mean_s, num_tokens - num_answers, trace_id=self._trace_id)
 
     def _count(self, num_tokens: int) -> None:
         self._use.num_generated_tokens += num_tokens
         self._scope.num_generated_tokens += num_tokens
 
     def _first(self, first_token_s: float) -> None:
-        self._use.first_token.observe(first_token_s)
+        self._use.first_token.observe(first_token_s, trace_id=self._trace_id)
         if self._scope.first_token_s is None:
             self._scope.first_token_s = first_token_s

@@ -64,6 +64,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
             "overflow",
             "overhead",
             "scale",
+            "scrape",
             "soak",
             "steer_layer",
             "swap",

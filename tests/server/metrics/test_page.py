@@ -92,8 +92,10 @@ async def test_scrapes_that_come_together_share_a_page_that_is_younger_than_all_
     monkeypatch.setattr(page.Pages, "_encode", counted)
     await scraper.get("/metrics")
     started_s = time.monotonic()
-    scrapes = [asyncio.create_task(scraper.get("/metrics")) for _ in range(50)]
+    scrapes = [asyncio.create_task(scraper.get("/metrics")) for _ in range(25)]
     await asyncio.sleep(0.05)
+    scrapes += [asyncio.create_task(scraper.get("/metrics")) for _ in range(25)]
+    await asyncio.sleep(0.01)
     await stand.chat("pirate")
     texts = {(await scrape).text for scrape in scrapes}
     assert len(pages) == 2
@@ -121,3 +123,20 @@ async def test_a_page_that_fails_is_no_end_to_pages(
         with pytest.raises(ZeroDivisionError):
             await scraper.get("/metrics")
     assert (await scraper.get("/metrics")).status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS["Accept"]])
+async def test_what_is_filled_into_templates_is_what_the_library_writes(
+    stand: Stand, scraper: httpx.AsyncClient, accept: str
+) -> None:
+    await stand.load()
+    for name in ("pirate", "none"):
+        use = stand.metrics.use(name)
+        use.num_prompt_tokens, use.num_generated_tokens = 12_345_678, 3
+        for seconds in (0.001, 0.02, 0.0213, 7.0, 1000.0):
+            use.first_token.observe(seconds, trace_id="4bf92f3577b34da6a3ce929d0e0e4736")
+            use.inter_token.observe(seconds, 2)
+    ours = (await scraper.get("/metrics", headers={"Accept": accept})).text
+    theirs = page.choose_encoder(accept)[0](stand.registry).decode()
+    assert sorted(ours.splitlines()) == sorted(theirs.splitlines())
+    assert ours.endswith("# EOF\n") == bool(accept)

@@ -254,6 +254,19 @@ class TrustOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class LogOptions:
+    """What the server says while it runs."""
+
+    log_format: Annotated[
+        str,
+        Flag(
+            "how the log is written: as text, or as JSON with one line for each request (default: {default})",
+            choices=("text", "json"),
+        ),
+    ] = "text"
+
+
+@dataclass(frozen=True, slots=True)
 class ServeFlags:
     """All of them, by group."""
 
@@ -262,6 +275,7 @@ class ServeFlags:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     admin: AdminOptions = field(default_factory=AdminOptions)
     trust: TrustOptions = field(default_factory=TrustOptions)
+    log: LogOptions = field(default_factory=LogOptions)
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:

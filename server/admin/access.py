@@ -18,6 +18,9 @@ ADMIN_KEY_HEADER = "X-Admin-Key"
 #: ended while it carried the call out.
 BROKEN_OFF, CANCELLED = "broken_off", "cancelled"
 
+#: Of a form that can stand anywhere; see ``server.request.access_log``.
+_REQUEST_ID_HEADER = "X-Request-Id"
+
 
 @dataclass
 class Order:
@@ -52,6 +55,7 @@ class AdminAccess:
                 AuditEvent(
                     event="admin.call",
                     decision="denied",
+                    request_id=request.headers.get(_REQUEST_ID_HEADER),
                     route=_route(request),
                     reason=error.message,
                     status=error.status,
@@ -97,6 +101,7 @@ class AdminAccess:
                 event=f"admin.{order.action}",
                 decision="done" if error is None else "failed",
                 principal=order.by,
+                request_id=request.headers.get(_REQUEST_ID_HEADER),
                 route=_route(request),
                 wish=order.wish,
                 reason=None if error is None else _reason_of(error),

@@ -20,6 +20,7 @@ from server.engine.plan import StepPlan
 from server.engine.scheduler_side import SchedulerSide
 from server.engine.stats import InjectionStats
 from server.engine.steering_report import SteeringReport
+from server.engine.tracing import quiet_exporters
 from server.engine.worker_side import WorkerSide
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class PolicyPatchConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         # The first code of ours that runs in the processes that vLLM starts.
         log_through_vllm()
+        if vllm_config.observability_config.otlp_traces_endpoint is not None:
+            quiet_exporters()
         self._scheduler = (
             SchedulerSide(vllm_config, kv_cache_config) if role == KVConnectorRole.SCHEDULER else None
         )

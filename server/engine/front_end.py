@@ -42,7 +42,6 @@ from server.catalog.trust_watch import TrustWatch
 from server.engine.client import PatchedAsyncLLM
 from server.engine.configuration import engine_config, fingerprint_of, http_options
 from server.engine.context_length import hand_out_remaining_context
-from server.engine.logs import hush_mistakes
 from server.engine.model_registry import add_aliases
 from server.engine.options import ServeOptions
 from server.engine.ready import announce, announced
@@ -54,6 +53,7 @@ from server.engine.support import (
     require_matching_rank_layout,
     require_movable_keys,
 )
+from server.engine.tracing import tracing_of_engine, watched_exports
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
 from server.frontends.mirror import Mirror, MirrorAudit
@@ -65,6 +65,7 @@ from server.metrics.patches import PatchMetrics
 from server.options import MemoryOptions
 from server.policy.reach import references_served
 from server.policy.watch import PolicyWatch
+from server.request.access_log import AccessLog
 from server.request.decider import Decider
 from server.request.gate import PatchGate
 from server.request.lease import Leases
@@ -149,9 +150,10 @@ class FrontEnd:
                 admin_here = admin if control.listener is None else None
                 install(app, catalog=catalog, decider=decider, metrics=metrics, admin=admin_here)
                 self._describe(app, catalog, decider, followers)
+                access_log = self._add_access_log(app)
                 await _init_state(app, engine, self.args, gate, decider)
                 async with (
-                    admin.listen(decider, control.listener),
+                    admin.listen(decider, control.listener, access_log),
                     self._relayed(app, followers),
                     self._announced(catalog, decider),
                 ):
@@ -181,6 +183,7 @@ class FrontEnd:
                 install(app, catalog=None, decider=decider, metrics=self.metrics)
                 relay = Middleware(Relay, address=seat.relay_address, is_in_step=lambda: mirror.is_in_step)
                 app.user_middleware.insert(0, relay)
+                self._add_access_log(app)
                 await _init_state(app, engine, self.args, gate, decider)
                 shutdown = await self._serve(app)
         finally:
@@ -201,12 +204,18 @@ class FrontEnd:
         )
 
     def _engine(self, config: VllmConfig) -> PatchedAsyncLLM:
-        args = self.args
         addresses = {
             key: value
             for key, value in self.client.items()
             if key not in ("client_count", "client_index", "api_server_loads")
         }
+        is_traced = self.args.otlp_traces_endpoint is not None
+        dropped = self.metrics.serving.spans_dropped
+        with watched_exports(dropped) if is_traced else contextlib.nullcontext():
+            return self._engine_client(config, addresses)
+
+    def _engine_client(self, config: VllmConfig, addresses: dict[str, Any]) -> PatchedAsyncLLM:
+        args = self.args
         return PatchedAsyncLLM.from_vllm_config(
             config,
             usage_context=UsageContext.OPENAI_API_SERVER,
@@ -245,7 +254,6 @@ class FrontEnd:
 
     async def _app(self, engine: PatchedAsyncLLM) -> FastAPI:
         tasks = await engine.get_supported_tasks()
-        hush_mistakes()
         with flags_judged():
             app = build_app(self.args, tasks, engine.model_config)
         # A hosting standard builds the stack early; starlette builds it again on the first request.
@@ -257,6 +265,17 @@ class FrontEnd:
         if self.seat is None or followers is None:
             return contextlib.nullcontext()
         return AdminListener(FromFollowers(app), bind_admin(f"unix:{self.seat.relay_address}"))
+
+    def _add_access_log(self, app: FastAPI) -> Middleware:
+        excluded = self.args.disable_access_log_for_endpoints or ""
+        access_log = Middleware(
+            AccessLog,
+            is_written=self.options.flags.log.log_format == "json",
+            tracing=tracing_of_engine() if self.args.otlp_traces_endpoint else None,
+            excluded=[path.strip() for path in excluded.split(",")],
+        )
+        app.user_middleware.insert(0, access_log)
+        return access_log
 
     def _describe(
         self, app: FastAPI, catalog: Catalog, decider: Decider, followers: FollowerPool | None

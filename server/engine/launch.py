@@ -19,11 +19,12 @@ from server.audit import open_audit
 from server.engine.address import bind_server
 from server.engine.cpu_defaults import cpu_arguments, cpu_environment, is_cpu_build, offline_environment
 from server.engine.front_end import FrontEnd
+from server.engine.line_writer import streams_beside
 from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
 from server.engine.processes import serve_together
 from server.engine.releases import cli_env_setup, make_arg_parser, validate_parsed_serve_args
-from server.engine.start_errors import engine_started, flags_judged
+from server.engine.start_errors import engine_started
 from server.engine.support import require_supported_arguments, require_supported_environment
 from server.metrics.patches import PatchMetrics
 
@@ -38,8 +39,7 @@ class _EngineParser(FlexibleArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the message, and where the flags are explained."""
-        said = one_line(" ".join(message.split()))
-        text = f"{self.prog}: {said}; see `{self.prog} --help` and `--engine-help`\n"
+        text = f"{self.prog}: {one_line(message)}; see `{self.prog} --help` and `--engine-help`\n"
         argparse.ArgumentParser.exit(self, 2, text)
 
 
@@ -64,10 +64,12 @@ def resolve_arguments(options: ServeOptions, engine_arguments: Sequence[str]) ->
     )
     if is_cpu_build():
         added += cpu_arguments(engine_arguments)
+    if options.flags.log.log_format == "json":
+        # A line of ours takes the place of uvicorn's.
+        added += ["--logging-config.formatter", "json", "--disable-uvicorn-access-log"]
     args = engine_parser().parse_args([options.flags.patches.model, *added, *engine_arguments])
     args.model = options.flags.patches.model
-    with flags_judged():
-        validate_parsed_serve_args(args)
+    validate_parsed_serve_args(args)
     configure_logging_from_args(args)
     require_supported_arguments(args)
     require_supported_environment(skips_model_names=envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
@@ -91,16 +93,22 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
     """
     decorate_logs("APIServer", skip_if_decorated=True)
     log_through_vllm()
-    args = resolve_arguments(options, engine_arguments)
-    if (args.api_server_count or 1) > 1:
-        serve_together(options, args)
-        return
-    metrics = PatchMetrics(REGISTRY)
+    with streams_beside(options.flags.log.log_format == "json") as streams:
+        args = resolve_arguments(options, engine_arguments)
+        if (args.api_server_count or 1) > 1:
+            serve_together(options, args)
+            return
+        metrics = PatchMetrics(REGISTRY)
+        for stream in streams:
+            stream.count_with(metrics.serving.log_dropped)
+        _serve_alone(options, args, metrics)
+
+
+def _serve_alone(options: ServeOptions, args: argparse.Namespace, metrics: PatchMetrics) -> None:
     with (
         open_audit(options.flags.policy.audit_log, metrics.control.audit_dropped) as audit,
         open_control(options.flags.admin, options.flags.trust, metrics.control, audit) as control,
     ):
-        with flags_judged():
-            listen_address, sock = bind_server(args, reuse_port=False)
+        listen_address, sock = bind_server(args, reuse_port=False)
         with engine_started():
             uvloop.run(FrontEnd(options, args, metrics, listen_address, sock).lead(control))

@@ -1,5 +1,6 @@
 """The scheduler's orders to the workers for one step: prefixes to write into blocks, and who is steered."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ class PrefixLoad:
     spans: tuple[BlockSpan, ...]
     #: The resident prefixes that it consists of, in order; their lengths add up to ``num_tokens``.
     parts: tuple[PrefixPart, ...]
+    #: By which a span of the write joins the request's trace; ``None`` where it is in none.
+    trace_headers: Mapping[str, str] | None = None
 
     @property
     def block_ids(self) -> frozenset[int]:

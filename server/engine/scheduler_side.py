@@ -93,7 +93,7 @@ class SchedulerSide:
             for group_blocks, block_size in zip(blocks.blocks, self._block_sizes, strict=True)
         )
         self._loads[request.request_id] = PrefixLoad(
-            request.request_id, claim.digest, claim.num_tokens, spans, claim.parts
+            request.request_id, claim.digest, claim.num_tokens, spans, claim.parts, request.trace_headers
         )
 
     def _count(self, claim: PatchClaim, first: int) -> None:

@@ -19,6 +19,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 from prefix_kernels import PrefixWrite, Rotary, rank_heads, slot_mapping_of_span
 from server.engine.cache_writer import CachedLayer, CacheWriter
+from server.engine.injection_spans import tell_injections
 from server.engine.plan import PrefixLoad, StepPlan
 from server.engine.prefix_store import PrefixStore, RankLayout
 from server.engine.relocation import KeysNotMovable, rotary_of_model
@@ -150,11 +151,12 @@ class WorkerSide:
                 self._failed_block_ids |= load.block_ids
         if not ready:
             return
-        started = time.perf_counter()
+        started, start_ns = time.perf_counter(), time.time_ns()
         # Where slots are short, the parts of a composition may come one after the other.
         for tensors in self.store.together(dict.fromkeys(p.digest for load in ready for p in load.parts)):
             self._write(ready, tensors)
         self._stats.record_seconds(time.perf_counter() - started)
+        tell_injections(ready, start_ns, time.time_ns())
 
     def _problem(self, load: PrefixLoad) -> str | None:
         if any(part.digest not in self.store for part in load.parts):

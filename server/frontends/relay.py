@@ -14,6 +14,7 @@ import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import NotInStep, PolicyPatchError
+from server.policy.connection import RELAYED
 
 #: Beside paths below ``/v1/patches/``.
 _RELAYED_PATHS = frozenset({"/v1/patches", "/metrics", "/openapi.json"})
@@ -95,7 +96,7 @@ class FromFollowers:
             ends = next((json.loads(v) for k, v in scope["headers"] if k == _ENDS_HEADER), _NO_CALLER)
             headers = [(k, v) for k, v in scope["headers"] if k != _ENDS_HEADER]
             known = {end: tuple(value) if value else None for end, value in ends.items()}
-            scope = {**scope, **known, "headers": headers}
+            scope = {**scope, **known, "headers": headers, RELAYED: True}
         await self._app(scope, receive, send)
 
 

@@ -14,6 +14,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 #: How a policy file writes, and the audit log shows, a peer on a Unix socket.
 UNIX_PEER = "unix"
 
+#: Set in the ASGI scope of a request that another process of this server passed on, and logs.
+RELAYED = "policypatch.relayed"
+
 
 @dataclass(frozen=True, slots=True)
 class TrustedPeers:

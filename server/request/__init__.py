@@ -5,6 +5,9 @@ client, which asks ``gate`` for the same decision and takes a lease for each gen
 
 =================  ============================================================================
 ``middleware``     the place in the HTTP stack: around vLLM's routes, inside its authentication
+``access_log``     around everything: the request's id, its trace, its line in the log
+``exchange``       one HTTP exchange, as the outermost and the innermost middleware know it
+``trace``          the seam to distributed tracing
 ``prompt_routes``  which routes can honour a patch
 ``refusal``        sends a refusal, in the shape that clients of the route know
 ``scope``          what is known about the current request

@@ -1,6 +1,5 @@
-"""What the audit log says about one request. Pure but for the request id that it makes up."""
+"""What the audit log says about one request. Pure."""
 
-import uuid
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -9,9 +8,8 @@ from starlette.types import Scope
 from patches.headers import PATCH_HEADER, asgi_name
 from server.audit import AuditDecision, AuditEvent
 from server.errors import PolicyPatchError
+from server.request.exchange import exchange_of
 from server.request.scope import RequestScope
-
-_REQUEST_ID_HEADER = b"x-request-id"
 
 
 def request_event(
@@ -33,8 +31,7 @@ def request_event(
     if rejection is not None:
         decision, status = "denied", rejection.status
     elif not request.reached_engine and not request.may_run_later(status):
-        # A stream has told its mistake as an event, under status 200.
-        if status < HTTPStatus.BAD_REQUEST and not request.is_mistaken:
+        if status < HTTPStatus.BAD_REQUEST:
             return None
         # A mistake in the body, or a client that went away: nothing was answered under the patch.
         decision, patch = "not_run", None
@@ -43,7 +40,7 @@ def request_event(
     return AuditEvent(
         event="request",
         decision=decision,
-        request_id=_request_id(scope),
+        request_id=exchange_of(scope).request_id,
         principal=caller.key if caller is not None else None,
         tenant=caller.tenant if caller is not None else None,
         route=f"{scope.get('method', 'WEBSOCKET')} {scope['path']}",
@@ -63,12 +60,6 @@ def _of_conditions(request: RequestScope) -> dict[str, str | float]:
         return {}
     # Of several answers, the one that came closest to being decided otherwise says most.
     return {"condition": request.condition, "margin": min((m for _, m in request.conditions), key=abs)}
-
-
-def _request_id(scope: Scope) -> str:
-    # vLLM takes the caller's id for its own too, so the line can be joined with vLLM's log.
-    sent = _values(scope, _REQUEST_ID_HEADER)
-    return sent[0].decode("latin-1") if sent else uuid.uuid4().hex
 
 
 def _wish_text(request: RequestScope, scope: Scope) -> str | None:

@@ -21,6 +21,7 @@ from server.policy.terms import Terms, terms_of
 from server.request.lease import Leases
 from server.request.prompt_routes import RouteKind
 from server.request.scope import RequestScope, current_credentials
+from server.request.trace import SELECT_SPAN
 from server.versions.aliases import alias_wish
 from server.versions.canary_arms import CanaryViews, arm_of
 from server.versions.selection import BASE, OptOut, Selection, Wish, parse_policy_header
@@ -96,33 +97,13 @@ class Decider:
         if scope.kind is RouteKind.NEUTRAL:
             # Its header was not even read.
             raise PolicyPatchError("this route was taken to touch no model, so no patch was decided for it")
-        # One policy for the whole decision, and the one that holds now: a key that was taken out of the file
-        # while the request's body was on its way is taken out.
         try:
             self._catalog.require_in_step()
-            policy = self.policy
-            caller = self._identify(scope, policy)
-            now = self._catalog.view
-            view = self._canary_views.view_for(now, scope)
-            asked = Asked(scope.header, scope.alias)
-            decision = decide(caller, asked, view, policy)
-            if view is not now and isinstance(decision.outcome, PolicyPatchError):
-                # The caller may have no right to the canary, or a composition with it may be missing.
-                decision = decide(caller, asked, now, policy)
-            scope.rule = decision.rule
-            selection = decision.selection
-            # An unlisted route that reaches the engine gets what the policy demands, and never what is named.
-            is_closed = scope.kind is RouteKind.ENCODES or isinstance(scope.alias, tuple)
-            if not scope.kind.is_generating and is_closed and selection.patch is not None:
-                raise unsupported("this route")
-            scope.selection = selection
-            scope.arm = arm_of(now, selection.patch) if selection.patch is not None else None
-            scope.is_unpatched = selection.patch is None and self._reach.has_patch(caller, now, policy)
-            self._leases.hold(scope)
+            with scope.trace.span(SELECT_SPAN):
+                return self._select(scope)
         except PolicyPatchError as error:
             scope.selection, scope.error = None, error
             raise
-        return selection
 
     def decide_base(self, scope: RequestScope, feature: str) -> None:
         """Decide that the base model answers ``scope``, which is not decided yet, for what has no patch.
@@ -193,6 +174,31 @@ class Decider:
                 meant = named.versions if named.active is None else (named.active,)
                 aliases[f"{served_name}:{name}"] = max(patch.num_tokens for patch in meant)
         return aliases
+
+    def _select(self, scope: RequestScope) -> Selection:
+        # One policy for the whole decision, and the one that holds now: a key that was taken out of the file
+        # while the request's body was on its way is taken out.
+        policy = self.policy
+        caller = self._identify(scope, policy)
+        now = self._catalog.view
+        view = self._canary_views.view_for(now, scope)
+        asked = Asked(scope.header, scope.alias)
+        decision = decide(caller, asked, view, policy)
+        if view is not now and isinstance(decision.outcome, PolicyPatchError):
+            # The caller may have no right to the canary, or a composition with it may be missing.
+            decision = decide(caller, asked, now, policy)
+        scope.rule = decision.rule
+        selection = decision.selection
+        # An unlisted route that reaches the engine gets what the policy demands, and never what is named.
+        is_closed = scope.kind is RouteKind.ENCODES or isinstance(scope.alias, tuple)
+        if not scope.kind.is_generating and is_closed and selection.patch is not None:
+            raise unsupported("this route")
+        scope.selection = selection
+        scope.arm = arm_of(now, selection.patch) if selection.patch is not None else None
+        scope.is_unpatched = selection.patch is None and self._reach.has_patch(caller, now, policy)
+        self._leases.hold(scope)
+        scope.trace.describe(scope.known)
+        return selection
 
     def _identify(self, scope: RequestScope, policy: Policy) -> Caller:
         scope.caller = caller = identify(scope.credentials, policy)

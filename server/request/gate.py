@@ -6,6 +6,8 @@ is no answer but an error.
 Every call is made on the event loop's thread, costs a few dictionary look-ups, and never blocks.
 """
 
+from collections.abc import Mapping
+
 from server.errors import PolicyPatchError
 from server.request.decider import Decider, unsupported
 from server.request.lease import Lease, Leases
@@ -48,14 +50,6 @@ class PatchGate:
             return 0
         patch = self.selection().patch
         return 0 if patch is None else patch.num_tokens
-
-    def sent(self) -> None:
-        """Note that a generation of the current request is on its way to the engine."""
-        _require_scope().was_sent = True
-
-    def mistaken(self) -> None:
-        """Note that the current request can't be run as it was sent; what was not sent claims nothing."""
-        _require_scope().note_mistake()
 
     def cache_partition(self) -> str | None:
         """Return the part of the prefix cache that the current request, which is decided, may use."""
@@ -113,6 +107,10 @@ class PatchGate:
     def base_meter(self) -> Meter:
         """Return what counts a generation of the current request on the base model; it begins now."""
         return self._leases.base_meter(_require_scope())
+
+    def engine_trace(self) -> Mapping[str, str] | None:
+        """Return the headers by which the engine joins the request's trace; ``None``: as they were sent."""
+        return _require_scope().trace.engine_headers()
 
     def reject(self, error: AnyPolicyPatchError) -> AnyPolicyPatchError:
         """Record ``error`` as the answer to the current request and return it; see ``scope.reject``."""

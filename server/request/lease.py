@@ -15,6 +15,7 @@ from server.errors import PatchWithdrawn, PolicyPatchError
 from server.metrics.patches import BASE_LABEL, PatchMetrics
 from server.request.meter import Meter
 from server.request.scope import RequestScope, reject
+from server.request.trace import RESIDENCY_SPAN
 from server.versions.composition import SelectedPatch
 
 T = TypeVar("T")
@@ -74,8 +75,8 @@ class Lease:
             and not self.meter.has_token
             and not isinstance(error, PolicyPatchError)
         ):
-            scope.note_mistake()
-        elif isinstance(error, PolicyPatchError) or (isinstance(error, Exception) and not scope.is_mistaken):
+            scope.is_mistaken = True
+        elif isinstance(error, Exception):
             scope.has_failed = True
             if isinstance(error, PolicyPatchError) and scope.error is None:
                 scope.error = error
@@ -91,10 +92,11 @@ class Lease:
         Raises:
             PatchNotReady: It is unavailable.
         """
-        try:
-            await self._leases.wait_ready(self.patch)
-        except PolicyPatchError as error:
-            raise reject(error) from None
+        with self._scope.trace.span(RESIDENCY_SPAN):
+            try:
+                await self._leases.wait_ready(self.patch)
+            except PolicyPatchError as error:
+                raise reject(error) from None
         self.meter.sent()
 
     async def take(self, outputs: AsyncIterator[T]) -> T | None:

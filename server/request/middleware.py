@@ -29,6 +29,7 @@ from server.metrics.patches import PatchMetrics
 from server.policy.caller import Credentials
 from server.request.audit_event import request_event
 from server.request.decider import Decider
+from server.request.exchange import exchange_of
 from server.request.prompt_routes import RouteKind, route_kind
 from server.request.refusal import refuse_websocket, send_refusal
 from server.request.scope import RequestScope, current_credentials, current_scope
@@ -78,7 +79,8 @@ class PolicyPatchMiddleware:
             # The router's 404 is what helps the caller.
             await self._app(scope, receive, send)
             return
-        request = RequestScope(kind, Credentials.of(scope))
+        exchange = exchange_of(scope)
+        exchange.request = request = RequestScope(kind, Credentials.of(scope), exchange.trace)
         if kind is RouteKind.NEUTRAL:
             await self._pass(request, scope, receive, send)
             return
@@ -91,11 +93,12 @@ class PolicyPatchMiddleware:
             self._refuse(error, request, scope)
             await send_refusal(error, scope["path"], (), send)
             return
-        exchange = _Exchange(self._decider, self._metrics, request, scope["path"], receive, send)
-        await exchange.run(self._app, scope)
+        answering = _Exchange(self._decider, self._metrics, request, scope["path"], receive, send)
+        await answering.run(self._app, scope)
 
     def _refuse(self, error: PolicyPatchError, request: RequestScope, scope: Scope) -> None:
         """Count and write down a refusal that no handler was asked about."""
+        request.error, request.outcome = error, "rejected"
         asked, caller = request.asked_name, request.caller_class
         self._metrics.request_rejected(error.code, None, asked=asked, caller=caller)
         event = request_event(request, scope, error, error.status)
@@ -104,6 +107,7 @@ class PolicyPatchMiddleware:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = RequestScope(RouteKind.ENCODES, Credentials.of(scope))
+        exchange_of(scope).request = request
         try:
             self._decider.open_websocket(request, _header_values(scope))
         except PolicyPatchError as error:
@@ -246,7 +250,6 @@ class _Exchange:
         if (
             not self._is_patched_success()
             or request.reached_engine
-            or request.is_mistaken
             or self._request.may_run_later(self._status)
         ):
             return None
@@ -303,9 +306,10 @@ class _Exchange:
             self._metrics.request_rejected(
                 self._rejection.code, patch, asked=request.asked_name, caller=request.caller_class
             )
+            request.error, request.outcome = self._rejection, "rejected"
             self._judge("server_error" if self._rejection.status >= 500 else "rejected")
         elif request.reached_engine:
-            outcome = self._outcome()
+            request.outcome = outcome = self._outcome()
             self._metrics.request_finished(patch, outcome, caller=request.caller_class)
             if request.is_unpatched and outcome == "ok":
                 self._metrics.callers.answered_unpatched(request.caller_class)
@@ -314,6 +318,7 @@ class _Exchange:
             request.judge_later = partial(_judge_later, self._decider, self._metrics, request, patch)
         elif request.kind is not RouteKind.OTHER and (outcome := self._outcome()) != "ok":
             # No patch had a part in it, whatever was decided.
+            request.outcome = outcome
             self._metrics.request_finished(None, outcome, caller=request.caller_class)
         # Last: with the patch's last request its series go.
         self._decider.close(request)
@@ -338,8 +343,11 @@ class _Exchange:
 def _judge_later(
     decider: Decider, metrics: PatchMetrics, request: RequestScope, patch: SelectedPatch, outcome: str
 ) -> None:
+    request.outcome = outcome
     metrics.request_finished(patch, outcome, caller=request.caller_class)
     decider.finished(request, outcome)
+    if request.ended_later is not None:
+        request.ended_later()
 
 
 def _is_routed(scope: Scope) -> bool:

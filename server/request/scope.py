@@ -14,6 +14,7 @@ from server.errors import PolicyPatchError
 from server.metrics.steering import OUTCOMES
 from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
 from server.request.prompt_routes import RouteKind
+from server.request.trace import NO_TRACE, Trace
 from server.versions.selection import Selection, Wish
 
 AnyPolicyPatchError = TypeVar("AnyPolicyPatchError", bound=PolicyPatchError)
@@ -32,6 +33,7 @@ class RequestScope:
         "caller_class",
         "conditions",
         "credentials",
+        "ended_later",
         "error",
         "first_token_s",
         "has_failed",
@@ -46,15 +48,20 @@ class RequestScope:
         "num_generated_tokens",
         "num_leases",
         "num_prompt_tokens",
+        "outcome",
         "reached_engine",
         "rule",
         "selection",
+        "trace",
         "user",
-        "was_sent",
     )
 
-    def __init__(self, kind: RouteKind, credentials: Credentials = NO_CREDENTIALS) -> None:
+    def __init__(
+        self, kind: RouteKind, credentials: Credentials = NO_CREDENTIALS, trace: Trace = NO_TRACE
+    ) -> None:
         self.kind = kind
+        #: The trace that it is told of in.
+        self.trace = trace
         #: Judged by the policy that holds when the request is decided.
         self.credentials = credentials
         #: The caller, as that policy identifies it; ``None`` where it was not asked, or could not.
@@ -98,17 +105,30 @@ class RequestScope:
         self.num_leases = 0
         #: The engine was asked, under a lease or for the base model. What was not is nobody's answer.
         self.reached_engine = False
-        #: A generation of it was handed to the engine.
-        self.was_sent = False
         #: Counts a generation that outlives its HTTP exchange, by its outcome; set when the exchange ends.
         self.judge_later: Callable[[str], None] | None = None
+        #: Called after that: tells of the request as a whole.
+        self.ended_later: Callable[[], None] | None = None
+        #: How it ended, once that is known; one of ``server.metrics.patches.OUTCOMES``.
+        self.outcome: str | None = None
         #: The HTTP exchange is over; generations in the background may still run.
         self.is_closed = False
 
-    def note_mistake(self) -> None:
-        """Note that a generation ended because of what the client sent, perhaps before the engine saw it."""
-        self.is_mistaken = True
-        self.reached_engine = self.was_sent
+    def known(self) -> dict[str, str]:
+        """Return what logs and traces say of it once it is decided: who asked, and what answers."""
+        known: dict[str, str] = {}
+        patch = self.selection.patch if self.selection is not None else None
+        if patch is not None:
+            # Of a joined composition the exact references of all parts.
+            version = patch.parts[0].version if len(patch.parts) == 1 else patch.reference
+            known |= {"patch": patch.name, "version": version, "digest": patch.digest}
+        elif self.selection is not None:
+            known["patch"] = "none"
+        if self.arm is not None:
+            known["arm"] = self.arm[1]
+        if self.caller_class is not None:
+            known["caller"] = self.caller_class
+        return known
 
     def may_run_later(self, status: int) -> bool:
         """Return whether an answer of this status may have been sent before the engine is asked."""

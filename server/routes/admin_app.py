@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -54,11 +55,15 @@ class Admin:
         app.add_exception_handler(PolicyPatchError, answer_refusal)
         return app
 
-    def listen(self, decider: Decider, listener: socket.socket | None) -> AbstractAsyncContextManager[object]:
-        """Serve the app on a bound socket while the context lasts, if there is one."""
+    def listen(
+        self, decider: Decider, listener: socket.socket | None, around: Middleware
+    ) -> AbstractAsyncContextManager[object]:
+        """Serve the app inside a middleware on a bound socket while the context lasts, if there is one."""
         if listener is None:
             return contextlib.nullcontext()
-        return AdminListener(self.app(decider), listener)
+        app = self.app(decider)
+        app.user_middleware.insert(0, around)
+        return AdminListener(app, listener)
 
 
 async def answer_refusal(request: Request, error: Exception) -> Response:

@@ -148,6 +148,19 @@ def test_both_processes_answer_as_transformers_does(
     assert server.metric("policy_patch_requests_total", patch="hot", outcome="ok") == 4
     assert server.metric("policy_patch_requests_total", patch="none", outcome="ok") == 2
     assert server.metric("policy_patch_time_to_first_token_seconds_count", patch="hot") == 4
+    assert server.metric("policy_patch_time_to_first_token_seconds_count", patch="none") == 2
+    assert server.metric("policy_patch_prompt_tokens_total", patch="hot") == 4 * len(PROMPT)
+    assert server.metric("policy_patch_generation_tokens_total", patch="hot") == 4 * NUM_TOKENS
+    assert server.metric("policy_patch_generation_tokens_total", patch="none") == 2 * NUM_TOKENS
+    assert server.metric("policy_patch_inter_token_latency_seconds_count") == 6 * (NUM_TOKENS - 1)
+    assert server.metric("policy_patch_denied_requests_total", patch="unknown", reason="patch_not_found") == 2
+    assert server.metric("policy_patch_caller_requests_total", caller="flags", outcome="ok") == 6
+    assert server.metric("policy_patch_unpatched_answers_total", caller="flags") == 2
+    # Of the whole server: not one for each process.
+    assert server.metric("policy_patch_build_info") == 1
+    assert 0 < time.time() - server.metric("policy_patch_start_timestamp_seconds") < 3600
+    assert server.metric("policy_patch_front_ends", state="in_step") == 2
+    assert server.metric("policy_patch_front_ends", state="out_of_step") == 0
     assert server.metric("policy_patch_active_info", patch="hot") == 1
     assert server.metric("policy_patch_folder_readable") == 1
     assert server.metric("policy_patch_state_saved") == 1

@@ -113,16 +113,19 @@ def lines(
             common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.DASHED)
         )
     for upper, lower in bands:
-        thin = models.DynamicConfigValue("custom.lineWidth", 0)
+        edge = [
+            models.DynamicConfigValue("custom.lineWidth", 0),
+            models.DynamicConfigValue("custom.hideFrom", {"legend": True, "tooltip": False, "viz": False}),
+        ]
         panel.override_by_name(
             upper,
             [
-                thin,
+                *edge,
                 models.DynamicConfigValue("custom.fillBelowTo", lower),
                 models.DynamicConfigValue("custom.fillOpacity", 20),
             ],
         )
-        panel.override_by_name(lower, [thin])
+        panel.override_by_name(lower, edge)
     panel.tooltip(
         common.VizTooltipOptions()
         .mode(common_models.TooltipDisplayMode.MULTI)
@@ -153,6 +156,7 @@ def bars(look: Look, *queries: Query) -> bargauge.Panel:
     panel = _with(bargauge.Panel(), look, queries, instant=True)
     panel.orientation(common_models.VizOrientation.HORIZONTAL)
     panel.display_mode(common_models.BarGaugeDisplayMode.BASIC)
+    panel.name_placement(common_models.BarGaugeNamePlacement.TOP)
     return panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
 
 
@@ -202,7 +206,8 @@ def rows(
         panel.with_transformation(models.DataTransformerConfig(id_val=name, options=dict(options)))
     for heading, unit in (units or {}).items():
         panel.override_by_name(heading, [models.DynamicConfigValue("unit", unit)])
-    return panel.cell_height(common_models.TableCellHeight.SM)
+    # Below Grafana's own 150 pixels, so that six columns stand side by side in half a row.
+    return panel.cell_height(common_models.TableCellHeight.SM).min_width(70)
 
 
 def _with(

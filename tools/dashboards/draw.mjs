@@ -26,6 +26,15 @@ if (!browserPath) {
   process.exit(1);
 }
 
+// Their ES modules import old packages in a way that only some bundlers understand.
+const commonJs = {
+  name: "common-js",
+  setup: ({ onResolve }) =>
+    onResolve({ filter: /^@grafana\/(data|i18n|schema|ui)$/ }, ({ path }) => ({
+      path: join(here, "node_modules", path, "dist", "cjs", "index.cjs"),
+    })),
+};
+
 const bundle = await build({
   entryPoints: [join(here, "page.tsx")],
   bundle: true,
@@ -33,6 +42,7 @@ const bundle = await build({
   outdir: "out",
   format: "iife",
   jsx: "automatic",
+  plugins: [commonJs],
   define: { "process.env.NODE_ENV": '"production"', global: "window" },
   loader: { ".svg": "dataurl", ".png": "dataurl", ".woff2": "dataurl", ".ttf": "dataurl" },
   logLevel: "error",
@@ -47,8 +57,10 @@ for (const [name, byPanel] of Object.entries(answers.dashboards)) {
   const page = await browser.newPage({ viewport: { width: 1600, height: 1200 } });
   page.on("pageerror", (error) => console.error(`${name}: ${error.stack}`));
   page.on("console", (message) => message.type() === "error" && console.error(`${name}: ${message.text()}`));
-  await page.setContent(`<html><head><style>${style} body{font-family:Inter,sans-serif}</style></head>
-    <body><div id="root"></div></body></html>`);
+  // Grafana's components keep things in the browser's storage, which only a page with an address has.
+  const html = `<html><head><style>${style}</style></head><body><div id="root"></div></body></html>`;
+  await page.route("**/*", (route) => route.fulfill({ contentType: "text/html", body: html }));
+  await page.goto("http://dashboards.invalid/");
   await page.addScriptTag({ content: script });
   const dashboard = JSON.parse(readFileSync(join(dashboards, `${name}.json`), "utf8"));
   await page.evaluate(([...given]) => window.draw(...given), [dashboard, byPanel, answers.range, answers.values]);

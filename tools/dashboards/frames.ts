@@ -29,7 +29,7 @@ standardTransformersRegistry.setInit(() =>
   ["mergeTransformer", "filterFieldsByNameTransformer", "organizeFieldsTransformer", "sortByTransformer", "limitTransformer"].map(
     (name) => {
       const transformation = (standardTransformers as any)[name];
-      return { id: transformation.id, name, transformation, editor: () => null } as any;
+      return { id: transformation.id, name, transformation: async () => transformation, editor: () => null } as any;
     },
   ),
 );
@@ -38,7 +38,7 @@ standardTransformersRegistry.setInit(() =>
 const registry = new FieldConfigOptionsRegistry(() =>
   ["unit", "decimals", "min", "max", "color", "thresholds", "mappings", "noValue", "displayName"]
     .map((path) => ({ path, isCustom: false }))
-    .concat(["lineWidth", "fillBelowTo", "fillOpacity"].map((path) => ({ path, isCustom: true })))
+    .concat(["lineWidth", "fillBelowTo", "fillOpacity", "hideFrom"].map((path) => ({ path, isCustom: true })))
     .map(({ path, isCustom }) => ({
       id: isCustom ? `custom.${path}` : path,
       path,

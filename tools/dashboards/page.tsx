@@ -1,6 +1,6 @@
 // One dashboard as Grafana lays it out, from the answers that `python -m tools.watch --answers` wrote.
 
-import { type DataFrame, ThemeContext } from "@grafana/data";
+import { type DataFrame, EventBusSrv, ThemeContext } from "@grafana/data";
 import { initPluginTranslations } from "@grafana/i18n";
 import { GlobalStyles, PanelChrome, PanelContextProvider } from "@grafana/ui";
 import React from "react";
@@ -63,7 +63,7 @@ window.draw = async (dashboard, answers, range, values) => {
       frames: panel.type === "row" ? [] : await framesOf(panel, answers[panel.id] ?? [], times),
     })),
   );
-  const context = { eventBus: { publish() {}, getStream: () => ({ subscribe: () => ({ unsubscribe() {} }) }) } };
+  const context = { eventBus: new EventBusSrv() };
   createRoot(document.getElementById("root")!).render(
     <ThemeContext.Provider value={theme}>
       <GlobalStyles />

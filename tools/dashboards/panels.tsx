@@ -133,6 +133,7 @@ function Bars(props: Props) {
           height={Math.min(height, 60)}
           orientation={VizOrientation.Horizontal}
           displayMode={panel.options.displayMode as BarGaugeDisplayMode}
+          namePlacement={panel.options.namePlacement}
           theme={theme as any}
           itemSpacing={8}
           lcdCellWidth={12}

@@ -78,6 +78,12 @@ class OpenGate:
     def cache_partition(self) -> None:
         return None
 
+    def sent(self) -> None:
+        return None
+
+    def mistaken(self) -> None:
+        return None
+
     def lease(self, patch: Any) -> Any:
         return self
 

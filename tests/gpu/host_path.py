@@ -47,6 +47,12 @@ class Gate:
     def cache_partition(self) -> None:
         return None
 
+    def sent(self) -> None:
+        return None
+
+    def mistaken(self) -> None:
+        return None
+
     def lease(self, patch: Any) -> Any:
         return self
 

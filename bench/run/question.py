@@ -116,7 +116,9 @@ def main_of(
         parser = build_parser()
         arguments = list(sys.argv[1:] if argv is None else argv)
         args = parser.parse_args(arguments)
-        command = shlex.join(map(without_places, ["python", "-m", f"bench.{question}", *arguments]))
+        command = shlex.join(
+            map(without_places, ["python", "-m", f"bench.{question.replace('-', '_')}", *arguments])
+        )
         try:
             measure = prepare(args, command)
         except ValueError as error:

@@ -34,6 +34,7 @@ def test_every_way_is_compared_with_the_products_of_a_layer(
         assert (record.result["share"] == 1) == (record.setup["arm"] == "products")
     report = (Path(summary["records"]).parent / "report.md").read_text()
     assert "| 4 | all, 3 vectors |" in report
+    assert records[0].setup["command"].startswith("python -m bench.steer_layer --layers")
     assert summary["shares"].keys() >= {"none x2", "condition x4"}
 
 

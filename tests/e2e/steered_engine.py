@@ -8,7 +8,8 @@ repository must be on PYTHONPATH):
 The file is JSON: ``model``; ``engine``, arguments of vLLM's ``LLM``; ``vectors``, digest -> facts, whose
 tensors lie in ``tensors``, a safetensors file with names ``DIGEST/vector``; ``lost``, digests that the
 workers lose before the first round; ``rounds``, lists of requests, each round sent at once; ``is_steered``:
-whether the engine has our workers at all. The result is JSON, too.
+whether the engine has our workers at all; ``adapter``, the folder of a LoRA adapter for all requests. The
+result is JSON, too.
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save
 from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
 
 from server.engine.claim import PatchClaim, VectorClaim
 from server.engine.steering_hooks import COMPILE_KEY
@@ -91,10 +93,11 @@ def main(job_file: str, result_file: str) -> None:
         load(engine, digest, facts, tensors)
     for digest in job.get("lost", []):
         engine.collective_rpc("policy_patch_unload", args=(digest,))
+    adapter = LoRARequest("adapter", 1, job["adapter"]) if "adapter" in job else None
     rounds = []
     for requests in job["rounds"]:
         prompts, params = zip(*map(asked, requests), strict=True)
-        outputs = engine.generate(list(prompts), list(params), use_tqdm=False)
+        outputs = engine.generate(list(prompts), list(params), use_tqdm=False, lora_request=adapter)
         rounds.append([answered(output) for output in outputs])
     counted = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
     result = {"rounds": rounds, "num_preemptions": counted["vllm:num_preemptions"]}

@@ -4,9 +4,12 @@ Each engine runs a random model of its architecture in a batch of requests with 
 requests without; transformers are teacher-forced on its tokens. The server is not part of this.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
 from tests.e2e.preload import Preload
 from tests.e2e.steering_engines import (
@@ -87,6 +90,18 @@ def test_modes_of_the_engine_change_no_token(
         assert_as_in_transformers(network, answers)
     if "num_gpu_blocks_override" in engine:
         assert result["num_preemptions"] > 0
+
+
+def test_a_vector_acts_on_what_a_lora_adapter_makes_of_the_model(engines: Engines, tmp_path: Path) -> None:
+    model = engines.model("llama")
+    torch.manual_seed(2)
+    # Random instead of zero: an adapter that changes nothing would prove nothing.
+    config = LoraConfig(r=8, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
+    adapted = get_peft_model(network_of(model), config)
+    adapted.save_pretrained(str(tmp_path))
+    engine = {"enable_lora": True, "max_lora_rank": 8}
+    answers = engines.run(model, [requests()], engine=engine, adapter=str(tmp_path))["rounds"][0]
+    assert_as_in_transformers(adapted.base_model.model, answers)
 
 
 def test_a_vector_that_a_worker_has_lost_fails_its_requests_and_no_other(engines: Engines) -> None:

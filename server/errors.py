@@ -361,6 +361,7 @@ ERROR_CODES: tuple[str, ...] = (
     *ADMIN_CODES,
     FileRefused.code,
     BaseModelConflict.code,
+    KindUnsupported.code,
     PatchConflict.code,
     PatchUnsigned.code,
     SignerUntrusted.code,

@@ -29,6 +29,8 @@ SERVE_ARGS ?=
 # Of `make demo`: the server's own lines, and errors of vLLM; empty shows all that vLLM logs.
 VLLM_LOGGING_CONFIG_PATH ?= examples/quiet-log.json
 PYTEST_ARGS ?=
+# Of `make watch`: ports, and what python -m tools.watch --help names.
+WATCH_ARGS ?=
 # Each runs whole test files, and all files that share a server.
 TEST_WORKERS ?= 2
 # Of `make patches`: "0 1 2" makes every patch three times.
@@ -72,6 +74,10 @@ demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000
 	@export VLLM_LOGGING_CONFIG_PATH="$(VLLM_LOGGING_CONFIG_PATH)" PYTHONWARNINGS=ignore::FutureWarning; \
 		exec $(BIN)/policypatch serve --model "$(DEMO_MODEL)" --patches examples/patches \
 		--host $(HOST) --port $(PORT) --served-model-name smollm2 $(SERVE_ARGS)
+
+.PHONY: watch
+watch: demo-model ## the demo server beside a real Prometheus and Alertmanager, with some traffic
+	@exec $(BIN)/python -m tools.watch --model "$(DEMO_MODEL)" --port $(PORT) $(WATCH_ARGS)
 
 .PHONY: test
 test: $(INSTALLED_DEV) ## every test that needs no GPU, those against a real vLLM server included

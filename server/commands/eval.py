@@ -157,7 +157,8 @@ def run(args: argparse.Namespace) -> int:
     from patches.errors import SubjectFailed
 
     _check(args)
-    require_models(args)
+    if args.url is None:
+        require_models(args)
     with patch_errors():
         try:
             return _evaluate(args)

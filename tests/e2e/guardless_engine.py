@@ -78,6 +78,9 @@ class OpenGate:
     def cache_partition(self) -> None:
         return None
 
+    def engine_trace(self) -> None:
+        return None
+
     def sent(self) -> None:
         return None
 

@@ -47,6 +47,9 @@ class Gate:
     def cache_partition(self) -> None:
         return None
 
+    def engine_trace(self) -> None:
+        return None
+
     def sent(self) -> None:
         return None
 

@@ -173,7 +173,7 @@ async def main(model: str, guards: str, patch_file: str) -> None:
         num_tokens=patch.manifest.num_virtual_tokens,
         reference="random@1.0.0",
     )
-    gate.patch.parts = (gate.patch,)
+    gate.patch.prefixes, gate.patch.vector = (gate.patch,), None
     outcome = {
         "expected": await generate(engine, insists=False),
         "hostile": await generate(engine, insists=True),

@@ -110,7 +110,8 @@ def _versions() -> Panels:
 
 def _changes() -> Panels:
     look = Look("", "", without_value="Nothing was changed yet")
-    swaps = rate("policy_patch_swaps_total", _PATCHES, by="outcome")
+    swaps = rate("policy_patch_swap_seconds_count", by="cause")
+    others = rate("policy_patch_swaps_total", _PATCHES, 'outcome!="ok"', by="outcome")
     starts = select("policy_patch_start_timestamp_seconds", window="1h")
     return [
         lines(
@@ -123,8 +124,15 @@ def _changes() -> Panels:
             Query(quantile(0.95, "policy_patch_swap_seconds", by="cause"), "{{cause}}"),
         ),
         lines(
-            replace(look, title="Swaps", about="Changes per second, by outcome.", unit="ops"),
-            Query(or_zero_named(swaps, "outcome", "ok"), "{{outcome}}"),
+            replace(
+                look,
+                title="Swaps",
+                about="Changes per second: those that took effect by cause, and those that were refused or "
+                "failed.",
+                unit="ops",
+            ),
+            Query(swaps, "{{cause}}"),
+            Query(or_zero_named(others, "outcome", "refused"), "{{outcome}}"),
             stacked=True,
         ),
         lines(

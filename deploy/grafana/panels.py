@@ -35,6 +35,8 @@ OUTCOME_COLORS = {
     "cancelled": GREY,
 }
 ARM_COLORS = {"stable": BLUE, "canary": ORANGE}
+#: Unit -> how far an axis goes at least; Grafana draws an axis up to 100 where everything is 0.
+_SMALLEST_TOP = {"percentunit": 0.1, "reqps": 1, "ops": 1, "short": 1}
 Transformations = Sequence[tuple[str, Mapping[str, Any]]]
 
 
@@ -106,6 +108,8 @@ def lines(
     panel = _with(timeseries.Panel(), look, queries)
     panel.line_width(1 if stacked else 2).fill_opacity(40 if stacked else 0).span_nulls(False)
     panel.show_points(common_models.VisibilityMode.NEVER)
+    if look.maximum is None and look.unit in _SMALLEST_TOP:
+        panel.axis_soft_max(_SMALLEST_TOP[look.unit])
     if stacked:
         panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
     if look.thresholds:
@@ -189,9 +193,10 @@ def rows(
         limit: How many rows there are at most.
     """
     panel = _with(table.Panel(), look, queries, instant=True, as_table=True)
-    steps: list[tuple[str, Mapping[str, Any]]] = [("merge", {})]
     names = list(columns)
-    steps.append(("filterFieldsByName", {"include": {"names": names}}))
+    # Without their times, which would keep rows of several queries apart.
+    steps: list[tuple[str, Mapping[str, Any]]] = [("filterFieldsByName", {"include": {"names": names}})]
+    steps.append(("merge", {}))
     steps.append(
         (
             "organize",
@@ -232,7 +237,7 @@ def _with(
     steps += [models.Threshold(value=value, color=color) for value, color in look.thresholds]
     panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
     is_lines = isinstance(panel, timeseries.Panel)
-    mode = models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME if is_lines else models.FieldColorModeId.THRESHOLDS
+    mode = models.FieldColorModeId.PALETTE_CLASSIC if is_lines else models.FieldColorModeId.THRESHOLDS
     panel.color_scheme(dashboard.FieldColor().mode(mode))
     for name, color in look.colors.items():
         value = {"mode": "fixed", "fixedColor": color}

@@ -219,7 +219,8 @@ def _memory() -> Panels:
 
 
 def _changes() -> Panels:
-    swaps = increase("policy_patch_swaps_total", PATCH, by="cause, outcome", window="$__range")
+    # An increase would miss the first change of each kind, which makes its series.
+    swaps = f"sum by (cause, outcome) ({select('policy_patch_swaps_total', PATCH)})"
     orders = (
         f"max by (version, action, by, outcome) ({select('policy_patch_order_timestamp_seconds', PATCH)})"
     )
@@ -227,7 +228,7 @@ def _changes() -> Panels:
         rows(
             Look(
                 "Swaps",
-                "Changes of what the name means in the time shown, by cause and outcome.",
+                "Changes of what the name means since the servers started, by cause and outcome.",
                 decimals=0,
                 without_value="Nothing was changed since the start",
             ),

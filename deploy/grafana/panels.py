@@ -210,7 +210,13 @@ def rows(
     for name, options in steps:
         panel.with_transformation(models.DataTransformerConfig(id_val=name, options=dict(options)))
     for heading, unit in (units or {}).items():
-        panel.override_by_name(heading, [models.DynamicConfigValue("unit", unit)])
+        properties = [models.DynamicConfigValue("unit", unit)]
+        if unit == "dateTimeAsIso":
+            properties.append(models.DynamicConfigValue("custom.width", 165))
+        panel.override_by_name(heading, properties)
+    if "alertname" in columns:
+        width = models.DynamicConfigValue("custom.width", 250)
+        panel.override_by_name(columns["alertname"], [width])
     # Below Grafana's own 150 pixels, so that six columns stand side by side in half a row.
     return panel.cell_height(common_models.TableCellHeight.SM).min_width(70)
 

@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.grafana.boards import FOLDER, documents
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOCUMENTS = {name: json.loads(text) for name, text in documents().items()}
 PANELS = [
     pytest.param(panel, id=f"{name}: {panel['title']}")
@@ -99,3 +101,9 @@ def test_ids_tell_the_dashboards_and_their_panels_apart() -> None:
         assert len(set(ids)) == len(ids)
         titles = [panel["title"] for panel in document["panels"]]
         assert len(set(titles)) == len(titles)
+
+
+def test_pictures_of_the_dashboards_are_small() -> None:
+    pictures = {path: path.stat().st_size for path in (DOCS / "dashboards").glob("*.png")}
+    assert pictures
+    assert [str(path) for path, size in pictures.items() if size > 200_000] == []

@@ -38,7 +38,7 @@ standardTransformersRegistry.setInit(() =>
 const registry = new FieldConfigOptionsRegistry(() =>
   ["unit", "decimals", "min", "max", "color", "thresholds", "mappings", "noValue", "displayName"]
     .map((path) => ({ path, isCustom: false }))
-    .concat(["lineWidth", "fillBelowTo", "fillOpacity", "hideFrom", "minWidth", "width", "axisSoftMax"].map((path) => ({ path, isCustom: true })))
+    .concat(["lineWidth", "fillBelowTo", "fillOpacity", "hideFrom", "minWidth", "width", "axisSoftMax", "stacking", "spanNulls"].map((path) => ({ path, isCustom: true })))
     .map(({ path, isCustom }) => ({
       id: isCustom ? `custom.${path}` : path,
       path,

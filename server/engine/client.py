@@ -187,6 +187,7 @@ class PatchedAsyncLLM(AsyncLLM):
         )
         assert self._gate is not None
         request.cache_salt = scoped_cache_salt(claim, request.cache_salt, self._gate.cache_partition())
+        self._gate.sent()
         if claim is not None:
             # A new list: the output processor keeps the visible one.
             request.prompt_token_ids = [self._placeholder_id] * claim.num_tokens + request.prompt_token_ids

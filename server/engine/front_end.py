@@ -42,6 +42,7 @@ from server.catalog.trust_watch import TrustWatch
 from server.engine.client import PatchedAsyncLLM
 from server.engine.configuration import engine_config, fingerprint_of, http_options
 from server.engine.context_length import hand_out_remaining_context
+from server.engine.logs import hush_mistakes
 from server.engine.model_registry import add_aliases
 from server.engine.options import ServeOptions
 from server.engine.ready import announce, announced
@@ -254,6 +255,7 @@ class FrontEnd:
 
     async def _app(self, engine: PatchedAsyncLLM) -> FastAPI:
         tasks = await engine.get_supported_tasks()
+        hush_mistakes()
         with flags_judged():
             app = build_app(self.args, tasks, engine.model_config)
         # A hosting standard builds the stack early; starlette builds it again on the first request.

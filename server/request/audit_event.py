@@ -31,7 +31,8 @@ def request_event(
     if rejection is not None:
         decision, status = "denied", rejection.status
     elif not request.reached_engine and not request.may_run_later(status):
-        if status < HTTPStatus.BAD_REQUEST:
+        # A stream has told its mistake as an event, under status 200.
+        if status < HTTPStatus.BAD_REQUEST and not request.is_mistaken:
             return None
         # A mistake in the body, or a client that went away: nothing was answered under the patch.
         decision, patch = "not_run", None

@@ -51,6 +51,10 @@ class PatchGate:
         patch = self.selection().patch
         return 0 if patch is None else patch.num_tokens
 
+    def sent(self) -> None:
+        """Note that a generation of the current request is on its way to the engine."""
+        _require_scope().was_sent = True
+
     def cache_partition(self) -> str | None:
         """Return the part of the prefix cache that the current request, which is decided, may use."""
         return _require_scope().cache_partition

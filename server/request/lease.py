@@ -76,6 +76,8 @@ class Lease:
             and not isinstance(error, PolicyPatchError)
         ):
             scope.is_mistaken = True
+            # What the engine client itself refuses never reached the engine.
+            scope.reached_engine = scope.was_sent
         elif isinstance(error, Exception):
             scope.has_failed = True
             if isinstance(error, PolicyPatchError) and scope.error is None:

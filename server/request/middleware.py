@@ -250,6 +250,7 @@ class _Exchange:
         if (
             not self._is_patched_success()
             or request.reached_engine
+            or request.is_mistaken
             or self._request.may_run_later(self._status)
         ):
             return None

@@ -54,6 +54,7 @@ class RequestScope:
         "selection",
         "trace",
         "user",
+        "was_sent",
     )
 
     def __init__(
@@ -105,6 +106,8 @@ class RequestScope:
         self.num_leases = 0
         #: The engine was asked, under a lease or for the base model. What was not is nobody's answer.
         self.reached_engine = False
+        #: A generation of it was handed to the engine.
+        self.was_sent = False
         #: Counts a generation that outlives its HTTP exchange, by its outcome; set when the exchange ends.
         self.judge_later: Callable[[str], None] | None = None
         #: Called after that: tells of the request as a whole.

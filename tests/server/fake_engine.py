@@ -57,6 +57,8 @@ class FakeEngine:
     may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
     #: Raise this after that many tokens.
     fails_after: int | None = None
+    #: Raise this before anything is handed to the engine.
+    refusal: Exception | None = None
     failure: Exception = field(default_factory=lambda: RuntimeError("the engine broke"))
     num_running: int = 0
     #: Every decision that a generation got.
@@ -84,7 +86,10 @@ class FakeEngine:
                     yield token
 
     async def _run(self, text: str, parts: Sequence[Any]) -> AsyncGenerator[str, None]:
-        """As the engine: one token after another, until it is told to stop."""
+        """As the engine client and the engine: one token after another, until it is told to stop."""
+        if self.refusal is not None:
+            raise self.refusal
+        self.gate.sent()
         self.num_running += 1
         try:
             for index in range(self.num_tokens):

@@ -5,8 +5,11 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.engine.logs import PACKAGES, log_through_vllm
+from patches.terminal import one_line
+from server.engine.logs import PACKAGES, hush_mistakes, log_through_vllm
 
 
 @pytest.fixture
@@ -44,3 +47,43 @@ def test_a_traceback_keeps_its_lines_and_loses_what_would_move_a_cursor(shown: i
         logging.getLogger("patches").exception("it failed")
     assert "it failed\nTraceback (most recent call last):\n" in shown.getvalue()
     assert shown.getvalue().endswith("ValueError: \\x1b[2J\n")
+
+
+def complain_as_vllm(error: Exception) -> None:
+    try:
+        raise error
+    except Exception as caught:
+        logging.getLogger("vllm.entrypoints.anthropic.api_router").exception(
+            "Error in create_messages: %s", caught
+        )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        VLLMValidationError("prompt: expected at most 1024 tokens\nTraceback"),
+        ValueError("temperature is odd"),
+        TypeError("no text"),
+        NotImplementedError("no such tool"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_clients_mistake_is_one_line_at_info(shown: io.StringIO, error: Exception) -> None:
+    hush_mistakes()
+    hush_mistakes()
+    complain_as_vllm(error)
+    assert shown.getvalue() == f"[INFO] a request is refused: {one_line(str(error))}\n"
+
+
+def test_what_a_client_sent_is_not_logged_at_length(shown: io.StringIO) -> None:
+    hush_mistakes()
+    complain_as_vllm(ValueError("x" * 10_000))
+    assert len(shown.getvalue()) < 300
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the engine broke"), EngineDeadError(), OSError("disk")])
+def test_a_fault_of_the_server_keeps_its_traceback(shown: io.StringIO, error: Exception) -> None:
+    hush_mistakes()
+    complain_as_vllm(error)
+    assert "Traceback (most recent call last):" in shown.getvalue()
+    assert shown.getvalue().startswith("[ERROR]")

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from server.errors import PatchNotReady
 from tests.server.stand import Stand
 
@@ -130,6 +132,28 @@ async def test_a_stream_that_nobody_asked_the_gate_about_gets_the_default_or_not
     stand.use(default_patch="pirate")
     response = await stand.post("/v1/completions")
     assert stand.code(response) == (500, "patch_not_applied")
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+async def test_what_the_engine_client_refuses_never_reached_the_engine_and_claims_no_patch(
+    stand: Stand, is_stream: bool
+) -> None:
+    @stand.app.exception_handler(ValueError)
+    async def answer(request: Any, error: Exception) -> Any:
+        from fastapi.responses import JSONResponse
+
+        return JSONResponse({"error": {"message": str(error)}}, 400)
+
+    await stand.load()
+    stand.engine.refusal = ValueError("logit_bias: out of range")
+    response = await stand.chat("pirate", stream=is_stream)
+    assert response.status_code == (200 if is_stream else 400)
+    assert "logit_bias: out of range" in response.text
+    assert HEADER not in response.headers
+    assert stand.value('policy_patch_requests_total{outcome="client_error",patch="pirate"}') is None
+    assert stand.in_flight() == 0
+    stand.engine.refusal = None
+    assert (await stand.chat("pirate", stream=is_stream)).headers[HEADER] == "pirate@1.0.0"
 
 
 async def test_a_refusal_by_the_engine_that_is_no_patch_error_counts_by_its_status(stand: Stand) -> None:

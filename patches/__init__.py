@@ -33,6 +33,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``text``              text of people: its encoding, its lines, its rows of JSON
 ``headers``           the names of our HTTP headers
 ``terminal``          text on its way to people
+``command_parser``    help that fits a terminal, for all commands and benchmarks
 ``errors``            what can go wrong, as a tree
 ``pairs``             preference pairs
 ``train``             the trainer

@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from patches.command_parser import CommandParser
 from patches.terminal import escape_what_streams_lack
 from server import __version__
-from server.commands.command_parser import CommandParser
 from server.commands.errors import CommandError
 from server.commands.output import complain
 

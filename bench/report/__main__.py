@@ -12,11 +12,12 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.report.record import read_records, split_cut_short
 from bench.report.report_files import figures_of, write_report
+from patches.command_parser import CommandParser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog="policypatch bench report", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="policypatch bench report", description=__doc__.splitlines()[0])
     parser.add_argument("records", nargs="+", type=Path, metavar="FILE", help="records.jsonl of a run")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the report (default: that of FILE)"

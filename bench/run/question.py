@@ -22,6 +22,7 @@ from bench.errors import BenchError, CutShort
 from bench.report.record import Record, mark_cut_short, read_records, split_cut_short
 from bench.report.report_files import Draw, Render, draw_figures, figures_of, markdown_of, write_report
 from bench.servers.environment import without_places
+from patches.command_parser import CommandParser
 from patches.errors import PatchError
 
 if TYPE_CHECKING:
@@ -64,13 +65,8 @@ class Reporting:
 
 
 def question_parser(question: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
-    """Make a parser that shows a module's docstring, and examples, as they are written."""
-    return argparse.ArgumentParser(
-        prog=f"policypatch bench {question}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Make a parser that shows a module's docstring, wrapped to the terminal, and examples."""
+    return CommandParser(prog=f"policypatch bench {question}", description=description, epilog=epilog)
 
 
 def add_out_argument(parser: argparse.ArgumentParser) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from patches.base_model import DTYPES
+from patches.command_parser import CommandParser
 from patches.errors import DataUnavailable, PatchError
 from patches.terminal import one_line
 from patches.text import lines_of
 from server.commands import condition, pairs, train
-from server.commands.command_parser import CommandParser
 from server.commands.errors import CommandError
 from server.commands.output import complain, say
 from server.commands.patch_arguments import note, patch_errors, quiet_transformers

@@ -11,6 +11,7 @@ import pytest
 
 from patches.format import Patch, write_patch
 from server.cli import COMMANDS, main
+from server.commands.bench import QUESTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 #: A terminal that can show ASCII only.
@@ -34,6 +35,17 @@ def test_help_fits_the_terminal_but_for_examples(
     shown, examples, _ = capsys.readouterr().out.partition("examples:")
     assert examples
     assert max(map(len, shown.splitlines())) <= width
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_help_of_a_benchmark_fits_the_terminal_but_for_examples(
+    question: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["bench", question, "--help"]) == 0
+    shown, _, _ = capsys.readouterr().out.partition("examples:")
+    assert f"policypatch bench {question}" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Returns:
-        0 after an orderly end, 1 where the start failed.
+        1 where the start failed; after an orderly end the process has ended, with 0.
     """
     flags = ServeFlags.read(args)
     if not flags.patches.patches.is_dir():
@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(
             f"vLLM is not installed ({error}); install policypatch[cpu] or policypatch[gpu]"
         ) from error
+    from server.engine.ending import end_process
     from server.engine.start_errors import START_ERRORS, EngineFailed
     from server.policy.rules import Policy
 
@@ -100,6 +101,10 @@ def run(args: argparse.Namespace) -> int:
             else policy_file.policy
         )
         serve(ServeOptions(flags, policy, policy_file), args.engine_arguments)
+    except SystemExit as end:
+        # So several processes on one socket end.
+        if end.code:
+            raise
     except START_ERRORS as error:
         raise CommandError(str(error)) from error
     except FrontEndRefused as error:
@@ -107,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     except EngineFailed as error:
         complain(f"policypatch serve: {error}")
         return 1
-    return 0
+    end_process(0)
 
 
 def _read_policy(options: PolicyOptions) -> "PolicyFile | None":

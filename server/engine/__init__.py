@@ -14,6 +14,7 @@ and ``client`` hides the prefix again.
 ``support``              what is refused at start, because patches could not be served rightly
 ``address``              the socket that a server answers on
 ``releases``          what differs between releases of vLLM
+``ending``            the end of a process
 ``start_errors``         what ends a start with one line
 ``logs``                 our log lines in vLLM's format
 ``line_writer``          a stream for log lines that never makes its writer wait

@@ -33,6 +33,8 @@ def test_sigterm_lets_running_streams_finish_and_exits_zero(
         data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     stopper.join(120)
     assert exit_code == [0], server.log_tail()
+    assert "leaked" not in server.log_tail()
+    assert server.log_tail().rstrip().endswith("stopped")
     assert data[-1] == "[DONE]"
     choices = [json.loads(item)["choices"][0] for item in data[:-1]]
     finish_reasons = {choice["index"]: choice["finish_reason"] for choice in choices}

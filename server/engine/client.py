@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
@@ -117,7 +117,7 @@ class PatchedAsyncLLM(AsyncLLM):
         if (trace_headers := self._gate.engine_trace()) is not None:
             kwargs["trace_headers"] = trace_headers
         if patch is None:
-            outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
+            outputs = self._judged(super().generate(prompt, sampling_params, request_id, **kwargs))
             return _metered(outputs, self._gate.base_meter())
         try:
             refuse_unsupported(prompt, sampling_params)
@@ -132,7 +132,8 @@ class PatchedAsyncLLM(AsyncLLM):
         assert self._gate is not None
         with self._gate.lease(patch) as lease:
             await lease.ready()
-            async with aclosing(super().generate(*args, **kwargs)) as outputs:
+            outputs = self._judged(super().generate(*args, **kwargs))
+            async with aclosing(outputs):
                 while (output := await lease.take(outputs)) is not None:
                     num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
                     note(lease.meter, output, num_tokens)
@@ -142,6 +143,19 @@ class PatchedAsyncLLM(AsyncLLM):
                         output.kv_transfer_params = None
                         lease.decided(is_met=outcome.is_met, margin=outcome.margin)
                     yield output
+
+    async def _judged(
+        self, outputs: AsyncGenerator[RequestOutput, None]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Pass outputs on, and note it where vLLM finds that a request can't be run as it was sent."""
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+        except VLLMClientError:
+            assert self._gate is not None
+            self._gate.mistaken()
+            raise
 
     def _hide_prefix(self, output: RequestOutput, patch: "SelectedPatch", num_tokens: int) -> None:
         """Take the prefix out of the cached tokens, among which the engine counts it.

@@ -55,6 +55,10 @@ class PatchGate:
         """Note that a generation of the current request is on its way to the engine."""
         _require_scope().was_sent = True
 
+    def mistaken(self) -> None:
+        """Note that the current request can't be run as it was sent; what was not sent claims nothing."""
+        _require_scope().note_mistake()
+
     def cache_partition(self) -> str | None:
         """Return the part of the prefix cache that the current request, which is decided, may use."""
         return _require_scope().cache_partition

@@ -75,10 +75,8 @@ class Lease:
             and not self.meter.has_token
             and not isinstance(error, PolicyPatchError)
         ):
-            scope.is_mistaken = True
-            # What the engine client itself refuses never reached the engine.
-            scope.reached_engine = scope.was_sent
-        elif isinstance(error, Exception):
+            scope.note_mistake()
+        elif isinstance(error, PolicyPatchError) or (isinstance(error, Exception) and not scope.is_mistaken):
             scope.has_failed = True
             if isinstance(error, PolicyPatchError) and scope.error is None:
                 scope.error = error

@@ -133,6 +133,11 @@ class RequestScope:
             known["caller"] = self.caller_class
         return known
 
+    def note_mistake(self) -> None:
+        """Note that a generation ended because of what the client sent, perhaps before the engine saw it."""
+        self.is_mistaken = True
+        self.reached_engine = self.was_sent
+
     def may_run_later(self, status: int) -> bool:
         """Return whether an answer of this status may have been sent before the engine is asked."""
         return self.kind is RouteKind.GENERATES_LATER and 200 <= status < 300

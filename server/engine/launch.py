@@ -24,7 +24,7 @@ from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
 from server.engine.processes import serve_together
 from server.engine.releases import cli_env_setup, make_arg_parser, validate_parsed_serve_args
-from server.engine.start_errors import engine_started
+from server.engine.start_errors import engine_started, flags_judged
 from server.engine.support import require_supported_arguments, require_supported_environment
 from server.metrics.patches import PatchMetrics
 
@@ -39,7 +39,8 @@ class _EngineParser(FlexibleArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the message, and where the flags are explained."""
-        text = f"{self.prog}: {one_line(message)}; see `{self.prog} --help` and `--engine-help`\n"
+        said = one_line(" ".join(message.split()))
+        text = f"{self.prog}: {said}; see `{self.prog} --help` and `--engine-help`\n"
         argparse.ArgumentParser.exit(self, 2, text)
 
 
@@ -69,7 +70,8 @@ def resolve_arguments(options: ServeOptions, engine_arguments: Sequence[str]) ->
         added += ["--logging-config.formatter", "json", "--disable-uvicorn-access-log"]
     args = engine_parser().parse_args([options.flags.patches.model, *added, *engine_arguments])
     args.model = options.flags.patches.model
-    validate_parsed_serve_args(args)
+    with flags_judged():
+        validate_parsed_serve_args(args)
     configure_logging_from_args(args)
     require_supported_arguments(args)
     require_supported_environment(skips_model_names=envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
@@ -109,6 +111,7 @@ def _serve_alone(options: ServeOptions, args: argparse.Namespace, metrics: Patch
         open_audit(options.flags.policy.audit_log, metrics.control.audit_dropped) as audit,
         open_control(options.flags.admin, options.flags.trust, metrics.control, audit) as control,
     ):
-        listen_address, sock = bind_server(args, reuse_port=False)
+        with flags_judged():
+            listen_address, sock = bind_server(args, reuse_port=False)
         with engine_started():
             uvloop.run(FrontEnd(options, args, metrics, listen_address, sock).lead(control))

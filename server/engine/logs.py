@@ -40,7 +40,7 @@ class _WithoutTracesOfMistakes(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let everything through, some of it shorter and at INFO."""
+        """Return true: every record passes, some of them shorter and at INFO."""
         error = record.exc_info[1] if record.exc_info else None
         if record.name.startswith(_ROUTES) and isinstance(error, Exception) and _is_mistake(error):
             record.msg, record.args = "a request is refused: %s", (one_line(str(error))[:_MAX_TEXT],)

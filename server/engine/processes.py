@@ -36,11 +36,12 @@ from server.admin.control import open_control
 from server.audit import open_audit
 from server.engine.address import bind_server
 from server.engine.configuration import engine_config, fingerprint_of
+from server.engine.ending import end_process
 from server.engine.front_end import FrontEnd, Seat
 from server.engine.line_writer import streams_beside
 from server.engine.logs import log_through_vllm
 from server.engine.options import ServeOptions
-from server.engine.start_errors import START_ERRORS, engine_started
+from server.engine.start_errors import START_ERRORS, engine_started, flags_judged
 from server.engine.support import UnsupportedSetup
 from server.frontends.step import Steps, num_words
 from server.metrics.patches import PatchMetrics
@@ -74,7 +75,8 @@ def serve_together(options: ServeOptions, args: argparse.Namespace) -> None:
     # Read-only mappings in the policy go to the other processes as what they are made of.
     copyreg.pickle(MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))
     _exit_on_signals()
-    listen_address, sock = bind_server(args, reuse_port=True)
+    with flags_judged():
+        listen_address, sock = bind_server(args, reuse_port=True)
     config = engine_config(options, args, process_count=args.api_server_count, process_rank=-1)
     # The first front end does it again; what is wrong with the model is told before anything is started.
     fingerprint_of(config)
@@ -218,7 +220,7 @@ def _run_front_end(
         for stream in streams:
             stream.count_with(metrics.serving.log_dropped)
         _run_to_its_end(front_end, options, metrics, index)
-    sys.exit(_ENDED)
+    end_process(_ENDED)
 
 
 def _run_to_its_end(front_end: FrontEnd, options: ServeOptions, metrics: PatchMetrics, index: int) -> None:

@@ -92,7 +92,8 @@ def engine_started() -> Iterator[None]:
 
 def reason_of(error: Exception) -> str:
     """Return what an error says, in one line; of pydantic's, what each check said."""
-    text = str(error)
+    # A KeyError says its message in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, LocalEntryNotFoundError):
         return "it is no folder, and no hub model in the local cache; download it first"
     if isinstance(error, ValidationError):

@@ -77,6 +77,13 @@ def test_what_vllm_says_about_flags_is_one_line() -> None:
     assert str(caught.value).endswith("with these flags: fp8 is not supported on this device")
 
 
+def test_a_parser_that_vllm_does_not_have_is_told_without_quotes_around_it() -> None:
+    flags = ["--enable-auto-tool-choice", "--tool-call-parser", "nope", "--host", "127.0.0.1"]
+    args = engine_parser().parse_args(["model", *flags])
+    with pytest.raises(UnsupportedSetup, match="these flags: invalid tool call parser: nope"), flags_judged():
+        bind_server(args, reuse_port=False)
+
+
 def test_a_value_out_of_range_is_told_with_its_name() -> None:
     message = "these flags: value: Input should be a valid integer"
     with pytest.raises(UnsupportedSetup, match=message), flags_judged():

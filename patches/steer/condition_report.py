@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from patches.evaluate.report.tables import Table
+from patches.steer.condition_rows import EARLY
 from patches.steer.fit_condition import Fitted
 from patches.steer.roc import Measured
 
@@ -31,9 +32,9 @@ def tables(fitted: Fitted) -> list[Table]:
         (one.name, _ROLES[one.role], str(one.num_fitted), str(one.num_tested), _percent(one.met))
         for one in fitted.sets
     ]
-    best = sorted(fitted.candidates, key=lambda one: (-one.found, -one.auc))[:_NUM_CANDIDATES]
+    best = sorted(fitted.candidates, key=lambda one: (-one.early, -one.auc))[:_NUM_CANDIDATES]
     tried = [
-        (", ".join(map(str, one.layers)), one.pool, f"{one.found:.1%}", f"{one.auc:.4f}") for one in best
+        (", ".join(map(str, one.layers)), one.pool, f"{one.early:.1%}", f"{one.auc:.4f}") for one in best
     ]
     return [
         Table(
@@ -54,9 +55,12 @@ def tables(fitted: Fitted) -> list[Table]:
         ),
         Table(
             "Where a probe reads best",
-            ("layers", "pool", "positives found", "area"),
+            ("layers", "pool", "found early", "area"),
             tuple(tried),
-            (f"the {len(tried)} best of {len(fitted.candidates)}, on prompts that they had not seen",),
+            (
+                f"the {len(tried)} best of {len(fitted.candidates)}, on prompts that they had not seen",
+                f"early: share of positives above lines that up to {EARLY:.0%} of the negatives cross",
+            ),
         ),
     ]
 
@@ -73,7 +77,7 @@ def write_report(folder: Path, fitted: Fitted) -> list[Path]:
         **fitted.origin(),
         "curve": [[round(a, 5), round(b, 5)] for a, b in fitted.curve],
         "candidates": [
-            {"layers": list(c.layers), "pool": c.pool, "found": round(c.found, 4), "auc": round(c.auc, 4)}
+            {"layers": list(c.layers), "pool": c.pool, "early": round(c.early, 4), "auc": round(c.auc, 4)}
             for c in fitted.candidates
         ],
     }

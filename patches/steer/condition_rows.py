@@ -8,9 +8,12 @@ import torch
 from patches.kinds.condition import POOLS
 from patches.steer.probe_fit import LinearProbe, fit_probe
 from patches.steer.prompt_sets import ReadSet
-from patches.steer.roc import area, crossing, threshold_at
+from patches.steer.roc import area, early_area
 
 NUM_FOLDS = 5
+#: Probes are compared by the lines that up to this share of the negatives crosses. At the wanted rate itself
+#: a few prompts of a fold would decide.
+EARLY = 0.1
 
 
 class ConditionRows:
@@ -63,10 +66,10 @@ class ConditionRows:
             scores.append(probe.scores(features[self.fits[own]]))
         return torch.cat(rows), torch.cat(scores)
 
-    def judged(self, rows: torch.Tensor, scores: torch.Tensor, rate: float) -> tuple[float, float]:
-        """Return the share of positives above the line that ``rate`` of negatives crosses, and the area."""
+    def judged(self, rows: torch.Tensor, scores: torch.Tensor) -> tuple[float, float]:
+        """Return the early area and the area under the ROC curve."""
         positives, negatives = self.sides(rows, scores)
-        return crossing(positives, threshold_at(negatives, rate)).value, area(positives, negatives)
+        return early_area(positives, negatives, EARLY), area(positives, negatives)
 
     def sides(self, rows: torch.Tensor, scores: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return the scores of positives and of ordinary negatives."""

@@ -26,8 +26,8 @@ from patches.steer.vector import require_steering
 
 #: How many layers a probe reads together, of those that are looked at.
 SPANS = (1, 2, 4)
-PENALTIES = (0.003, 0.03, 0.3)
-_FIRST_PENALTY = 0.03
+PENALTIES = (0.001, 0.01, 0.1)
+_FIRST_PENALTY = 0.01
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Candidate:
 
     layers: tuple[int, ...]
     pool: str
-    #: Share of positives above the line that the wanted share of negatives crosses, and the area.
-    found: float = 0.0
+    #: Areas under the ROC curve: of its beginning, as a mean share of positives, and of all of it.
+    early: float = 0.0
     auc: float = 0.0
 
 
@@ -146,15 +146,15 @@ def fit_condition(
     total = len(wanted) + len(PENALTIES) + 1
     for number, one in enumerate(wanted):
         features = rows.features(one.layers, one.pool)
-        judged = rows.judged(*rows.unseen_scores(features, options.hard_weight, _FIRST_PENALTY, [0]), rate)
+        judged = rows.judged(*rows.unseen_scores(features, options.hard_weight, _FIRST_PENALTY, [0]))
         tried.append(Candidate(one.layers, one.pool, *judged))
         tell(number + 1, total)
-    best = max(tried, key=lambda one: (one.found, one.auc, -len(one.layers)))
+    best = max(tried, key=lambda one: (one.early, one.auc))
     features, held_out = rows.features(best.layers, best.pool), {}
     for number, penalty in enumerate(PENALTIES):
         held_out[penalty] = rows.unseen_scores(features, options.hard_weight, penalty, range(NUM_FOLDS))
         tell(len(wanted) + number + 1, total)
-    penalty = max(PENALTIES, key=lambda one: rows.judged(*held_out[one], rate))
+    penalty = max(PENALTIES, key=lambda one: rows.judged(*held_out[one]))
     unseen, scores = held_out[penalty]
     probe = rows.probe(features, rows.fits, options.hard_weight, penalty)
     line = calibration(scores, rows.labels[unseen])

@@ -50,6 +50,17 @@ def area(positives: Scores, negatives: Scores) -> float:
     return float(below.sum()) / (2 * len(positives) * len(negatives))
 
 
+def early_area(positives: Scores, negatives: Scores, rate: float) -> float:
+    """Return the mean share of positives above the line, over lines that up to ``rate`` of negatives cross.
+
+    For positives (5, 3, 1) and negatives (4, 2, 0, 0) at 0.5 it is the mean of 1/3 and 2/3.
+    """
+    highest = np.sort(negatives)[::-1][: max(1, round(rate * len(negatives)))]
+    ranked = np.sort(positives)
+    above = len(ranked) - np.searchsorted(ranked, highest, "right")
+    return float(above.mean()) / len(ranked)
+
+
 def measured_area(positives: Scores, negatives: Scores, seed: int = 0) -> Measured:
     """Return the area with its interval; both sides are drawn anew."""
     generator = np.random.default_rng(seed)

@@ -19,7 +19,16 @@ from patches.steer.batch import SteeredRow, steered
 from patches.steer.fit_condition import Options, candidate_layers, fit_condition, patch_with_condition
 from patches.steer.probe_fit import LinearProbe, calibration, calibration_error, fit_probe
 from patches.steer.prompt_sets import ReadSet, read_set, without_doubles
-from patches.steer.roc import area, crossing, curve, measured_area, measured_threshold, share, threshold_at
+from patches.steer.roc import (
+    area,
+    crossing,
+    curve,
+    early_area,
+    measured_area,
+    measured_threshold,
+    share,
+    threshold_at,
+)
 from patches.steer.vector import vector_of
 from patches.train.data import Encoder
 from server.cli import main
@@ -28,6 +37,14 @@ from server.cli import main
 def test_the_area_counts_pairs_in_the_right_order() -> None:
     assert area(np.array([3.0, 1.0]), np.array([2.0, 0.0])) == 0.75
     assert area(np.array([1.0]), np.array([1.0, 0.0])) == 0.75
+
+
+def test_the_early_area_looks_at_the_highest_negatives_alone() -> None:
+    positives, negatives = np.array([5.0, 3.0, 1.0]), np.array([4.0, 2.0, 0.0, 0.0])
+    assert early_area(positives, negatives, 0.5) == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert early_area(positives, negatives, 0.01) == pytest.approx(1 / 3)
+    # A positive as high as the line is not above it.
+    assert early_area(np.array([4.0]), negatives, 0.25) == 0
 
 
 def test_a_threshold_lets_the_wanted_share_cross_and_no_more() -> None:

@@ -27,14 +27,22 @@ class Method:
     #: ``mean``, ``pc1`` or ``pc1+mean``.
     direction: str
     form: Steering
+    #: Whether it is meant for all layers, or for the last third of them.
+    is_for_all_layers: bool = False
 
+
+#: Of a hidden state's length, where not asked otherwise. A small model still writes sentences under it in the
+#: last third of its layers; under 0.05 it babbles.
+RELATIVE_STRENGTH = 0.02
 
 METHODS: Mapping[str, Method] = {
-    "mean": Method(LAST, "mean", Steering("residual", "relative", 0.05)),
-    "pc1": Method(LAST, "pc1", Steering("residual", "relative", 0.05)),
-    "paper": Method(LAST, "pc1", Steering("residual", "absolute", 0.12)),
+    "mean": Method(LAST, "mean", Steering("residual", "relative", RELATIVE_STRENGTH)),
+    "pc1": Method(LAST, "pc1", Steering("residual", "relative", RELATIVE_STRENGTH)),
+    "paper": Method(LAST, "pc1", Steering("residual", "absolute", 0.12), is_for_all_layers=True),
     # 0.1 and alpha = 0.12 of the code; each layer's direction has length 1 there, as it is relative here.
-    "authors": Method(LAST_FOUR, "pc1+mean", Steering("mlp", "relative", 0.012, opposed_gain=1)),
+    "authors": Method(
+        LAST_FOUR, "pc1+mean", Steering("mlp", "relative", 0.012, opposed_gain=1), is_for_all_layers=True
+    ),
 }
 
 
@@ -90,7 +98,12 @@ def fitted(vector: torch.Tensor, scale: str, layers: Sequence[int] | None = None
 
 def form_of(method: Method, **changes: Any) -> Steering:
     """Return the form of a method with the caller's changes; a change to ``None`` is none."""
-    return replace(method.form, **{key: value for key, value in changes.items() if value is not None})
+    made = {key: value for key, value in changes.items() if value is not None}
+    scale = made.get("scale", method.form.scale)
+    if scale != method.form.scale:
+        # The strength of the other scale would be next to nothing here, or far too much.
+        made.setdefault("strength", RELATIVE_STRENGTH if scale == "relative" else 1.0)
+    return replace(method.form, **made)
 
 
 def _first_direction(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,6 +28,14 @@ def read_layers(text: str, num_layers: int) -> list[int]:
     return sorted(layers)
 
 
+def last_third(num_layers: int) -> list[int]:
+    """Return the last third of a model's layers: what a vector acts on unless told otherwise.
+
+    Steering of all layers adds up from each to the next, and leaves none before it for a condition to read.
+    """
+    return list(range(num_layers - max(1, num_layers // 3), num_layers))
+
+
 def written_layers(layers: list[int]) -> str:
     """Return rising layers as such a text; ``read_layers`` is the inverse."""
     runs: list[list[int]] = []

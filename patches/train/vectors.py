@@ -16,7 +16,7 @@ from patches.format import Patch
 from patches.kinds.steering import Steering
 from patches.model import LoadedModel
 from patches.steer.arithmetic import steer
-from patches.steer.layer_list import read_layers, written_layers
+from patches.steer.layer_list import last_third, read_layers, written_layers
 from patches.steer.network import hook, layers_of
 from patches.steer.vector import acting_layers, require_steering
 from patches.train.config import TrainConfig
@@ -36,7 +36,7 @@ def layers_to_learn(config: TrainConfig, num_layers: int) -> list[int]:
         CompileError: The model has no such layers.
     """
     if config.layers is None:
-        return list(range(num_layers - max(1, num_layers // 3), num_layers))
+        return last_third(num_layers)
     return read_layers(config.layers, num_layers)
 
 

@@ -35,20 +35,22 @@ Make a steering patch from preference pairs, without training: for each layer th
 rejected answers leave in the model to what the chosen ones leave. Thirty pairs are enough.
 
 methods: `mean`, the mean difference at the last token; `pc1`, the first principal direction of the
-differences, which hardly differs; `paper`, Safety Arithmetic as written (arXiv 2406.11801): absolute, 0.12,
-one direction over all layers; `authors`, its code: the last four tokens, at the MLP, relative. Each has its
-own form, which --site, --scale, --strength and the others change.
+differences, which hardly differs; both on the last third of the layers, by 0.02 of a state's length. `paper`,
+Safety Arithmetic as written (arXiv 2406.11801): absolute, 0.12, one direction over all layers; `authors`, its
+code: the last four tokens, at the MLP of all layers, relative, 0.012. --layers, --site, --scale, --strength
+and the others change that.
 
-A vector alone moves harmless requests as much as harmful ones. --strengths tries several on the suites of
-`policypatch eval` and keeps the one with the least harm done and harmless requests declined together; what
-lets harmless requests alone is a condition: `policypatch condition`."""
+How much a model bears has to be measured: under too much it repeats words and loses the question. A vector
+alone moves harmless requests as much as harmful ones. --strengths tries several on the suites of `policypatch
+eval` and keeps the one with the least harm done and harmless requests declined together; what lets harmless
+requests alone is a condition: `policypatch condition`."""
 
 EPILOG = """\
 examples:
   policypatch steer --model models/smollm2 --pairs pairs.jsonl --name safe --version 0.1.0 -o patches
   policypatch steer --model models/smollm2 --pairs pairs.jsonl --layers 19-29 --tokens answer \\
-      --strength 0.1 --name safe --version 0.2.0 -o patches
-  policypatch steer --model models/smollm2 --pairs pairs.jsonl --strengths 0.02,0.04,0.08 \\
+      --strength 0.03 --name safe --version 0.2.0 -o patches
+  policypatch steer --model models/smollm2 --pairs pairs.jsonl --strengths 0.01,0.02,0.04 \\
       --suite harm,overrefusal --limit 40 --name safe --version 0.3.0 -o patches
   policypatch steer --model models/smollm2 --pairs pairs.jsonl --method paper \\
       --name icv --version 1.0.0 -o patches"""
@@ -66,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_form_arguments(parser)
     sweep = parser.add_argument_group("several strengths")
-    sweep.add_argument("--strengths", metavar="LIST", help="try each of them, such as 0.02,0.04,0.08")
+    sweep.add_argument("--strengths", metavar="LIST", help="try each of them, such as 0.01,0.02,0.04")
     sweep.add_argument(
         "--suite", metavar="S", default=_SUITES, help="suites of `policypatch eval` (default: %(default)s)"
     )
@@ -86,10 +88,10 @@ def add_form_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the method, and how the vector is added."""
     form = parser.add_argument_group("vector")
     form.add_argument("--method", choices=METHODS, default="mean", help="see above (default: mean)")
-    form.add_argument("--layers", metavar="L", default="all", help="such as 19-29 or 0,4,8 (default: all)")
+    form.add_argument("--layers", metavar="L", help="such as 19-29, 0,4,8 or all (default: the last third)")
     form.add_argument("--site", choices=SITES, help="where it is added: a layer's output, or its MLP's")
     form.add_argument("--scale", choices=SCALES, help="relative: strength is a share of a state's length")
-    form.add_argument("--strength", metavar="S", type=float, help="how much of it is added")
+    form.add_argument("--strength", metavar="S", type=float, help="how much is added (default: the method's)")
     form.add_argument("--opposed-gain", metavar="G", type=float, help="more for states that point away")
     form.add_argument(
         "--no-renormalise", action="store_false", dest="renormalise", default=None, help="let states grow"
@@ -114,13 +116,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _made(args: argparse.Namespace) -> "tuple[Patch, LoadedModel]":
     from patches.pairs.rows import file_digest, read_pairs
+    from patches.steer.directions import METHODS as FORMS
     from patches.steer.from_pairs import patch_from_states, states_of_pairs, usable_pairs
-    from patches.steer.layer_list import read_layers, written_layers
+    from patches.steer.layer_list import ALL, last_third, read_layers, written_layers
 
     label, rows = label_of(args, args.name), usable_pairs(read_pairs(args.pairs), args.num_pairs)
     steering = _steering(args)
     model = load(args)
-    layers = read_layers(args.layers, model.base_model.num_layers)
+    num_layers, asked = model.base_model.num_layers, args.layers
+    if asked is None and FORMS[args.method].is_for_all_layers:
+        asked = ALL
+    layers = last_third(num_layers) if asked is None else read_layers(asked, num_layers)
     with counted("reading pairs") as tell:
         states = states_of_pairs(model, rows, args.method, args.answer_tokens, tell)
     origin = {
@@ -137,11 +143,7 @@ def _steering(args: argparse.Namespace) -> "Steering":
     from patches.steer.directions import form_of
 
     names = ("site", "scale", "strength", "opposed_gain", "renormalise", "tokens")
-    changes = {name: getattr(args, name) for name in names}
-    if args.scale == "absolute" and FORMS[args.method].form.scale != "absolute" and args.strength is None:
-        # The relative default would be next to nothing here.
-        changes["strength"] = 1.0
-    return form_of(FORMS[args.method], **changes)
+    return form_of(FORMS[args.method], **{name: getattr(args, name) for name in names})
 
 
 def _strongest(args: argparse.Namespace, patch: "Patch", model: "LoadedModel") -> "Patch":

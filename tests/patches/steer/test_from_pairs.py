@@ -15,7 +15,7 @@ from patches.pairs.rows import PairRow, encode_row, read_pairs
 from patches.steer.directions import METHODS, directions, fitted
 from patches.steer.from_pairs import PairStates, agreement, states_of_pairs, usable_pairs
 from patches.steer.hidden import LAST, LAST_FOUR, MEAN, pooled_states
-from patches.steer.layer_list import read_layers, written_layers
+from patches.steer.layer_list import last_third, read_layers, written_layers
 from server.cli import main
 
 # Differences (3, 0) and (1, 0) at one layer.
@@ -172,8 +172,11 @@ def test_the_command_writes_the_mean_difference_of_each_layer(
     patch = steer()
     states = states_of_pairs(tiny_model, read_pairs(pairs), "mean", None)
     mean = (states.chosen - states.rejected).mean(0)
-    torch.testing.assert_close(patch.tensors["vector"], mean / mean.norm(dim=1, keepdim=True))
-    assert body_of(patch).steering == Steering("residual", "relative", 0.05)
+    # The model has two layers; the last third is the last one.
+    torch.testing.assert_close(patch.tensors["vector"][1], mean[1] / mean[1].norm())
+    assert not bool(patch.tensors["vector"][0].any())
+    assert body_of(patch).steering == Steering("residual", "relative", 0.02)
+    assert patch.manifest.origin["layers"] == "1"
     assert patch.manifest.origin["icv"]["num_pairs"] == 4
     assert "safe-1.0.0.safetensors: steering, 0.0 MiB, sha256:" in capsys.readouterr().out
 
@@ -183,6 +186,7 @@ def test_each_method_has_its_own_form(steer: Callable[..., Patch], method: str) 
     patch = steer("--method", method)
     assert body_of(patch).steering == METHODS[method].form
     assert patch.manifest.origin["icv"]["form"] == method
+    assert patch.manifest.origin["layers"] == ("0-1" if method in ("paper", "authors") else "1")
     if method == "paper":
         assert float(patch.tensors["vector"].norm()) == pytest.approx(1)
 
@@ -214,6 +218,19 @@ def test_every_part_of_the_form_can_be_chosen(steer: Callable[..., Patch]) -> No
 
 def test_an_absolute_mean_is_added_as_it_is(steer: Callable[..., Patch]) -> None:
     assert body_of(steer("--scale", "absolute")).steering.strength == 1.0
+
+
+def test_a_relative_form_of_the_paper_is_no_stronger_than_the_default(steer: Callable[..., Patch]) -> None:
+    assert body_of(steer("--method", "paper", "--scale", "relative")).steering.strength == 0.02
+
+
+def test_all_layers_can_be_asked_for(steer: Callable[..., Patch]) -> None:
+    assert steer("--layers", "all").manifest.origin["layers"] == "0-1"
+
+
+@pytest.mark.parametrize(("num_layers", "layers"), [(1, "0"), (2, "1"), (30, "20-29"), (32, "22-31")])
+def test_a_vector_acts_on_the_last_third_unless_told_otherwise(num_layers: int, layers: str) -> None:
+    assert written_layers(last_third(num_layers)) == layers
 
 
 def test_equal_calls_give_equal_digests(steer: Callable[..., Patch]) -> None:

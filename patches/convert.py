@@ -14,7 +14,6 @@ from patches.compile import compile_embeddings
 from patches.errors import CompileError
 from patches.fingerprint import require_same_base_model
 from patches.format import Patch, make_patch
-from patches.manifest import require_kind
 from patches.model import LoadedModel
 
 
@@ -22,21 +21,20 @@ def convert_patch(patch: Patch, dtype: str, model: LoadedModel | None = None) ->
     """Make a patch for a model that runs in ``dtype``.
 
     Args:
-        patch: For the same model in another dtype; one for this dtype is returned as it is.
+        patch: For the same model in another dtype; one for this dtype is returned as it is, and so is a
+            steering patch, which is served in any.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         model: The base model in ``dtype``; without it, K/V is rounded.
 
     Raises:
         BaseModelMismatch: The patch belongs to another model.
-        KindMismatch: It is a steering patch, which fits a model in any dtype.
         CompileError: A value lies beyond what ``dtype`` can hold, or the patch is a composition.
     """
     manifest = patch.manifest
-    require_kind(manifest, "prefix", "it is served in any dtype as it is")
     base_model = replace(manifest.base_model, dtype=dtype)
     if model is not None:
         require_same_base_model(model.base_model, base_model)
-    if manifest.base_model.dtype == dtype:
+    if manifest.kind == "steering" or manifest.base_model.dtype == dtype:
         return patch
     if manifest.components:
         raise CompileError(

@@ -278,19 +278,27 @@ def write_patch(patch: Patch, directory: str | os.PathLike[str], *, overwrite: b
         PatchFormatError: The parts do not make a valid patch.
         OSError: The folder can't be written.
     """
-    data = encode_patch(patch.manifest, patch.tensors)
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / patch.filename
+    path = Path(directory) / patch.filename
+    write_patch_file(encode_patch(patch.manifest, patch.tensors), path, overwrite=overwrite)
+    return path
+
+
+def write_patch_file(data: bytes, path: Path, *, overwrite: bool = False) -> None:
+    """Write the bytes of a patch file, or of its signature, as ``write_patch`` does.
+
+    Raises:
+        PatchExists: The name is taken by different content and ``overwrite`` is false.
+        OSError: The folder can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not overwrite:
         if path.stat().st_size == len(data) and path.read_bytes() == data:
-            return path
+            return
         raise PatchExists(
             f"{path} exists with different content; raise the version, or overwrite it on purpose"
         )
     # Readable by all: a server may run as another user.
     write_bytes_atomically(path, data)
-    return path
 
 
 def is_patch_filename(name: str) -> bool:

@@ -13,7 +13,9 @@ from server.commands.patch_arguments import (
     patch_errors,
     progress,
     read,
+    report,
     save,
+    write_errors,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +28,10 @@ this under `--dtype float32`: the server widens them, which is exact.
 
 With --model, K/V is computed anew where a patch has its embeddings, as `compile` would have; without it, or
 without embeddings, each value is rounded once. Values that float16 can't hold are refused. Name, version and
-notes stay; the digest is another, so a signed patch has to be signed again."""
+notes stay; the digest is another, so a signed patch has to be signed again.
+
+Steering patches are served in any dtype: they are copied as they are, with their signatures, and so are
+patches that are for this dtype already."""
 
 EPILOG = """\
 examples:
@@ -54,27 +59,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert one file after the other."""
+    from patches.signing.signature import signature_path
+
     with patch_errors():
         model = None if args.model is None else load(args)
     for path in args.patches:
         patch = read(path)
-        save(_converted(path, patch, args.dtype, model), args)
+        converted = _converted(path, patch, args.dtype, model)
+        if converted is patch:
+            _copy(path, patch, args)
+            continue
+        save(converted, args)
+        if signature_path(path).exists():
+            note(f"{path} is signed, what was made of it is not; sign it with `policypatch sign`")
     return 0
 
 
 def _converted(path: Path, patch: "Patch", dtype: str, model: "LoadedModel | None") -> "Patch":
     from patches.convert import convert_patch
     from patches.errors import PatchError
-    from patches.signing.signature import signature_path
     from server.commands.errors import CommandError
 
     try:
         with progress(f"converting {path}"):
-            converted = convert_patch(patch, dtype, model)
+            return convert_patch(patch, dtype, model)
     except PatchError as error:
         raise CommandError(of_file(path, error)) from error
-    if converted is patch:
-        note(f"{path} is for {dtype} already, and is written as it is")
-    elif signature_path(path).exists():
-        note(f"{path} is signed, what was made of it is not; sign it with `policypatch sign`")
-    return converted
+
+
+def _copy(path: Path, patch: "Patch", args: argparse.Namespace) -> None:
+    """Copy a patch file byte for byte; its signature goes first, so that a server finds both."""
+    from patches.format import write_patch_file
+    from patches.signing.signature import signature_path
+
+    copy = args.output / patch.filename
+    signature = signature_path(path)
+    is_signed = signature.exists()
+    with write_errors(args.output):
+        if is_signed:
+            write_patch_file(signature.read_bytes(), signature_path(copy), overwrite=args.force)
+        write_patch_file(path.read_bytes(), copy, overwrite=args.force)
+    dtypes = "any dtype" if patch.manifest.kind == "steering" else f"{args.dtype} already"
+    note(f"{path} is for {dtypes}, and is copied as it is{', with its signature' if is_signed else ''}")
+    report(copy, patch)

@@ -146,12 +146,24 @@ def save(patch: "Patch", args: argparse.Namespace) -> None:
     """Write a patch and say what was written."""
     from patches.format import write_patch
 
-    try:
+    with write_errors(args.output):
         path = write_patch(patch, args.output, overwrite=args.force)
+    report(path, patch)
+
+
+@contextmanager
+def write_errors(folder: Path) -> Iterator[None]:
+    """Turn errors about what is written into a folder into errors of the command line."""
+    try:
+        yield
     except PatchExists as error:
         raise CommandError(f"{error} (--force)") from error
     except OSError as error:
-        raise unwritable(args.output, error) from error
+        raise unwritable(folder, error) from error
+
+
+def report(path: Path, patch: "Patch") -> None:
+    """Print what was written, and what to know of its length."""
     n = patch.manifest.num_virtual_tokens
     held = f"{n} tokens" if n else patch.manifest.kind
     say(f"{path}: {held}, {patch.nbytes / 2**20:.1f} MiB, {patch.digest}")

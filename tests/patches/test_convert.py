@@ -161,6 +161,17 @@ def test_the_command_converts_every_file_and_says_what_it_wrote(
     assert f"{second} is for float16 already" in captured.err
 
 
+def test_the_command_copies_a_patch_of_that_dtype_with_its_signature(
+    make: Callable[..., Patch], tmp_path: Path
+) -> None:
+    path = write_patch(make(), tmp_path / "in")
+    Path(f"{path}.sig").write_text("signed")
+    out = tmp_path / "out"
+    assert convert(path, "--dtype", read_patch(path).manifest.base_model.dtype, "-o", out) == 0
+    assert (out / path.name).read_bytes() == path.read_bytes()
+    assert Path(f"{out / path.name}.sig").read_text() == "signed"
+
+
 def test_the_command_writes_over_nothing(
     make: Callable[..., Patch], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

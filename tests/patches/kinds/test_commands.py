@@ -1,6 +1,7 @@
 """A steering patch in the commands that read patches: shown, checked, and refused where it has no place."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ import pytest
 import torch
 
 from patches.compose import compose_patches
-from patches.convert import convert_patch
 from patches.errors import KindMismatch
-from patches.format import Patch, make_patch, write_patch
+from patches.format import Patch, make_patch, read_patch, write_patch
 from patches.kinds.condition import Condition, Probe
 from patches.kinds.steering import Steering, SteeringBody
 from patches.label import Label
 from patches.model import LoadedModel
 from patches.peft_export import export_adapter
+from patches.signing.signature import signature_path
 from server.cli import main
 from tests.tiny_model import BASE_MODEL
 
@@ -77,13 +78,34 @@ def test_verify_against_a_model_compares_all_but_the_dtype(
     assert "base_model_mismatch" in capsys.readouterr().err
 
 
-def test_it_is_neither_composed_nor_converted_nor_exported(
+def test_it_is_neither_composed_nor_exported(
     steering: Patch, tiny_model: LoadedModel, tmp_path: Path
 ) -> None:
     with pytest.raises(KindMismatch, match=r"safe-steer@1\.0\.0: expected a prefix .* got a steering"):
         compose_patches(tiny_model, [steering, steering], Label("both", "1.0.0"))
-    with pytest.raises(KindMismatch, match="it is served in any dtype as it is"):
-        convert_patch(steering, "float32")
     with pytest.raises(KindMismatch, match="PEFT has no adapter for it"):
         export_adapter(steering, tmp_path / "adapter")
     assert main(["export", "--peft", str(write_patch(steering, tmp_path)), "-o", str(tmp_path / "out")]) == 2
+
+
+def test_convert_copies_it_with_its_signature_and_goes_on(
+    steering: Patch, tmp_path: Path, capsys: Any, make: Callable[..., Patch]
+) -> None:
+    path, after = write_patch(steering, tmp_path / "in"), write_patch(make("later"), tmp_path / "in")
+    signature_path(path).write_text("signed")
+    out = tmp_path / "out"
+    assert main(["convert", str(path), str(after), "--dtype", "float16", "-o", str(out)]) == 0
+    assert (out / path.name).read_bytes() == path.read_bytes()
+    assert signature_path(out / path.name).read_text() == "signed"
+    assert read_patch(out / after.name).manifest.base_model.dtype == "float16"
+    assert f"{path} is for any dtype, and is copied as it is, with its signature" in capsys.readouterr().err
+
+
+def test_convert_writes_over_no_other_signature(steering: Patch, tmp_path: Path, capsys: Any) -> None:
+    path, out = write_patch(steering, tmp_path / "in"), tmp_path / "out"
+    copy = write_patch(steering, out)
+    signature_path(path).write_text("signed")
+    signature_path(copy).write_text("signed by another")
+    assert main(["convert", str(path), "--dtype", "float16", "-o", str(out)]) == 2
+    assert "exists with different content" in capsys.readouterr().err
+    assert signature_path(copy).read_text() == "signed by another"

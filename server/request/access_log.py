@@ -117,6 +117,7 @@ def facts(exchange: Exchange, status: int) -> dict[str, Any]:
         known = {key: value for key, value in known.items() if key in ("caller", "outcome")}
     if request.error is not None:
         known["code"] = request.error.code
+    known |= request.decided
     if request.num_generated_tokens:
         known["prompt_tokens"] = request.num_prompt_tokens
         known["generation_tokens"] = request.num_generated_tokens

@@ -52,15 +52,8 @@ def request_event(
         digest=patch.digest if patch is not None else None,
         status=int(status),
         code=rejection.code if rejection is not None else None,
-        details=_of_conditions(request),
+        details=request.decided,
     )
-
-
-def _of_conditions(request: RequestScope) -> dict[str, str | float]:
-    if request.condition is None:
-        return {}
-    # Of several answers, the one that came closest to being decided otherwise says most.
-    return {"condition": request.condition, "margin": min((m for _, m in request.conditions), key=abs)}
 
 
 def _wish_text(request: RequestScope, scope: Scope) -> str | None:

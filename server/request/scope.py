@@ -157,6 +157,14 @@ class RequestScope:
         words = {OUTCOMES[is_met] for is_met, _ in self.conditions}
         return None if not words else words.pop() if len(words) == 1 else "mixed"
 
+    @property
+    def decided(self) -> dict[str, str | float]:
+        """What logs say of the condition: ``condition``, and the least ``margin`` of its answers."""
+        if self.condition is None:
+            return {}
+        # Of several answers, the one that came closest to being decided otherwise says most.
+        return {"condition": self.condition, "margin": min((m for _, m in self.conditions), key=abs)}
+
     def header_value(self, name: str) -> str | None:
         """Return the first value of a header; see ``server.versions.sticky.Shown``."""
         sent = self.credentials.values(name.lower().encode("ascii"))

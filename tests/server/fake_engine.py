@@ -60,6 +60,8 @@ class FakeEngine:
     #: Raise this before anything is handed to the engine.
     refusal: Exception | None = None
     failure: Exception = field(default_factory=lambda: RuntimeError("the engine broke"))
+    #: How the condition of each generation is decided at its end, one after the other.
+    margins: Sequence[float] = ()
     num_running: int = 0
     #: Every decision that a generation got.
     decisions: list[Selection] = field(default_factory=list)
@@ -84,6 +86,8 @@ class FakeEngine:
                 while (token := await lease.take(outputs)) is not None:
                     lease.meter.tokens(1)
                     yield token
+            for margin in self.margins:
+                lease.decided(is_met=margin > 0, margin=margin)
 
     async def _run(self, text: str, parts: Sequence[Any]) -> AsyncGenerator[str, None]:
         """As the engine client and the engine: one token after another, until it is told to stop."""

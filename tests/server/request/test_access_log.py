@@ -98,6 +98,29 @@ async def test_the_outcome_is_that_of_the_metrics(
     assert line.items() >= expected.items()
 
 
+@pytest.mark.parametrize(
+    ("margins", "told"),
+    [
+        ([], {}),
+        ([-0.25], {"condition": "not_met", "margin": -0.25}),
+        ([3.0, 0.5], {"condition": "met", "margin": 0.5}),
+        ([3.0, -0.5], {"condition": "mixed", "margin": -0.5}),
+    ],
+)
+async def test_the_line_says_how_the_condition_was_decided(
+    stand: Stand,
+    client: httpx.AsyncClient,
+    lines: list[dict[str, Any]],
+    margins: list[float],
+    told: dict[str, Any],
+) -> None:
+    await stand.load()
+    stand.engine.margins = margins
+    await ask(client)
+    (line,) = lines
+    assert {key: line[key] for key in ("condition", "margin") if key in line} == told
+
+
 async def test_a_response_that_runs_on_gets_its_line_when_it_ends(
     stand: Stand, client: httpx.AsyncClient, lines: list[dict[str, Any]]
 ) -> None:

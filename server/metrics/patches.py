@@ -1,9 +1,9 @@
 """Every ``policy_patch_*`` metric, in one class on an injected registry.
 
 Label values come from closed sets: ``patch`` is the name of a patch in the catalog, ``none`` for the base
-model, ``composed:joined`` or ``unknown``; reasons, outcomes and codes are listed in the code. What a
-removed patch counted goes with it. Gauges are read from the catalog when scraped, so they can't drift from
-it.
+model, ``composed:joined``, ``composed:steered`` or ``unknown``; reasons, outcomes and codes are listed in
+the code. What a removed patch counted goes with it. Gauges are read from the catalog when scraped, so they
+can't drift from it.
 """
 
 import contextlib

@@ -10,8 +10,10 @@ import pytest
 from patches.errors import FORMAT_REASONS
 from server.catalog.refusals import CATALOG_REASONS
 from server.errors import REQUEST_CODES
-from server.metrics.patches import OUTCOMES
+from server.metrics.patches import BASE_LABEL, OUTCOMES, UNKNOWN_LABEL
+from server.metrics.steering import OUTCOMES as CONDITION_OUTCOMES
 from server.metrics.tiers import TIERS
+from server.versions.composition import COMPOSED_LABELS
 from tests.server.stand import Stand
 
 DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text("utf-8")
@@ -36,7 +38,13 @@ async def test_every_metric_explains_itself_and_follows_the_naming_rules(stand: 
             assert family.name.endswith(("_seconds", "_margin"))
 
 
-@pytest.mark.parametrize("value", [*FORMAT_REASONS, *CATALOG_REASONS, *REQUEST_CODES, *OUTCOMES, *TIERS])
+LABEL_VALUES = [
+    *(*FORMAT_REASONS, *CATALOG_REASONS, *REQUEST_CODES, *OUTCOMES, *TIERS),
+    *(BASE_LABEL, UNKNOWN_LABEL, *sorted(COMPOSED_LABELS), *CONDITION_OUTCOMES.values()),
+]
+
+
+@pytest.mark.parametrize("value", LABEL_VALUES)
 def test_every_label_value_is_documented(value: str) -> None:
     assert f"`{value}`" in DOCS
 

@@ -95,9 +95,12 @@ exceed 1 MiB, the manifest 256 KiB, and N, the number of virtual tokens, 4096.
 other. All values MUST be finite.
 
 - ``vector``: float32 ``[num_layers, hidden_size]``; a layer with a row of zeros is left as it is. One row at
-  least MUST NOT be zero. Where the scale is relative no row MUST be longer than 1, but for rounding. With a
-  condition the rows up to the last layer that it reads MUST be zero.
-- ``probes``: float32 ``[rows, hidden_size]``, a row for each layer of each probe, in their order.
+  least MUST NOT be zero. Where the scale is relative no row MUST be longer than 1, but for rounding; where
+  it is absolute, ``strength`` times the longest row times 1 + ``opposed_gain`` MUST NOT exceed 10000, and
+  where it is relative and not renormalised, 0.5. With a condition the rows up to the last layer that it
+  reads MUST be zero.
+- ``probes``: float32 ``[rows, hidden_size]``, a row for each layer of each probe, in their order, none longer
+  than a million.
 
 Law: ``decode_patch(encode_patch(m, t))`` gives back ``m`` and ``t``, and encoding is deterministic.
 """

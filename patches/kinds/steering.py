@@ -26,6 +26,13 @@ SITES = ("residual", "mlp")
 SCALES = ("absolute", "relative")
 TOKENS = ("all", "answer")
 
+#: Longest step of an absolute vector, gain included; hidden states are some hundreds to thousands long.
+MAX_STEP = 1e4
+#: Largest share by which a state may grow in one layer, where it is not renormalised.
+MAX_GROWTH = 0.5
+#: Longest row of a probe, so that no score of a finite state overflows.
+MAX_PROBE = 1e6
+
 #: In the relative form no row is longer than 1, so that ``strength`` bounds the step. For rounding:
 _NORM_SLACK = 1e-3
 
@@ -101,16 +108,13 @@ class SteeringBody:
 
     def value_problems(self, tensors: Mapping[str, "torch.Tensor"]) -> Sequence[str]:
         """See ``Body.value_problems``."""
-        norms = tensors["vector"].norm(dim=1)
+        # In float64, where the square of no float32 overflows.
+        norms = tensors["vector"].double().norm(dim=1)
         longest = float(norms.max())
         problems = []
         if longest == 0:
             problems.append("tensor vector: expected a row that is not zero, got none")
-        if self.steering.scale == "relative" and longest > 1 + _NORM_SLACK:
-            problems.append(
-                "tensor vector: expected rows of at most length 1 where the scale is relative, "
-                f"got {longest:.6g}"
-            )
+        problems += self._step_problems(longest)
         if self.condition is not None:
             early = norms[: self.condition.last_layer + 1].nonzero().flatten().tolist()
             if early:
@@ -118,6 +122,38 @@ class SteeringBody:
                     f"tensor vector: expected zero rows up to layer {self.condition.last_layer}, "
                     f"behind which the condition decides, got others at {', '.join(map(str, early[:8]))}"
                 )
+            largest = float(tensors["probes"].double().norm(dim=1).max())
+            if largest > MAX_PROBE:
+                problems.append(
+                    f"tensor probes: expected rows of at most length {MAX_PROBE:g}, got {largest:g}"
+                )
+        return problems
+
+    def _step_problems(self, longest: float) -> Sequence[str]:
+        """Return why a vector whose longest row has this length could make states that no dtype holds.
+
+        What is not finite would stay in the KV cache's memory, where a later request could read it.
+        """
+        steering = self.steering
+        step = steering.strength * (1 + steering.opposed_gain)
+        if steering.scale == "absolute":
+            if step * longest > MAX_STEP:
+                return [
+                    "tensor vector: expected strength, gain and longest row to make steps of at most "
+                    f"{MAX_STEP:g}, got {step * longest:g}"
+                ]
+            return ()
+        problems = []
+        if longest > 1 + _NORM_SLACK:
+            problems.append(
+                "tensor vector: expected rows of at most length 1 where the scale is relative, "
+                f"got {longest:.6g}"
+            )
+        if not steering.renormalise and step * longest > MAX_GROWTH:
+            problems.append(
+                "tensor vector: expected relative steps that are not renormalised to be at most "
+                f"{MAX_GROWTH:g}, since each layer adds to those before it, got {step * longest:.6g}"
+            )
         return problems
 
     def facts(self) -> Sequence[tuple[str, str]]:

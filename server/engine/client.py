@@ -6,6 +6,7 @@ its prompt. The front end's own record of the request never holds them, so promp
 need no correction.
 """
 
+import re
 import time
 from asyncio import Future
 from collections.abc import AsyncGenerator, Mapping
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from server.versions.composition import SelectedPatch
     from server.versions.view import ServedPatch
 
+
+#: How vLLM's beam search ends the ids of the requests that it makes.
+_BEAM = re.compile(r"-beam-\d+$")
 
 #: Seconds of the time to end that are kept for hanging up.
 _HANG_UP_S = 2.0
@@ -121,6 +125,7 @@ class PatchedAsyncLLM(AsyncLLM):
             return _metered(outputs, self._gate.base_meter())
         try:
             refuse_unsupported(prompt, sampling_params)
+            refuse_beams(request_id, patch)
             params = self._patched_params(prompt, sampling_params, patch)
         except UnsupportedWithPatch as error:
             raise self._gate.reject(error) from None
@@ -290,6 +295,23 @@ def refuse_reserved_parameters(sampling_params: SamplingParams) -> None:
         raise VLLMValidationError(
             "kv_transfer_params: this server keeps them for policy patches; leave them out",
             parameter="kv_transfer_params",
+        )
+
+
+def refuse_beams(request_id: str, patch: "SelectedPatch") -> None:
+    """Refuse a step of a beam search, where the patch has to know which tokens are the answer's.
+
+    vLLM sends each step as a request of its own whose prompt ends with the tokens chosen so far: a vector
+    that acts on the answer would act on the last of them only, and a condition would be decided anew.
+
+    Raises:
+        UnsupportedWithPatch: such a patch acts on the request.
+    """
+    claim = _vector_claim(patch.vector)
+    if claim is not None and claim.from_answer and _BEAM.search(request_id):
+        raise UnsupportedWithPatch(
+            f"{patch.reference} acts on the answer's tokens, which beam search sends as prompts; "
+            f"leave use_beam_search out, or send {PATCH_HEADER}: none"
         )
 
 

@@ -177,6 +177,38 @@ def test_a_relative_row_longer_than_one_is_refused_and_an_absolute_one_is_not() 
     steering_patch(SteeringBody(replace(body.steering, scale="absolute")), vector=unit * 50)
 
 
+@pytest.mark.parametrize(
+    ("steering", "length", "message"),
+    [
+        (Steering("mlp", "absolute", 1e6, renormalise=False), 1.0, "steps of at most 10000, got 1e+06"),
+        (Steering("mlp", "absolute", 1.0), 3e37, "steps of at most 10000"),
+        (Steering("residual", "absolute", 1000.0, opposed_gain=99), 1.0, "got 100000"),
+        (
+            Steering("residual", "relative", 1.0, renormalise=False),
+            1.0,
+            "to be at most 0.5",
+        ),
+        (
+            Steering("residual", "relative", 0.3, opposed_gain=1, renormalise=False),
+            1.0,
+            "got 0.6",
+        ),
+    ],
+)
+def test_steps_that_could_leave_the_range_of_a_dtype_are_refused(
+    steering: Steering, length: float, message: str
+) -> None:
+    """What is not finite stays in the cache's memory, where other requests could read it."""
+    assert_refused(message, SteeringBody(steering), vector=torch.eye(8)[:4] * length)
+
+
+def test_probes_whose_score_could_overflow_are_refused() -> None:
+    """A score that is no number is above no threshold, so the vector would never act."""
+    assert_refused(
+        "rows of at most length 1e+06", SteeringBody(ANSWER, CONDITION), probes=torch.full((3, 8), 1e38)
+    )
+
+
 def test_rows_of_layers_that_have_not_seen_the_decision_are_refused() -> None:
     body = SteeringBody(ANSWER, CONDITION)
     assert_refused("zero rows up to layer 1", body, vector=torch.eye(8)[:4])

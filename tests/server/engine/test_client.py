@@ -10,14 +10,19 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from patches.kinds.steering import Steering, SteeringBody
+from patches.manifest import Manifest
 from server.engine.client import (
     PatchedAsyncLLM,
+    refuse_beams,
     refuse_reserved_parameters,
     refuse_unsupported,
 )
 from server.engine.context_length import fitting_max_tokens
 from server.engine.placeholder import placeholder_token_id
 from server.errors import UnsupportedWithPatch
+from server.versions.view import ServedPatch
+from tests.tiny_model import BASE_MODEL
 
 TOKENS = {"type": "token", "prompt_token_ids": [1, 2, 3]}
 
@@ -139,3 +144,18 @@ async def test_calls_to_workers_fail_where_the_engine_core_says_no_more(
     with pytest.raises(EngineDeadError):
         await asyncio.wait_for(waiting, 10)
     assert answered.result() == [1]
+
+
+def steering_of(tokens: str) -> ServedPatch:
+    body = SteeringBody(Steering("residual", "relative", 0.1, tokens=tokens))
+    manifest = Manifest("safe", "1.0.0", BASE_MODEL, body, {"method": "icv"})
+    return ServedPatch.of(manifest, "sha256:" + "d" * 64, 8)
+
+
+@pytest.mark.parametrize("request_id", ["cmpl-1-0-beam-0", "chatcmpl-beam-12"])
+def test_a_vector_that_acts_on_the_answer_refuses_the_steps_of_a_beam_search(request_id: str) -> None:
+    """Each step's prompt ends with answer tokens, which would go unsteered."""
+    with pytest.raises(UnsupportedWithPatch, match=r"safe@1\.0\.0 acts on the answer's tokens"):
+        refuse_beams(request_id, steering_of("answer"))
+    refuse_beams(request_id, steering_of("all"))
+    refuse_beams(f"{request_id}-0", steering_of("answer"))

@@ -1,4 +1,4 @@
-"""One patch: its golden signals, its canary beside the stable version, its memory, its changes."""
+"""One patch: its golden signals, its canary beside the stable version, its memory, steering, its changes."""
 
 from dataclasses import replace
 
@@ -45,6 +45,7 @@ def dashboard_rows() -> list[Row]:
         Row("Golden signals", _signals()),
         Row("Canary against stable", [*_arms(), *_differences()]),
         Row("Tokens and memory", _memory()),
+        Row("Steering", _steering()),
         Row("Changes", _changes()),
     ]
 
@@ -214,6 +215,32 @@ def _memory() -> Panels:
             replace(look, title="Memory", about="Bytes of its K/V over all workers.", unit="bytes"),
             Query(f"sum by (version) ({resident})", "{{version}}"),
             Query(f"sum({select('policy_patch_previous_bytes', PATCH)})", "kept for a rollback"),
+        ),
+    ]
+
+
+def _steering() -> Panels:
+    def decided(outcome: str) -> str:
+        return or_zero(rate("policy_patch_condition_total", PATCH, f'outcome="{outcome}"'))
+
+    return [
+        lines(
+            Look("Steered tokens", "Tokens of prompts and answers per second that its vector acted on."),
+            Query(or_zero(rate("policy_patch_steered_tokens_total", PATCH)), "steered"),
+        ),
+        lines(
+            Look("Condition", "Requests per second by whether its condition was met.", "reqps"),
+            Query(decided("met"), "met"),
+            Query(decided("not_met"), "not met"),
+        ),
+        lines(
+            Look(
+                "Margin of the condition",
+                "By how much the deciding score is above its threshold: the median. Near 0 it is unsure.",
+                minimum=None,
+                without_value="No condition was decided yet",
+            ),
+            Query(quantile(0.5, "policy_patch_condition_margin", PATCH), "median"),
         ),
     ]
 

@@ -94,6 +94,14 @@ def test_changes_are_marked_and_the_other_dashboards_are_one_click_away(name: st
     assert link["keepTime"]
 
 
+def test_the_dashboard_of_a_patch_shows_steering_and_zeros_where_there_was_none() -> None:
+    shown = "\n".join(expressions(DOCUMENTS["patch"]))
+    for series in ("steered_tokens_total", "condition_total", "condition_margin_bucket"):
+        assert f"rate(policy_patch_{series}{{" in shown
+    for line in re.findall(r".*policy_patch_(?:steered|condition)_.*total.*", shown):
+        assert line.endswith(") or vector(0)")
+
+
 def test_ids_tell_the_dashboards_and_their_panels_apart() -> None:
     assert len({document["uid"] for document in DOCUMENTS.values()}) == len(DOCUMENTS)
     for document in DOCUMENTS.values():

@@ -1,11 +1,15 @@
 """What `make watch` and the test of the dashboards are made of, without a server."""
 
+import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tools.watch.processes import DEPLOY, WatchFailed, prometheus_configuration
+from tools.watch.__main__ import banner
+from tools.watch.processes import DEPLOY, Watch, WatchFailed, prometheus_configuration
 from tools.watch.story import Story
 from tools.watch.targets import fill, has_number, names, targets
 
@@ -40,6 +44,18 @@ def test_every_query_and_every_mark_of_the_dashboards_is_found() -> None:
 )
 def test_what_is_not_a_number_is_no_data(values: list[str], is_number: bool) -> None:
     assert has_number([{"metric": {}, "values": [(0, value) for value in values]}]) == is_number
+
+
+def test_the_banner_has_a_request_that_the_server_answers(tmp_path: Path) -> None:
+    folder = Path(__file__).resolve().parents[2] / "examples" / "patches"
+    story = Story(folder, tmp_path)
+    text = banner("http://h:1", Watch(tmp_path / "watch", {}, ["h:1"]), story)
+    (call,) = re.findall(r"curl.*\\\n.*", text)
+    words = shlex.split(call)
+    assert words[2] == "http://h:1/v1/chat/completions"
+    assert words[6] == f"X-Policy-Patch: {story.names()[0]}"
+    makefile = (folder.parents[1] / "Makefile").read_text(encoding="utf-8")
+    assert f"--served-model-name {json.loads(words[-1])['model']} " in makefile
 
 
 def test_an_empty_patch_folder_is_told(tmp_path: Path) -> None:

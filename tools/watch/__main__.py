@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 
+from patches.headers import PATCH_HEADER
 from tools.debian_programs import ProgramsMissing, programs
 from tools.watch.answers import write_answers
 from tools.watch.processes import Watch, WatchFailed
@@ -25,6 +26,8 @@ from tools.watch.story import Story
 from tools.watch.traffic import Traffic
 
 START_TIMEOUT_S = 300.0
+#: As README and `make demo` have it.
+MODEL_NAME = "smollm2"
 #: Between two lines on what Prometheus sees.
 _REPORT_S = 15.0
 _REPORT = {
@@ -72,15 +75,8 @@ def _watch(args: argparse.Namespace, folder: Path) -> None:
         watch = Watch(folder / "watch", found, [f"127.0.0.1:{args.port}"], interval="2s", ports=ports)
         stack.enter_context(watch)
         start = time.time()
-        stack.enter_context(Traffic(url, "demo", story.names(), pause_s=0.2))
-        print(
-            f"\nserver        {url}   (admin key: {story.key})\n"
-            f"Prometheus    {watch.prometheus_url}/graph, /alerts, /rules\n"
-            f"Alertmanager  {watch.alertmanager_url}/api/v2/alerts\n"
-            "dashboards    deploy/grafana/dashboards/*.json, for a Grafana that asks this Prometheus\n"
-            "Ctrl-C ends everything.\n",
-            flush=True,
-        )
+        stack.enter_context(Traffic(url, MODEL_NAME, story.names(), pause_s=0.2))
+        print(banner(url, watch, story), flush=True)
         end = None if args.seconds is None else start + args.seconds
         while end is None or time.time() < end:
             if args.answers is not None:
@@ -92,6 +88,21 @@ def _watch(args: argparse.Namespace, folder: Path) -> None:
             print(args.answers)
 
 
+def banner(url: str, watch: Watch, story: Story) -> str:
+    """Return what a person can look at, and a request to try."""
+    body = f'{{"model": "{MODEL_NAME}", "messages": [{{"role": "user", "content": "Name three colours."}}]}}'
+    return (
+        f"\nserver        {url}   (admin key: {story.key})\n"
+        f"Prometheus    {watch.prometheus_url}/graph, /alerts, /rules\n"
+        f"Alertmanager  {watch.alertmanager_url}/api/v2/alerts\n"
+        "dashboards    deploy/grafana/dashboards/*.json, for a Grafana that asks this Prometheus\n"
+        "to try\n"
+        f"  curl -i {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"    -H '{PATCH_HEADER}: {story.choice()['patch']}' -d '{body}'\n"
+        "Ctrl-C ends everything.\n"
+    )
+
+
 def _serve(
     stack: contextlib.ExitStack, args: argparse.Namespace, folder: Path, story: Story, url: str
 ) -> None:
@@ -101,7 +112,7 @@ def _serve(
         WatchFailed: It ended, or took too long.
     """
     command = [sys.executable, "-m", "server", "serve", "--model", str(args.model), "--host", "127.0.0.1"]
-    command += ["--port", str(args.port), "--served-model-name", "demo"]
+    command += ["--port", str(args.port), "--served-model-name", MODEL_NAME]
     command += ["--patches", str(story.folder), *story.flags()]
     log = stack.enter_context((folder / "server.log").open("wb"))
     print("starting the server; about a minute", flush=True)

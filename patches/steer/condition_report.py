@@ -5,7 +5,6 @@ They hold figures and names of files, no prompt.
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,12 @@ def tables(fitted: Fitted) -> list[Table]:
                 ("reads", chosen, ""),
                 ("threshold", f"{fitted.threshold.value:.4g}", _interval(fitted.threshold)),
                 ("area under the ROC curve", f"{fitted.auc.value:.4f}", _interval(fitted.auc)),
+                (
+                    f"of {fitted.num_negatives} held-back negatives meet it",
+                    f"{fitted.false_positives.value:.1%}",
+                    f"{fitted.false_positives.low:.1%} to {fitted.false_positives.high:.1%}",
+                ),
+                ("wanted at most", f"{fitted.wanted_rate:.3g}", ""),
                 ("calibration error", f"{fitted.calibration_error:.1%}", ""),
             ),
         ),
@@ -81,7 +86,7 @@ def write_report(folder: Path, fitted: Fitted) -> list[Path]:
             for c in fitted.candidates
         ],
     }
-    texts = {"report.md": _markdown(tables(fitted), plot is not None), "report.json": json.dumps(document)}
+    texts = {"report.md": _markdown(fitted, plot is not None), "report.json": json.dumps(document)}
     if plot is not None:
         texts["roc.svg"] = plot
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,9 +95,11 @@ def write_report(folder: Path, fitted: Fitted) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def _markdown(found: Sequence[Table], has_plot: bool) -> str:
+def _markdown(fitted: Fitted, has_plot: bool) -> str:
     parts = ["# Condition"]
-    for table in found:
+    if fitted.warning is not None:
+        parts.append(f"**Warning:** {fitted.warning}.")
+    for table in tables(fitted):
         rows = [table.columns, ("---",) * len(table.columns), *table.rows]
         lines = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
         parts += [f"## {table.title}", *(f"{note}." for note in table.notes), lines]

@@ -7,7 +7,7 @@ probe itself learns from all of them. A fifth of the prompts takes no part in th
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from patches.kinds.steering import SteeringBody
 from patches.label import Label
 from patches.steer.condition_rows import NUM_FOLDS, ConditionRows
 from patches.steer.probe_fit import LinearProbe, calibration, calibration_error
-from patches.steer.prompt_sets import ReadSet
-from patches.steer.roc import Measured, crossing, curve, measured_area, measured_threshold
+from patches.steer.prompt_sets import TEST_SHARE, ReadSet
+from patches.steer.roc import Measured, crossing, curve, measured_area, measured_threshold, share
 from patches.steer.vector import require_steering
 
 #: How many layers a probe reads together, of those that are looked at.
@@ -97,6 +97,23 @@ class Fitted:
     #: What was tried, on prompts that the probe at hand had not seen.
     candidates: Sequence[Candidate] = ()
     penalty: float = 0.0
+    #: The share of ordinary negatives that was to meet it at most, and that of the held-back ones that do.
+    wanted_rate: float = 0.0
+    num_negatives: int = 0
+    false_positives: Measured = field(default_factory=lambda: share(0, 0))
+
+    @property
+    def warning(self) -> str | None:
+        """What has to be known before the rate is relied on; None where the prompts can support it."""
+        needed = math.ceil(round(1 / self.wanted_rate, 6))
+        if self.num_negatives >= needed:
+            return None
+        found = self.false_positives
+        return (
+            f"false_positive_rate: expected at least {needed} held-back negatives for a rate of "
+            f"{self.wanted_rate:g}, got {self.num_negatives}, which say no more than {found.low:.1%} to "
+            f"{found.high:.1%}; give about {round(needed / TEST_SHARE)} negatives in all, or a higher rate"
+        )
 
     def origin(self) -> dict[str, JsonValue]:
         """Return what the manifest says of it."""
@@ -110,6 +127,9 @@ class Fitted:
             **_numbers("threshold", self.threshold),
             "penalty": self.penalty,
             "calibration_error": round(self.calibration_error, 4),
+            "wanted_false_positive_rate": self.wanted_rate,
+            **_numbers("false_positive_rate", self.false_positives),
+            "negatives_tested": self.num_negatives,
             "sets": sets,
         }
 
@@ -140,8 +160,12 @@ def fit_condition(
         layers: Of the states.
         options: What is asked.
         tell: Told of progress.
+
+    Raises:
+        CompileError: A side has no prompts to fit to, or none that are held back.
     """
     rows, rate = ConditionRows(sets, layers), options.false_positive_rate
+    _require_both_sides(rows)
     wanted, tried = _candidates(layers, options), []
     total = len(wanted) + len(PENALTIES) + 1
     for number, one in enumerate(wanted):
@@ -163,6 +187,16 @@ def fit_condition(
     fitted = _report(rows, line.stretched(probe), threshold, best, features, options)
     tell(total, total)
     return replace(fitted, candidates=tried, penalty=penalty)
+
+
+def _require_both_sides(rows: ConditionRows) -> None:
+    for side, is_own in (("positive", rows.is_positive), ("negative", rows.is_plain)):
+        num_fitted, num_tested = int(is_own[rows.fits].sum()), int(is_own[rows.tests].sum())
+        if num_fitted < NUM_FOLDS or not num_tested:
+            raise CompileError(
+                f"prompts: expected {side} ones to fit to, {NUM_FOLDS} at least, and to hold back, got "
+                f"{num_fitted} and {num_tested} that differ; add more"
+            )
 
 
 def _candidates(layers: Sequence[int], options: Options) -> list[Candidate]:
@@ -198,6 +232,9 @@ def _report(
         calibration_error(scores[is_judged], rows.labels[rows.tests][is_judged]),
         results,
         by_set,
+        wanted_rate=options.false_positive_rate,
+        num_negatives=len(negatives),
+        false_positives=crossing(negatives, threshold.value),
     )
 
 

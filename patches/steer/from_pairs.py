@@ -17,6 +17,9 @@ from patches.steer.directions import METHODS, directions, fitted
 from patches.steer.hidden import Tell, pooled_states
 from patches.train.data import Encoder
 
+#: Of fewer pairs the direction is as much of their wording as of what they have in common.
+MIN_PAIRS = 20
+
 
 @dataclass(frozen=True)
 class PairStates:

@@ -55,12 +55,27 @@ def read_set(path: Path, role: str) -> PromptSet:
     """Read the prompts of a file.
 
     Raises:
-        PairsError: It can't be read, or holds too few to fit anything to.
+        PairsError: It can't be read.
     """
-    prompts = read_prompts(path).prompts
-    if role != "also" and len(prompts) < MIN_PROMPTS:
-        raise PairsError(f"{path}: expected at least {MIN_PROMPTS} prompts, got {len(prompts)}")
-    return PromptSet(path.name, role, prompts)
+    return PromptSet(path.name, role, read_prompts(path).prompts)
+
+
+def require_enough(sets: Sequence[PromptSet]) -> None:
+    """Check that there is enough to fit to in every set that is not reported alone.
+
+    Raises:
+        PairsError: Some hold too few; all of them are named.
+    """
+    small = [
+        f"{one.name} ({len(one.prompts)})"
+        for one in sets
+        if one.role != "also" and len(one.prompts) < MIN_PROMPTS
+    ]
+    if small:
+        raise PairsError(
+            f"prompts: expected at least {MIN_PROMPTS} that differ in each file, got fewer in "
+            f"{', '.join(small)}; add more, a prompt a row"
+        )
 
 
 def without_doubles(sets: Sequence[PromptSet]) -> tuple[list[PromptSet], int]:

@@ -19,6 +19,7 @@ from server.commands.patch_arguments import (
     read,
     save,
     unwritable,
+    warn,
 )
 from server.commands.tables import print_tables
 
@@ -36,7 +37,8 @@ token of the prompt, whether the vector acts. Where it is not met, the answer is
 
 The probe learns to tell --positive prompts from --negative ones. Its layers, and whether it reads the mean
 over the prompt or its last token, are chosen on prompts that it has not seen; so is the line, which at most
-the wanted share of the negatives crosses. A fifth of the prompts takes no part in that and is reported on.
+the wanted share of the negatives crosses. A fifth of the prompts takes no part in that and is reported on;
+a rate needs 5 / RATE negatives, 250 for 0.02, and fewer are warned of.
 Harmless prompts full of dangerous words belong into --hard-negative: they weigh more, and are reported apart.
 
 The result is a new version of the patch, whose origin names the first, and a folder
@@ -45,7 +47,7 @@ numbers in DIR/NAME.states: the same call with another rate takes seconds. --sha
 be met, and steers nothing."""
 
 EPILOG = """\
-prompts: as `policypatch pairs` takes them; a file of pairs does too.
+prompts: as `policypatch pairs` takes them, one a row, at least 20 a file; a file of pairs does too.
 
 examples:
   policypatch condition --patch patches/safe-0.1.0.safetensors --model models/smollm2 \\
@@ -119,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
                 fitted = fit_condition(states, layers, options, tell)
             made = patch_with_condition(patch, fitted, label)
             paths = write_report(folder, fitted)
+            if fitted.warning is not None:
+                warn(fitted.warning)
             # `policypatch make` calls this as one of its steps, and has a line for each.
             if not vars(args).get("is_step"):
                 print_tables(tables(fitted))
@@ -142,7 +146,7 @@ def _label(args: argparse.Namespace, patch: "Patch") -> Label:
 
 
 def _sets(args: argparse.Namespace) -> "list[PromptSet]":
-    from patches.steer.prompt_sets import read_set, without_doubles
+    from patches.steer.prompt_sets import read_set, require_enough, without_doubles
 
     roles = {
         "positive": args.positive,
@@ -153,7 +157,9 @@ def _sets(args: argparse.Namespace) -> "list[PromptSet]":
     paths = [path for files in roles.values() for path in files]
     if len({path.name for path in paths}) < len(paths):
         raise CommandError("prompts: expected files whose names differ, by which the report calls them")
-    sets, num_doubles = without_doubles([read_set(p, role) for role, files in roles.items() for p in files])
+    read_sets = [read_set(path, role) for role, files in roles.items() for path in files]
+    require_enough(read_sets)
+    sets, num_doubles = without_doubles(read_sets)
     if num_doubles:
         note(f"{num_doubles} prompts stand in several files; each counts in the first one only")
     return sets

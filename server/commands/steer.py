@@ -20,6 +20,7 @@ from server.commands.patch_arguments import (
     patch_errors,
     save,
     unwritable,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -117,10 +118,15 @@ def run(args: argparse.Namespace) -> int:
 def _made(args: argparse.Namespace) -> "tuple[Patch, LoadedModel]":
     from patches.pairs.rows import file_digest, read_pairs
     from patches.steer.directions import METHODS as FORMS
-    from patches.steer.from_pairs import patch_from_states, states_of_pairs, usable_pairs
+    from patches.steer.from_pairs import MIN_PAIRS, patch_from_states, states_of_pairs, usable_pairs
     from patches.steer.layer_list import ALL, last_third, read_layers, written_layers
 
     label, rows = label_of(args, args.name), usable_pairs(read_pairs(args.pairs), args.num_pairs)
+    if len(rows) < MIN_PAIRS:
+        warn(
+            f"pairs: expected at least {MIN_PAIRS}, got {len(rows)}; the direction is as much of their "
+            "wording as of what they have in common, so take more, thirty for example"
+        )
     steering = _steering(args)
     model = load(args)
     num_layers, asked = model.base_model.num_layers, args.layers

@@ -1,117 +1,24 @@
-"""Fitting a condition: figures derived by hand, sides that can be told apart, and the command."""
+"""Fitting a condition: sides that can be told apart, and the command."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from patches.errors import CompileError, PairsError
+from patches.errors import CompileError
 from patches.format import Patch, make_patch, read_patch, write_patch
 from patches.kinds.steering import Steering, SteeringBody
 from patches.label import Label
 from patches.model import LoadedModel, load_model
 from patches.steer.batch import SteeredRow, steered
 from patches.steer.fit_condition import Options, candidate_layers, fit_condition, patch_with_condition
-from patches.steer.probe_fit import LinearProbe, calibration, calibration_error, fit_probe
 from patches.steer.prompt_sets import ReadSet, read_set, without_doubles
-from patches.steer.roc import (
-    area,
-    crossing,
-    curve,
-    early_area,
-    measured_area,
-    measured_threshold,
-    share,
-    threshold_at,
-)
 from patches.steer.vector import vector_of
 from patches.train.data import Encoder
 from server.cli import main
-
-
-def test_the_area_counts_pairs_in_the_right_order() -> None:
-    assert area(np.array([3.0, 1.0]), np.array([2.0, 0.0])) == 0.75
-    assert area(np.array([1.0]), np.array([1.0, 0.0])) == 0.75
-
-
-def test_the_early_area_looks_at_the_highest_negatives_alone() -> None:
-    positives, negatives = np.array([5.0, 3.0, 1.0]), np.array([4.0, 2.0, 0.0, 0.0])
-    assert early_area(positives, negatives, 0.5) == pytest.approx((1 / 3 + 2 / 3) / 2)
-    assert early_area(positives, negatives, 0.01) == pytest.approx(1 / 3)
-    # A positive as high as the line is not above it.
-    assert early_area(np.array([4.0]), negatives, 0.25) == 0
-
-
-def test_a_threshold_lets_the_wanted_share_cross_and_no_more() -> None:
-    negatives = np.array([4.0, 3.0, 2.0, 1.0])
-    for rate, threshold, num_above in ((0.25, 3.0, 1), (0.2, 4.0, 0), (0.74, 2.0, 2), (0.99, 1.0, 3)):
-        assert threshold_at(negatives, rate) == threshold
-        assert crossing(negatives, threshold).value == num_above / 4
-
-
-def test_a_share_has_wilsons_interval() -> None:
-    half = share(5, 10)
-    assert (half.value, round(half.low, 3), round(half.high, 3)) == (0.5, 0.237, 0.763)
-    assert share(0, 10).low == 0
-    assert share(10, 10).high == 1
-    assert math.isnan(share(0, 0).value)
-
-
-def test_a_curve_rises_from_none_to_all() -> None:
-    assert curve(np.array([3.0, 1.0]), np.array([2.0, 0.0])) == [
-        (0, 0),
-        (0, 0.5),
-        (0.5, 0.5),
-        (0.5, 1),
-        (1, 1),
-    ]
-
-
-def test_intervals_hold_their_value_and_shrink_with_more_scores() -> None:
-    drawn = np.random.default_rng(0)
-    few, many = ((drawn.normal(1, 1, n), drawn.normal(0, 1, n)) for n in (30, 3000))
-    for measure in (measured_area, lambda p, n: measured_threshold(n, 0.1)):
-        wide, narrow = measure(*few), measure(*many)
-        assert wide.low <= wide.value <= wide.high
-        assert narrow.high - narrow.low < (wide.high - wide.low) / 3
-
-
-def sides(num: int, gap: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(2 * num, 3, generator=generator)
-    labels = torch.cat([torch.ones(num), torch.zeros(num)])
-    features[:, 1] += gap * labels
-    return features * torch.tensor([1.0, 10.0, 0.1]) + 5, labels
-
-
-def test_a_probe_finds_the_direction_whatever_its_scale() -> None:
-    features, labels = sides(2000, 2.0)
-    probe = fit_probe(features, labels, torch.ones(4000), 1e-6)
-    # Two normals of distance 2 and variance 1: the log-odds are 2 x - 2 of the unscaled feature.
-    torch.testing.assert_close(probe.weights, torch.tensor([0.0, 0.2, 0.0]).double(), atol=0.3, rtol=0)
-    assert float(probe.weights[1]) == pytest.approx(0.2, abs=0.02)
-    assert probe.bias == pytest.approx(-2 - 5 * float(probe.weights.sum()), abs=0.3)
-
-
-def test_a_row_that_weighs_more_pulls_the_probe() -> None:
-    features, labels = torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor([0.0, 1.0, 0.0])
-    light, heavy = (fit_probe(features, labels, torch.tensor([1.0, 1.0, w]), 1e-3) for w in (1.0, 9.0))
-    assert float(heavy.scores(features[1:2])) < float(light.scores(features[1:2]))
-
-
-def test_calibration_makes_log_odds_of_scores_that_are_too_sure() -> None:
-    features, labels = sides(2000, 2.0)
-    probe = LinearProbe(torch.tensor([0.0, 1.0, 0.0]).double(), -20.0)
-    line = calibration(probe.scores(features), labels)
-    calibrated = line.stretched(probe)
-    torch.testing.assert_close(line.of(probe.scores(features)), calibrated.scores(features))
-    assert calibration_error(probe.scores(features), labels) > 0.1
-    assert calibration_error(calibrated.scores(features), labels) < 0.03
 
 
 def test_candidates_end_where_the_vector_begins() -> None:
@@ -187,6 +94,24 @@ def test_hard_negatives_that_weigh_more_meet_it_less() -> None:
     assert met[1] < 0.3
 
 
+def test_a_rate_that_the_held_back_negatives_can_not_support_is_warned_of() -> None:
+    """Of the 600 negatives 120 are held back: enough for one in 120, too few for one in 200."""
+    few, enough = (
+        fit_condition(SETS, LAYERS, Options(rate, layers=(6,), pool="mean"), lambda done, total: None)
+        for rate in (0.005, 1 / 120)
+    )
+    assert enough.warning is None
+    assert few.warning is not None
+    assert "at least 200 held-back negatives for a rate of 0.005, got 120" in few.warning
+    assert "about 1000 negatives in all" in few.warning
+
+
+def test_a_side_of_which_no_prompt_is_held_back_is_refused() -> None:
+    sets = [replace(one, is_test=one.is_test & (one.role != "negative")) for one in SETS]
+    with pytest.raises(CompileError, match=r"expected negative ones .* got 600 and 0"):
+        fit_condition(sets, LAYERS, Options(layers=(6,), pool="mean"), lambda done, total: None)
+
+
 def test_options_out_of_range_are_refused() -> None:
     for rate, weight, message in ((0.0, 1.0, "false_positive_rate"), (0.1, 0.0, "hard_weight")):
         with pytest.raises(CompileError, match=message):
@@ -205,8 +130,24 @@ def test_a_prompt_counts_in_the_first_set_that_has_it(tmp_path: Path) -> None:
     kept, num_doubles = without_doubles([first, second])
     assert [len(one.prompts) for one in kept] == [30, 30]
     assert num_doubles == 5
-    with pytest.raises(PairsError, match="at least 20 prompts, got 3"):
-        read_set(prompts(tmp_path / "c.jsonl", texts[:3]), "negative")
+
+
+def test_all_files_that_are_too_small_are_named_at_once(
+    call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = prompts(tmp_path / "few.jsonl", ["one", "two", "three"])
+    same = prompts(tmp_path / "same.jsonl", ["again"] * 30)
+    assert call("--negative", str(few), "--hard-negative", str(same)) == 2
+    said = capsys.readouterr().err
+    assert "at least 20 that differ in each file, got fewer in few.jsonl (3), same.jsonl (1); add" in said
+
+
+def test_negatives_that_are_positives_too_leave_nothing_to_fit_to(
+    call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = prompts(tmp_path / "same.jsonl", [f"answer rudely, rudely {number} times" for number in range(20)])
+    assert call("--negative", str(same)) == 2
+    assert "expected negative ones to fit to, 5 at least, and to hold back, got 0" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -272,7 +213,39 @@ def test_the_command_writes_a_patch_whose_condition_tells_the_sides_apart(
     assert (folder / "roc.svg").read_text().startswith("<svg")
     assert json.loads((folder / "report.json").read_text())["curve"][0] == [0, 0]
     assert "rudely" not in report
-    assert "area under the ROC curve" in capsys.readouterr().out
+    num_held_back = origin["negatives_tested"]
+    assert origin["wanted_false_positive_rate"] == 0.02
+    (negatives,) = (one for one in origin["sets"] if one["role"] == "negative")
+    assert [origin["false_positive_rate"], origin["false_positive_rate_interval"], num_held_back] == [
+        negatives["met"],
+        negatives["met_interval"],
+        negatives["tested"],
+    ]
+    printed = capsys.readouterr()
+    assert "area under the ROC curve" in printed.out
+    warning = f"at least 50 held-back negatives for a rate of 0.02, got {num_held_back}"
+    assert f"warning: false_positive_rate: expected {warning}" in printed.err
+    assert f"**Warning:** false_positive_rate: expected {warning}" in report
+
+
+def test_the_vector_of_a_plain_steer_takes_a_condition(
+    call: Callable[..., int], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    row = {"chosen": "politely", "rejected": "rudely"}
+    pairs.write_text("".join(json.dumps({"prompt": f"answer {i}", **row}) + "\n" for i in range(20)))
+    words = [
+        "steer",
+        "--model",
+        str(tiny_model_folder),
+        "--pairs",
+        str(pairs),
+        "-o",
+        str(tmp_path / "steered"),
+    ]
+    assert main([*words, "--name", "kind", "--version", "0.1.0"]) == 0
+    assert call("--patch", str(tmp_path / "steered" / "kind-0.1.0.safetensors")) == 0
+    assert (tmp_path / "out" / "kind-0.2.0.safetensors").is_file()
 
 
 def test_a_second_call_reads_no_prompt_again(

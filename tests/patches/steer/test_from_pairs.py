@@ -233,6 +233,19 @@ def test_a_vector_acts_on_the_last_third_unless_told_otherwise(num_layers: int, 
     assert written_layers(last_third(num_layers)) == layers
 
 
+@pytest.mark.parametrize(("num_pairs", "is_warned"), [(19, True), (20, False)])
+def test_few_pairs_are_warned_of(
+    steer: Callable[..., Patch],
+    pairs: Path,
+    num_pairs: int,
+    is_warned: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pairs.write_text("".join(encode_row(pair(number)) + "\n" for number in range(num_pairs)))
+    steer()
+    assert (f"warning: pairs: expected at least 20, got {num_pairs}" in capsys.readouterr().err) is is_warned
+
+
 def test_equal_calls_give_equal_digests(steer: Callable[..., Patch]) -> None:
     assert steer().digest == steer().digest
 

@@ -59,7 +59,7 @@ examples:
   policypatch train --model models/smollm2 --pairs pairs.jsonl --init-text policy.txt \\
       --name refuse --version 0.2.0 -o patches --resume
   policypatch train --model models/smollm2 --pairs pairs.jsonl --kind steering --layers 19-29 --stages sft \\
-      --sft-learning-rate 0.02 --name decline --version 0.1.0 -o patches"""
+      --sft-epochs 1 --sft-pairs 160 --sft-learning-rate 0.02 --name decline --version 0.1.0 -o patches"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

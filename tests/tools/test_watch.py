@@ -51,7 +51,7 @@ def test_the_banner_has_a_request_that_the_server_answers(tmp_path: Path) -> Non
     story = Story(folder, tmp_path)
     text = banner("http://h:1", Watch(tmp_path / "watch", {}, ["h:1"]), story)
     (call,) = re.findall(r"curl.*\\\n.*", text)
-    words = shlex.split(call)
+    words = shlex.split(call.replace("\\\n", ""))
     assert words[2] == "http://h:1/v1/chat/completions"
     assert words[6] == f"X-Policy-Patch: {story.names()[0]}"
     makefile = (folder.parents[1] / "Makefile").read_text(encoding="utf-8")

@@ -151,6 +151,7 @@ class PatchMetrics:
         for metric in (self._injected, self._shared):
             _remove(metric, name)
         self.swaps.dropped(name)
+        self.steering.dropped(name)
 
     def request_finished(
         self, patch: SelectedPatch | None, outcome: str, *, caller: str | None = None

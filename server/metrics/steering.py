@@ -1,5 +1,6 @@
 """The ``policy_patch_*`` metrics of vectors: what they act on, and how often their conditions are met."""
 
+import contextlib
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -51,3 +52,13 @@ class SteeringMetrics:
         label = self._label_of(digest)
         self._conditions.labels(label, OUTCOMES[is_met]).inc()
         self._margin.labels(label).observe(margin)
+
+    def dropped(self, name: str) -> None:
+        """Drop the series of a name that is gone."""
+        for metric, labels in (
+            (self._steered, (name,)),
+            (self._margin, (name,)),
+            *((self._conditions, (name, outcome)) for outcome in OUTCOMES.values()),
+        ):
+            with contextlib.suppress(KeyError):
+                metric.remove(*labels)

@@ -219,3 +219,13 @@ async def test_what_is_counted_too_late_makes_no_series(stand: Stand) -> None:
 async def test_loads_are_timed(stand: Stand) -> None:
     await stand.load()
     assert stand.value("policy_patch_load_seconds_count") == 1
+
+
+async def test_what_the_vector_of_a_removed_patch_counted_goes_with_it(stand: Stand) -> None:
+    patch = await stand.load()
+    stand.metrics.steering.steered(patch.digest, 3)
+    for margin in (-1.0, 2.0):
+        stand.metrics.steering.decided(patch.digest, is_met=margin > 0, margin=margin)
+    assert stand.value('policy_patch_condition_total{outcome="met",patch="pirate"}') == 1
+    await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")
+    assert "pirate" not in stand.exposition()

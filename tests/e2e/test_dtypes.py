@@ -38,7 +38,8 @@ def in_float32(patch: Patch, name: str) -> Patch:
     """The same values, in a patch that was made for float32."""
     assert patch.kv is not None
     base_model = replace(patch.manifest.base_model, dtype="float32")
-    return make_patch(replace(patch.manifest, name=name, base_model=base_model), None, patch.kv.float())
+    manifest = replace(patch.manifest, name=name, base_model=base_model)
+    return make_patch(manifest, {"kv": patch.kv.float()})
 
 
 def test_a_bfloat16_patch_answers_under_float32_as_its_values_do(

@@ -71,8 +71,22 @@ class Gate:
     async def ready(self) -> None:
         return None
 
+    def base_meter(self) -> "Gate":
+        return self
+
+    @property
+    def meter(self) -> "Gate":
+        return self
+
+    @property
+    def has_token(self) -> bool:
+        return True
+
     def tokens(self, num_tokens: int) -> None:
         return None
+
+    async def take(self, outputs: Any) -> Any:
+        return await anext(outputs, None)
 
 
 class WatchedClient(PatchedAsyncLLM):
@@ -125,9 +139,11 @@ class Rehearsal:
     async def load(self, name: str, num_tokens: int) -> Any:
         patch = random_patch(self.base_model, num_tokens, Label(name, "1.0.0"), seed=num_tokens)
         await self.residency.load(Payload.of(patch))
-        return SimpleNamespace(
-            digest=patch.digest, num_tokens=num_tokens, reference=f"{name}@1.0.0", kv=patch.kv
+        loaded = SimpleNamespace(
+            digest=patch.digest, num_tokens=num_tokens, reference=f"{name}@1.0.0", name=name, kv=patch.kv
         )
+        loaded.prefixes, loaded.vector = (loaded,), None
+        return loaded
 
     async def ask(self, patch: Any, num_prompt_tokens: int = 5, *, max_tokens: int = 4, n: int = 1) -> Any:
         """Answer a prompt that nobody else has; return each choice's token ids and finish reason."""

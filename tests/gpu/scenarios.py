@@ -8,7 +8,7 @@ from typing import Any
 from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
-from server.engine.front_end import _CONNECTOR
+from server.engine.configuration import _CONNECTOR
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 48

@@ -37,6 +37,8 @@ def test_help_fits_the_terminal_but_for_examples(
     assert max(map(len, shown.splitlines())) <= width
 
 
+# Which questions are imported by then depends on the tests before.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_the_help_of_a_benchmark_fits_the_terminal_but_for_examples(
     question: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

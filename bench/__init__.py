@@ -17,6 +17,7 @@ mean.
 ``scrape``       what a scrape of the metrics costs
 ``catalog``      whether the front end stays fast with a thousand patches
 ``inject``       what writing prefixes into a KV cache costs; no server
+``steering``     what a vector costs that acts on every request, and one that acts on none
 ``steer_layer``  what steering adds to a layer; no server
 ``cross_check``  whether another load generator finds the same figures
 ``files``        what becomes of damaged and hostile patch files; no server

@@ -11,7 +11,7 @@ Stages, in this order:
 * ``fidelity``: `bench.fidelity` on a model with weights, in bfloat16 and in float32.
 * ``overhead``: `bench.overhead` on a model shape with random weights and a random patch.
 * ``peers``: the same for LoRA adapters and embeddings that the client sends; wants PEFT.
-* ``scale``, ``overflow``, ``swap``, ``memory``: those questions, on the same shape.
+* ``scale``, ``overflow``, ``steering``, ``swap``, ``memory``: those questions, on the same shape.
 
 The last line of output is one JSON object; the same lines are in OUT/summary.jsonl.
 """
@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = {
     "scale": "--patches 1,16,64,256 --concurrency 256 --waves 1 --rounds 5 --gpu-memory-utilization 0.4",
     "overflow": "--patches 64 --share 8 --requests 256 --rate 40 --rounds 5 --gpu-memory-utilization 0.28",
+    "steering": "--concurrency 256 --requests 512 --rounds 5 --gpu-memory-utilization 0.4",
     "swap": "--concurrency 64 --requests 512 --rounds 5 --gpu-memory-utilization 0.4",
     "memory": "--in-flight 1,64 --rounds 1 --gpu-memory-utilization 0.4",
 }

@@ -79,6 +79,13 @@ SWEEPS = {
         ),
         "Arrivals wait for no answer. Goal: median time to first token at most 1.1 times that of `resident`.",
     ),
+    "steering": Sweep(
+        "vectors that act on hidden states",
+        "arm",
+        (*METRICS, _of("num_steered_tokens", "steered tokens", "", 1)),
+        "Ratios are against `off`, a server without the kind. Goals for throughput: `idle` at least 0.99, "
+        "`one` at least 0.97, `own` at least 0.98 of `one`, `unmet` at least 0.99 of `idle`.",
+    ),
     "swap": Sweep(
         "a patch replaced under load",
         "cell",

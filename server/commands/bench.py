@@ -24,6 +24,7 @@ QUESTIONS = {
     "memory": "what a patch takes of the KV cache and of memory",
     "cross-check": "whether `vllm bench serve` finds the same figures",
     "inject": "what writing prefixes into a KV cache costs; no server",
+    "steering": "what vectors cost that act on every request, or on none",
     "steer-layer": "what steering adds to a layer; no server",
     "compose": "how far joined compositions are from prepared ones; no server",
     "report": "tables and a plot again, from records of a question",

@@ -25,7 +25,7 @@ def test_help_lists_every_question() -> None:
 def test_question_gets_its_own_flags_and_its_exit_code_comes_back() -> None:
     done = policypatch("overhead", "--model", "m", "--policy-text", "missing.txt")
     assert done.returncode == 2
-    assert "policypatch bench overhead: error: --policy-text: expected a file" in done.stderr
+    assert "policypatch bench overhead: --policy-text: expected a file" in done.stderr
 
 
 def test_help_of_a_question_is_the_questions() -> None:

@@ -10,6 +10,7 @@
 ``adapters``        LoRA adapters and embeddings that clients send, to compare with
 ``patch_set``       many patches for one model
 ``random_patch``    patches with random K/V
+``random_vector``   steering patches with random vectors
 ``random_adapter``  LoRA adapters with random weights
 ``makers``          runs the programs that make patches and adapters
 ==================  ===================================================================

@@ -66,6 +66,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
             "scale",
             "scrape",
             "soak",
+            "steering",
             "steer_layer",
             "swap",
         },

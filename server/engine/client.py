@@ -9,8 +9,8 @@ need no correction.
 import re
 import time
 from asyncio import Future
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMClientError, VLLMValidationError
@@ -121,8 +121,8 @@ class PatchedAsyncLLM(AsyncLLM):
         if (trace_headers := self._gate.engine_trace()) is not None:
             kwargs["trace_headers"] = trace_headers
         if patch is None:
-            outputs = self._judged(super().generate(prompt, sampling_params, request_id, **kwargs))
-            return _metered(outputs, self._gate.base_meter())
+            outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
+            return self._metered(outputs, self._gate.base_meter())
         try:
             refuse_unsupported(prompt, sampling_params)
             refuse_beams(request_id, patch)
@@ -137,26 +137,32 @@ class PatchedAsyncLLM(AsyncLLM):
         assert self._gate is not None
         with self._gate.lease(patch) as lease:
             await lease.ready()
-            outputs = self._judged(super().generate(*args, **kwargs))
-            async with aclosing(outputs):
-                while (output := await lease.take(outputs)) is not None:
-                    num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
-                    note(lease.meter, output, num_tokens)
-                    self._hide_prefix(output, patch, num_tokens)
-                    if (outcome := Outcome.from_params(output.kv_transfer_params)) is not None:
-                        # Scores are no business of clients, who could climb them.
-                        output.kv_transfer_params = None
-                        lease.decided(is_met=outcome.is_met, margin=outcome.margin)
-                    yield output
+            with self._mistakes_noted():
+                async with aclosing(super().generate(*args, **kwargs)) as outputs:
+                    while (output := await lease.take(outputs)) is not None:
+                        num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
+                        note(lease.meter, output, num_tokens)
+                        self._hide_prefix(output, patch, num_tokens)
+                        if (outcome := Outcome.from_params(output.kv_transfer_params)) is not None:
+                            # Scores are no business of clients, who could climb them.
+                            output.kv_transfer_params = None
+                            lease.decided(is_met=outcome.is_met, margin=outcome.margin)
+                        yield output
 
-    async def _judged(
-        self, outputs: AsyncGenerator[RequestOutput, None]
+    async def _metered(
+        self, outputs: AsyncGenerator[RequestOutput, None], meter: "Meter"
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Pass outputs on, and note it where vLLM finds that a request can't be run as it was sent."""
-        try:
+        with self._mistakes_noted():
             async with aclosing(outputs):
                 async for output in outputs:
+                    note(meter, output, sum(len(completion.token_ids) for completion in output.outputs))
                     yield output
+
+    @contextmanager
+    def _mistakes_noted(self) -> Iterator[None]:
+        """Note it where vLLM finds that a request can't be run as it was sent."""
+        try:
+            yield
         except VLLMClientError:
             assert self._gate is not None
             self._gate.mistaken()
@@ -247,15 +253,6 @@ class PatchedAsyncLLM(AsyncLLM):
         assert self._gate is not None, "bind_gate was not called"
         self._gate.refuse_if_patched("a pooling request")
         async for output in super().encode(*args, **kwargs):
-            yield output
-
-
-async def _metered(
-    outputs: AsyncGenerator[RequestOutput, None], meter: "Meter"
-) -> AsyncGenerator[RequestOutput, None]:
-    async with aclosing(outputs):
-        async for output in outputs:
-            note(meter, output, sum(len(completion.token_ids) for completion in output.outputs))
             yield output
 
 

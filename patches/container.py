@@ -20,7 +20,7 @@ MAX_HEADER_BYTES = 1024 * 1024
 MAX_NUM_TENSORS = 16
 
 #: Bytes per element of the dtypes that a patch may use, by safetensors' names.
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1}
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from dataclasses import replace
 
 import torch
 
+from patches.base_model import BaseModel
 from patches.compile import compile_embeddings
 from patches.errors import CompileError
 from patches.fingerprint import require_same_base_model
 from patches.format import Patch, make_patch
+from patches.kinds.delta import DeltaBody
 from patches.model import LoadedModel
 
 
@@ -22,7 +24,7 @@ def convert_patch(patch: Patch, dtype: str, model: LoadedModel | None = None) ->
 
     Args:
         patch: For the same model in another dtype; one for this dtype is returned as it is, and so is a
-            steering patch, which is served in any.
+            steering patch, which is served in any. The values of a delta are rounded.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         model: The base model in ``dtype``; without it, K/V is rounded.
 
@@ -36,6 +38,8 @@ def convert_patch(patch: Patch, dtype: str, model: LoadedModel | None = None) ->
         require_same_base_model(model.base_model, base_model)
     if manifest.kind == "steering" or manifest.base_model.dtype == dtype:
         return patch
+    if isinstance(manifest.body, DeltaBody):
+        return _rounded_delta(patch, base_model)
     if manifest.components:
         raise CompileError(
             f"{manifest.name}@{manifest.version}: is a composition, which names its parts by digest; convert "
@@ -51,7 +55,8 @@ def convert_patch(patch: Patch, dtype: str, model: LoadedModel | None = None) ->
     elif kv is not None:
         kv = kv.to(getattr(torch, dtype))
     if kv is not None:
-        _require_finite(kv, dtype)
+        for index, layer in enumerate(kv):
+            _require_finite("kv", layer, dtype, f" in layer {index}")
     converted_from = {
         "digest": patch.digest,
         "dtype": manifest.base_model.dtype,
@@ -62,11 +67,21 @@ def convert_patch(patch: Patch, dtype: str, model: LoadedModel | None = None) ->
     return make_patch(converted, {"embeddings": embeddings, "kv": kv})
 
 
-def _require_finite(kv: torch.Tensor, dtype: str) -> None:
-    for index, layer in enumerate(kv):
-        if not bool(torch.isfinite(layer).all()):
-            largest = torch.finfo(getattr(torch, dtype)).max
-            raise CompileError(
-                f"kv: expected values of at most {largest:g}, which is what {dtype} holds, got a larger one "
-                f"in layer {index}; serve this model in bfloat16 or float32"
-            )
+def _rounded_delta(patch: Patch, base_model: BaseModel) -> Patch:
+    values = patch.tensors["values"].to(getattr(torch, base_model.dtype))
+    _require_finite("values", values, base_model.dtype)
+    before = patch.manifest
+    converted_from = {"digest": patch.digest, "dtype": before.base_model.dtype, "values": "rounded"}
+    origin = {**before.origin, "converted_from": converted_from}
+    return make_patch(
+        replace(before, base_model=base_model, origin=origin), {**patch.tensors, "values": values}
+    )
+
+
+def _require_finite(name: str, values: torch.Tensor, dtype: str, place: str = "") -> None:
+    if not bool(torch.isfinite(values).all()):
+        largest = torch.finfo(getattr(torch, dtype)).max
+        raise CompileError(
+            f"{name}: expected values of at most {largest:g}, which is what {dtype} holds, got a larger one"
+            f"{place}; serve this model in bfloat16 or float32"
+        )

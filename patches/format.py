@@ -44,17 +44,18 @@ exceed 1 MiB, the manifest 256 KiB, and N, the number of virtual tokens, 4096.
       "supersedes": "0.9.0"
     }
 
-- ``format_version`` MUST be 1 where ``kind`` is ``prefix``, and 2 where it is ``steering``; a reader MUST
-  refuse a version that it does not know before it looks at the rest. There is no other kind.
+- ``format_version`` MUST be 1 where ``kind`` is ``prefix``, and 2 where it is ``steering`` or ``delta``; a
+  reader MUST refuse a version that it does not know before it looks at the rest. There is no other kind.
 - ``num_virtual_tokens`` is there for the kind ``prefix`` only, ``steering`` and ``condition`` for the kind
-  ``steering`` only; see below.
+  ``steering`` only, ``delta`` for the kind ``delta`` only; see below.
 - ``name`` and ``version`` follow ``patches.names``: at most 64 of ``a-z0-9._-``, and a semantic version.
 - ``base_model`` is the fingerprint that ``patches.fingerprint`` defines. A patch MUST NOT be used with a
   model whose fingerprint differs in any part.
 - ``origin`` says how the patch was made. Its ``method`` MUST be ``text``, ``peft``, ``compose`` or
-  ``trained`` for a prefix, and ``icv``, ``trained`` or ``import`` for a steering patch; further keys are
-  free, except that ``compose`` MUST have ``components``, the list in order of at least two objects of exactly
-  ``name``, ``version`` and ``digest``. It holds no time and no path: equal input gives an equal digest.
+  ``trained`` for a prefix, ``icv``, ``trained`` or ``import`` for a steering patch, and ``hdr``, ``set``,
+  ``trained`` or ``import`` for a delta; further keys are free, except that ``compose`` MUST have
+  ``components``, the list in order of at least two objects of exactly ``name``, ``version`` and ``digest``.
+  It holds no time and no path: equal input gives an equal digest.
 - ``evaluation`` (optional) is a free object. ``license`` and ``changelog`` (optional) are single lines of
   at most 1000 printable characters. ``supersedes`` (optional) is a version or a digest.
 
@@ -102,12 +103,32 @@ other. All values MUST be finite.
 - ``probes``: float32 ``[rows, hidden_size]``, a row for each layer of each probe, in their order, none longer
   than a million.
 
+**Delta.** In place of ``num_virtual_tokens`` the manifest of a delta, new values for weights, has::
+
+    "delta": {
+      "tensors": [{"name": "model.layers.0.mlp.up_proj.weight", "shape": [1536, 576], "num_changed": 8847}]
+    }
+
+- ``tensors`` MUST list 1 to 2048 tensors of the base model's checkpoint, each once, by name in rising order.
+  A name MUST end with ``.weight``. ``shape`` MUST be the tensor's in the checkpoint, two sizes with a product
+  S below 2^31. ``num_changed`` MUST be at least 1 and at most a quarter of S.
+- A tensor is *masked* where 32 times its ``num_changed`` is more than S. Its positions, places in the
+  flattened tensor (row-major), then lie in ``mask``, else in ``indices``.
+
+**Tensors of a delta.** ``values`` MUST be there, ``mask`` where a tensor is masked, ``indices`` where one is
+not, and no other. Each holds the parts of the tensors one after the other, in the order of the manifest.
+
+- ``values``: 1-D, in the base model's dtype, finite: what the weights *become*, ``num_changed`` of each.
+- ``indices``: 1-D int32: positions from 0 to S - 1, which MUST rise strictly within a tensor.
+- ``mask``: 1-D uint8, S / 8 bytes for each tensor, rounded up: the lowest bit of a byte belongs to the first
+  of its 8 weights. Exactly ``num_changed`` bits MUST be set, none of them behind the last weight.
+
 Law: ``decode_patch(encode_patch(m, t))`` gives back ``m`` and ``t``, and encoding is deterministic.
 """
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,13 +141,20 @@ from patches.errors import PatchExists, PatchFormatError
 from patches.manifest import Manifest, encode_manifest, read_manifest_text
 from patches.names import is_digest
 from patches.reading import FileTooLarge, read_regular_file
+from patches.tensor_checks import layout_problems, value_problems
 
 MANIFEST_KEY = "policypatch"
 DIGEST_KEY = "policypatch.digest"
 SUFFIX = ".safetensors"
 MAX_FILE_BYTES = 1024**3
 
-_SAFETENSORS_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+_SAFETENSORS_DTYPES = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
 _TORCH_DTYPES = {name: dtype for dtype, name in _SAFETENSORS_DTYPES.items()}
 
 
@@ -223,7 +251,7 @@ def find_problems(data: bytes) -> tuple[Patch | None, list[PatchFormatError]]:
     if manifest is not None and (problem := _size_problem(len(data), manifest.body.max_file_bytes)):
         problems.append(problem)
     if manifest is not None:
-        problems += _layout_problems(manifest, {e.name: (e.dtype, e.shape) for e in container.entries})
+        problems += layout_problems(manifest, {e.name: (e.dtype, e.shape) for e in container.entries})
     stored = container.metadata[DIGEST_KEY]
     actual = patch_digest(
         text, [(e.name, e.dtype, e.shape, view[e.begin : e.end]) for e in container.entries]
@@ -234,7 +262,7 @@ def find_problems(data: bytes) -> tuple[Patch | None, list[PatchFormatError]]:
     if manifest is None or problems:
         return None, problems
     tensors = {entry.name: _tensor_of(view, entry) for entry in container.entries}
-    problems = _value_problems(manifest, tensors)
+    problems = value_problems(manifest, tensors)
     if problems:
         return None, problems
     return Patch(manifest, actual, tensors), []
@@ -330,39 +358,9 @@ def _checked_parts(manifest: Manifest, tensors: Tensors) -> tuple[str, dict[str,
     text = encode_manifest(manifest)
     stored = {n: t.detach().to("cpu").contiguous() for n, t in tensors.items() if t is not None}
     layout = {n: (_SAFETENSORS_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in stored.items()}
-    if problems := _layout_problems(manifest, layout) or _value_problems(manifest, stored):
+    if problems := layout_problems(manifest, layout) or value_problems(manifest, stored):
         raise problems[0]
     return text, stored
-
-
-def _layout_problems(
-    manifest: Manifest, layout: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> list[PatchFormatError]:
-    rules = manifest.body.tensor_rules(manifest.base_model)
-    missing = manifest.body.missing(layout)
-    problems = [f"tensors: expected {missing}, got {', '.join(sorted(layout)) or 'none'}"] if missing else []
-    for name, (dtype, shape) in sorted(layout.items()):
-        rule = rules.get(name)
-        if rule is None:
-            known = " or ".join(rules)
-            problems.append(f"tensor {ascii(name)[:80]}: unknown name; expected {known}")
-            continue
-        if dtype not in rule.dtypes:
-            problems.append(f"tensor {name}: expected dtype {' or '.join(sorted(rule.dtypes))}, got {dtype}")
-        if shape != rule.shape:
-            problems.append(f"tensor {name}: expected shape {list(rule.shape)}, got {list(shape)}")
-    return [PatchFormatError("bad_tensor", problem) for problem in problems]
-
-
-def _value_problems(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> list[PatchFormatError]:
-    # Layer by layer: the mask of a whole large tensor would need half as much memory again.
-    problems: Sequence[str] = [
-        f"tensor {name}: holds NaN or infinite values"
-        for name, tensor in sorted(tensors.items())
-        if not all(bool(torch.isfinite(part).all()) for part in tensor)
-    ]
-    problems = problems or manifest.body.value_problems(tensors)
-    return [PatchFormatError("bad_tensor", problem) for problem in problems]
 
 
 def _digest_of(text: str, tensors: dict[str, torch.Tensor]) -> str:

@@ -151,10 +151,17 @@ def require_matching_rank_layout(answers: list[dict[str, object]], base_model: "
         )
 
 
+#: Kind of patch -> why it can't act where a worker says nothing of it.
+_SILENCE = {"steering": "its workers have no hooks", "delta": "weight patches are not served yet"}
+
+
 def refused_kinds(answers: Sequence[Mapping[str, object]]) -> dict[str, str]:
     """Return which kinds of patch a worker can't let act, and why."""
-    problems = {str(answer.get("steering", "its workers have no hooks")) for answer in answers} - {"None"}
-    return {"steering": "; ".join(sorted(problems))} if problems else {}
+    refused = {}
+    for kind, silence in _SILENCE.items():
+        if problems := {str(answer.get(kind, silence)) for answer in answers} - {"None"}:
+            refused[kind] = "; ".join(sorted(problems))
+    return refused
 
 
 def require_movable_keys(answers: list[str | None]) -> None:

@@ -102,7 +102,11 @@ def test_a_bad_header_is_refused(header: bytes, message: str) -> None:
 CHANGES: list[tuple[str, Callable[[Header], object], str]] = [
     ("unknown entry key", lambda h: h["kv"].update(extra=1), "nothing else"),
     ("missing entry key", lambda h: h["kv"].pop("shape"), "nothing else"),
-    ("unknown dtype", lambda h: h["kv"].update(dtype="F64"), "dtype: expected one of BF16, F16, F32"),
+    (
+        "unknown dtype",
+        lambda h: h["kv"].update(dtype="F64"),
+        "dtype: expected one of BF16, F16, F32, I32, U8",
+    ),
     ("dtype no text", lambda h: h["kv"].update(dtype=["BF16"]), "dtype: expected one of"),
     ("negative size", lambda h: h["kv"]["shape"].__setitem__(0, -2), "shape: expected 1 to 8 sizes"),
     ("size a bool", lambda h: h["kv"]["shape"].__setitem__(0, True), "shape: expected 1 to 8 sizes"),
@@ -218,7 +222,7 @@ MANIFEST_CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str, str]]
         "expected 1 or 2, got 3",
     ),
     ("version a text", lambda m: m.update(format_version="1"), "bad_manifest", "format_version: expected 1"),
-    ("other kind", lambda m: m.update(kind="delta"), "bad_manifest", "kind: expected 'prefix'"),
+    ("other kind", lambda m: m.update(kind="weights"), "bad_manifest", "kind: expected 'prefix'"),
     (
         "kind of another version",
         lambda m: m.update(kind="steering"),

@@ -68,6 +68,17 @@ def test_the_example_of_a_steering_patch_is_one_with_every_key(example: Manifest
     assert json.loads(canonical_json(body.document())) == of_kind
 
 
+def test_the_example_of_a_delta_is_one_with_every_key(example: Manifest) -> None:
+    shown = re.search(r'^    "delta": \{.*?^    \}\n', SPECIFICATION, re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    of_kind = json.loads("{" + shown[0] + "}")
+    document = json.loads(encode_manifest(example)) | of_kind
+    del document["num_virtual_tokens"]
+    document |= {"format_version": 2, "kind": "delta", "origin": {"method": "hdr"}}
+    body = decode_manifest(canonical_json(document)).body
+    assert json.loads(canonical_json(body.document())) == of_kind
+
+
 def test_the_page_explains_every_reason_and_every_method() -> None:
     for word in (*FORMAT_REASONS, *(method for body in KINDS.values() for method in body.methods)):
         assert f"| `{word}` |" in PAGE

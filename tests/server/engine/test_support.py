@@ -188,7 +188,7 @@ def test_a_workers_problem_ends_the_start() -> None:
 
 
 def test_a_kind_that_one_worker_cannot_let_act_is_refused_with_its_reason() -> None:
-    assert refused_kinds([{"steering": None}, {"steering": None}]) == {}
-    assert refused_kinds([{"steering": None}, {"steering": "it is quantised"}]) == {
-        "steering": "it is quantised"
-    }
+    works = {"steering": None, "delta": None}
+    assert refused_kinds([works, works]) == {}
+    assert refused_kinds([works, works | {"steering": "it is quantised"}]) == {"steering": "it is quantised"}
+    assert refused_kinds([{"steering": None}]) == {"delta": "weight patches are not served yet"}

@@ -31,10 +31,10 @@ BASE_MODEL = BaseModel(
     weights_digest="sha256:" + "1" * 64,
 )
 
-#: One layer with one head: the least that has K/V.
+#: Two layers with one head: the least that has K/V, and a layer for a condition to read before the vector's.
 SMALLEST_MODEL = replace(
     BASE_MODEL,
-    num_layers=1,
+    num_layers=2,
     num_kv_heads=1,
     head_size=2,
     hidden_size=4,

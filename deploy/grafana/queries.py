@@ -11,6 +11,7 @@ REQUESTS = "policy_patch_requests_total"
 FIRST_TOKEN = "policy_patch_time_to_first_token_seconds"
 INTER_TOKEN = "policy_patch_inter_token_latency_seconds"
 ARM_REQUESTS = "policy_patch_arm_requests_total"
+ARM_CONDITION = "policy_patch_arm_condition_total"
 ARM_FIRST_TOKEN = "policy_patch_arm_first_token_seconds"
 
 

@@ -8,6 +8,7 @@ from grafana_foundation_sdk.models import dashboard as models
 from deploy.grafana.frame import Panels, Row
 from deploy.grafana.panels import ARM_COLORS, ORANGE, RED, Look, Query, bars, lines, number, rows
 from deploy.grafana.queries import (
+    ARM_CONDITION,
     ARM_FIRST_TOKEN,
     ARM_REQUESTS,
     PATCH,
@@ -29,14 +30,14 @@ _Q = 0.9
 #: What the rules judge: refusals and clients that went away are no fault of a version.
 _JUDGED = 'outcome=~"ok|server_error"'
 _SMALL = Look("", "", width=4, height=4, without_value=_NO_CANARY)
-_WIDE = Look("", "", width=12, height=9, without_value=_NO_CANARY)
+_WIDE = Look("", "", width=8, height=9, without_value=_NO_CANARY)
 
 
 def dashboard_rows() -> list[Row]:
     """Return the rows of the dashboard."""
     return [
         Row("The canary of $patch", _glance()),
-        Row("Its two arms over the last $window", [_errors(), _first_token()]),
+        Row("Its two arms over the last $window", [_errors(), _first_token(), _condition()]),
         Row("What the rules say", _rules()),
         Row("Share and orders", _orders()),
     ]
@@ -84,22 +85,25 @@ def _glance() -> Panels:
     ]
 
 
-def _errors() -> Builder[models.Panel]:
-    def bounds(arm: str) -> list[Query]:
-        """Return the share and Wilson's interval, which holds for few requests too."""
+def _share(metric: str, part: str, *whole: str) -> list[Query]:
+    """Return for each arm the share and Wilson's interval, which holds for few requests too."""
+    queries: list[Query] = []
+    for arm in ARM_COLORS:
         matchers = (PATCH, f'arm="{arm}"')
-        n = increase(ARM_REQUESTS, *matchers, _JUDGED, window=_WINDOW)
-        failed = increase(ARM_REQUESTS, *matchers, 'outcome="server_error"', window=_WINDOW)
-        k = f"(({failed}) or 0 * {n})"
+        n = increase(metric, *matchers, *whole, window=_WINDOW)
+        k = f"(({increase(metric, *matchers, part, window=_WINDOW)}) or 0 * {n})"
         centre = f"({k} + {_Z**2 / 2:.2f})"
         spread = f"{_Z} * sqrt({k} * ({n} - {k}) / {n} + {_Z**2 / 4:.2f})"
-        whole = f"({n} + {_Z**2:.2f})"
-        return [
+        size = f"({n} + {_Z**2:.2f})"
+        queries += [
             Query(f"{k} / {n}", arm),
-            Query(f"clamp_min(({centre} - {spread}) / {whole}, 0)", f"{arm} low"),
-            Query(f"clamp_max(({centre} + {spread}) / {whole}, 1)", f"{arm} high"),
+            Query(f"clamp_min(({centre} - {spread}) / {size}, 0)", f"{arm} low"),
+            Query(f"clamp_max(({centre} + {spread}) / {size}, 1)", f"{arm} high"),
         ]
+    return queries
 
+
+def _errors() -> Builder[models.Panel]:
     return _banded(
         replace(
             _WIDE,
@@ -107,7 +111,20 @@ def _errors() -> Builder[models.Panel]:
             about="Share of the judged requests. Where the bands overlap, the arms may be alike.",
             unit="percentunit",
         ),
-        [query for arm in ARM_COLORS for query in bounds(arm)],
+        _share(ARM_REQUESTS, 'outcome="server_error"', _JUDGED),
+    )
+
+
+def _condition() -> Builder[models.Panel]:
+    return _banded(
+        replace(
+            _WIDE,
+            title="Condition met",
+            about="Share of the requests for which the condition of the vector was met, in shadow mode too.",
+            unit="percentunit",
+            without_value="Neither version has a condition",
+        ),
+        _share(ARM_CONDITION, 'outcome="met"'),
     )
 
 
@@ -141,12 +158,12 @@ def _banded(look: Look, queries: list[Query]) -> Builder[models.Panel]:
 
 
 def _rules() -> Panels:
-    def progress(rule: str) -> str:
-        value = select("policy_patch_canary_rule_value", PATCH, rule)
-        limit = select("policy_patch_canary_rule_limit", PATCH, rule)
-        return f"max by (rule) ({value} / {limit})"
+    def progress(rule: str, part: str = "value", whole: str = "limit") -> str:
+        parts = [select(f"policy_patch_canary_rule_{column}", PATCH, rule) for column in (part, whole)]
+        return f"max by (rule) ({parts[0]} / {parts[1]})"
 
-    limits, progress_made = 'rule=~"max_.+"', 'rule!~"max_.+"'
+    at_most, at_least = 'rule=~"max_.+"', 'rule="min_condition_met"'
+    progress_made = 'rule=~"min_requests|promote_after_s"'
     look = Look("", "", "percentunit", width=8, height=7, without_value=_NO_CANARY)
     values = [
         f"max by (rule) ({select(f'policy_patch_canary_rule_{column}', PATCH)})"
@@ -157,12 +174,13 @@ def _rules() -> Panels:
             replace(
                 look,
                 title="How far rules are from firing",
-                about="Value divided by limit: at 100 % the canary is aborted.",
+                about="Value divided by limit, of the smallest share the other way: at 100 % it is aborted.",
                 maximum=1,
                 thresholds=((0.7, ORANGE), (1, RED)),
                 without_value="No rule is set",
             ),
-            Query(progress(limits), "{{rule}}"),
+            Query(progress(at_most), "{{rule}}"),
+            Query(progress(at_least, "limit", "value"), "{{rule}}"),
         ),
         bars(
             replace(

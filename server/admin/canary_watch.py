@@ -37,8 +37,18 @@ class CanaryOperator(Protocol):
 class ArmReports(Protocol):
     """Receives how each request of a canaried name went."""
 
-    def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
-        """Count one more request. Event loop thread only."""
+    def finished(
+        self, name: str, arm: str, outcome: str, first_token_s: float | None, is_met: bool | None
+    ) -> None:
+        """Count one more request. Event loop thread only.
+
+        Args:
+            name: The name that has a canary.
+            arm: ``canary`` or ``stable``.
+            outcome: One of ``server.metrics.patches.OUTCOMES``.
+            first_token_s: Seconds to the first token.
+            is_met: Whether the condition of the name's version was met; ``None`` where none was decided.
+        """
         ...
 
 
@@ -70,11 +80,19 @@ class CanaryWatch:
         known, since_s, window = self._windows.get(name, (None, now_s, Window()))
         if known != canary:
             return Progress()
-        return Progress.of(window.since(now_s - canary.rules.window_s), now_s - since_s, window.given_ratio)
+        since = [window.since(now_s - canary.rules.window_s, arm) for arm in ("canary", "stable")]
+        return Progress.of(since[0], now_s - since_s, window.given_ratio, since[1])
 
-    def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
+    def finished(
+        self,
+        name: str,
+        arm: str,
+        outcome: str,
+        first_token_s: float | None = None,
+        is_met: bool | None = None,
+    ) -> None:
         """Count a request of an arm; one that its client broke off or got wrong is not judged."""
-        self._metrics.finished(name, arm, outcome, first_token_s)
+        self._metrics.finished(name, arm, outcome, first_token_s, is_met)
         canary = self._record(name).canary
         if canary is None:
             return
@@ -84,9 +102,11 @@ class CanaryWatch:
             since_s, window = now_s, Window()
         self._windows[name] = canary, since_s, window
         window.count(arm)
-        if arm != "canary" or outcome not in ("ok", "server_error"):
+        if outcome not in ("ok", "server_error"):
             return
-        window.add(Sample(now_s, outcome == "server_error", first_token_s))
+        window.add(Sample(now_s, outcome == "server_error", first_token_s, is_met), arm)
+        if arm != "canary":
+            return
         judged = judge(canary.rules, self.progress(name, canary))
         if judged is not None and name not in self._ending:
             task = asyncio.get_running_loop().create_task(self._end(name, canary, *judged))

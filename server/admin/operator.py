@@ -126,7 +126,8 @@ class Operator:
 
         Raises:
             PatchNotFound: It is not on the workers.
-            OrderRefused: It is active, nothing is, or another canary runs.
+            OrderRefused: It is active, nothing is, another canary runs, or a rule looks at a condition that
+                a version does not have.
             StateNotSaved: Nothing was changed.
         """
 
@@ -137,6 +138,7 @@ class Operator:
                 raise OrderRefused(f"'{name}' has no other active version that a canary could stand beside")
             if record.canary is not None and record.canary.target != target:
                 raise OrderRefused(f"the canary {record.canary.target.version} runs; end it first")
+            self._require_conditions(name, rules, target, record.active)
             was_pinned = record.canary.was_pinned if record.canary is not None else record.is_pinned
             cause = self._cause("canary", by)
             canary = Canary(target, share, key, rules, by, cause.at_s, was_pinned)
@@ -228,6 +230,19 @@ class Operator:
         if record == NameRecord():
             raise _unknown(name)
         return record
+
+    def _require_conditions(self, name: str, rules: CanaryRules, target: Target, active: Target) -> None:
+        """Raise where rules look at a condition that the canary, or the version beside it, does not have."""
+        served = {patch.digest: patch for patch in self._catalog.view.names[name].versions}
+        for rule in rules.about_condition:
+            for compared in (target, active) if rule == "max_condition_change" else (target,):
+                patch = served.get(compared.digest)
+                if patch is not None and not patch.has_condition:
+                    raise OrderRefused(
+                        f"{rule}: expected a version with a condition, got {patch.reference}, which has "
+                        "none; leave the rule out",
+                        param=rule,
+                    )
 
     def _cause(self, action: str, by: str) -> Cause:
         return Cause(action, by, self._clock())

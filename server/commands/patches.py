@@ -110,6 +110,12 @@ def _add_canary_arguments(canary: argparse.ArgumentParser) -> None:
         metavar="S",
         help="abort where the 90th percentile of the time to the first token is above S seconds",
     )
+    for rule, where in {
+        "min-condition-met": "is met by a smaller share of requests, 0 to 1",
+        "max-condition-met": "is met by a larger share of requests, 0 to 1",
+        "max-condition-change": "is met by a share that is further than R from the stable version's",
+    }.items():
+        rules.add_argument(f"--{rule}", type=finite, metavar="R", help=f"abort where the condition {where}")
     rules.add_argument(
         "--promote-after", type=finite, metavar="S", help="promote after keeping the rules for S seconds"
     )
@@ -244,6 +250,9 @@ def _canary(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[st
             "key": args.key,
             "max_error_rate": args.max_error_rate,
             "max_first_token_s": args.max_first_token,
+            "min_condition_met": args.min_condition_met,
+            "max_condition_met": args.max_condition_met,
+            "max_condition_change": args.max_condition_change,
             "promote_after_s": args.promote_after,
             "min_requests": args.min_requests,
             "window_s": args.window,

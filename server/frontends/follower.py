@@ -183,11 +183,13 @@ class Follower:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
+    def finished(
+        self, name: str, arm: str, outcome: str, first_token_s: float | None, is_met: bool | None
+    ) -> None:
         """Report to the leader how a request of a canaried name went; see ``ArmReports``."""
         if self._channel is not None:
-            body = {"name": name, "arm": arm, "outcome": outcome, "first_token_s": first_token_s}
-            self._channel.tell("finished", body)
+            times = {"first_token_s": first_token_s, "is_met": is_met}
+            self._channel.tell("finished", {"name": name, "arm": arm, "outcome": outcome, **times})
 
     async def _follow_forever(self) -> None:
         while True:

@@ -7,6 +7,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from server.metrics.latency import FIRST_TOKEN_BOUNDS_S
+from server.metrics.steering import OUTCOMES
 from server.versions.activation import Canary
 from server.versions.canary import Progress
 
@@ -28,15 +29,25 @@ class CanaryMetrics:
             buckets=FIRST_TOKEN_BOUNDS_S,
             registry=registry,
         )
+        self._conditions = Counter(
+            "policy_patch_arm_condition",
+            "Requests of names that have a canary and a condition, by arm and by whether it was met.",
+            ("patch", "arm", "outcome"),
+            registry=registry,
+        )
         self._progress: Callable[[str, Canary], Progress] = lambda name, canary: Progress()
 
     def bind(self, progress: Callable[[str, Canary], Progress]) -> None:
         """Ask ``progress`` from now on how a canary of a name goes."""
         self._progress = progress
 
-    def finished(self, name: str, arm: str, outcome: str, first_token_s: float | None) -> None:
+    def finished(
+        self, name: str, arm: str, outcome: str, first_token_s: float | None, is_met: bool | None = None
+    ) -> None:
         """Count one request."""
         self._requests.labels(name, arm, outcome).inc()
+        if is_met is not None:
+            self._conditions.labels(name, arm, OUTCOMES[is_met]).inc()
         if first_token_s is not None:
             self._first_token.labels(name, arm).observe(first_token_s)
 
@@ -59,7 +70,7 @@ class CanaryMetrics:
         )
         values = GaugeMetricFamily(
             "policy_patch_canary_rule_value",
-            "What a rule of a running canary looks at now, in the unit of the rule.",
+            "What a rule of a running canary looks at now, in its unit; absent where there is nothing yet.",
             labels=("patch", "rule"),
         )
         for name, canary in canaries:
@@ -68,5 +79,6 @@ class CanaryMetrics:
             given.add_metric((name, canary.target.version), progress.given_ratio)
             for rule, limit in canary.rules.limits():
                 limits.add_metric((name, rule), limit)
-                values.add_metric((name, rule), progress.value_of(rule))
+                if (value := progress.value_of(rule)) is not None:
+                    values.add_metric((name, rule), value)
         yield from (wanted, given, limits, values)

@@ -145,7 +145,7 @@ class Decider:
         wish = scope.header if scope.header is not None else scope.alias
         refs = wish if isinstance(wish, tuple) else ()
         if not any(ref.name == name and (ref.version or ref.digest) for ref in refs):
-            self.canaries.finished(name, arm, outcome, scope.first_token_s)
+            self.canaries.finished(name, arm, outcome, scope.first_token_s, scope.is_met(name))
 
     def close(self, scope: RequestScope) -> None:
         """End the HTTP exchange of ``scope``; generations in the background may still run."""

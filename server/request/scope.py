@@ -157,6 +157,15 @@ class RequestScope:
         words = {OUTCOMES[is_met] for is_met, _ in self.conditions}
         return None if not words else words.pop() if len(words) == 1 else "mixed"
 
+    def is_met(self, name: str) -> bool | None:
+        """Return whether the condition of the patch ``name`` was met for any of the answers.
+
+        ``None`` where none was decided, or it is that of another patch in the request.
+        """
+        patch = self.selection.patch if self.selection is not None else None
+        is_own = patch is not None and patch.vector is not None and patch.vector.name == name
+        return any(is_met for is_met, _ in self.conditions) if is_own and self.conditions else None
+
     @property
     def decided(self) -> dict[str, str | float]:
         """What logs say of the condition: ``condition``, and the least ``margin`` of its answers."""

@@ -1,5 +1,6 @@
 """``/v1/patches/{name}/…`` that change the catalog. Each needs an admin key, and each is in the audit log."""
 
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -72,6 +73,15 @@ class CanaryOrder(_Body):
     max_first_token_s: float | None = Field(
         None, gt=0, description="abort above this 90th percentile, in seconds"
     )
+    min_condition_met: float | None = Field(
+        None, gt=0, le=1, description="abort where the condition is met by a smaller share of requests"
+    )
+    max_condition_met: float | None = Field(
+        None, ge=0, lt=1, description="abort where the condition is met by a larger share of requests"
+    )
+    max_condition_change: float | None = Field(
+        None, gt=0, lt=1, description="abort where that share is further from the stable version's"
+    )
     promote_after_s: float | None = Field(
         None, gt=0, description="promote after keeping the rules for so many seconds"
     )
@@ -98,13 +108,7 @@ class CanaryOrder(_Body):
 
     def rules(self) -> CanaryRules:
         """Return the rules that end it."""
-        return CanaryRules(
-            self.max_error_rate,
-            self.max_first_token_s,
-            self.promote_after_s,
-            self.min_requests,
-            self.window_s,
-        )
+        return CanaryRules(**{rule.name: getattr(self, rule.name) for rule in fields(CanaryRules)})
 
 
 class PatchTarget(BaseModel):
@@ -134,6 +138,9 @@ class PatchCanary(BaseModel):
     key: str
     max_error_rate: float | None
     max_first_token_s: float | None
+    min_condition_met: float | None
+    max_condition_met: float | None
+    max_condition_change: float | None
     promote_after_s: float | None
     min_requests: int
     window_s: float
@@ -255,11 +262,7 @@ def _canary(canary: Canary | None) -> PatchCanary | None:
         digest=canary.target.digest,
         share=canary.share,
         key=canary.key,
-        max_error_rate=canary.rules.max_error_rate,
-        max_first_token_s=canary.rules.max_first_token_s,
-        promote_after_s=canary.rules.promote_after_s,
-        min_requests=canary.rules.min_requests,
-        window_s=canary.rules.window_s,
+        **asdict(canary.rules),
         by=canary.by,
         since=datetime.fromtimestamp(canary.at_s, UTC),
     )

@@ -41,6 +41,10 @@ class Target:
     digest: str
 
 
+#: Fields of ``CanaryRules`` for which a version needs a condition.
+CONDITION_RULES = ("min_condition_met", "max_condition_met", "max_condition_change")
+
+
 @dataclass(frozen=True, slots=True)
 class CanaryRules:
     """What ends a canary by itself; ``None`` switches a rule off."""
@@ -49,6 +53,12 @@ class CanaryRules:
     max_error_rate: float | None = None
     #: What the 90th percentile of the time to the first token may be.
     max_first_token_s: float | None = None
+    #: Share of the requests whose condition is decided that it has to be met for, 0 to 1.
+    min_condition_met: float | None = None
+    #: And for which it may be.
+    max_condition_met: float | None = None
+    #: By how much that share may differ from the stable version's, either way.
+    max_condition_change: float | None = None
     #: How long it has to keep the rules to be promoted.
     promote_after_s: float | None = None
     #: Fewer are never judged.
@@ -59,10 +69,15 @@ class CanaryRules:
     def limits(self) -> Iterator[tuple[str, float]]:
         """Yield the rules that are switched on, by the name of their field, with their limits."""
         yield "min_requests", self.min_requests
-        for rule in ("max_error_rate", "max_first_token_s", "promote_after_s"):
+        for rule in ("max_error_rate", "max_first_token_s", *CONDITION_RULES, "promote_after_s"):
             limit = getattr(self, rule)
             if limit is not None:
                 yield rule, limit
+
+    @property
+    def about_condition(self) -> tuple[str, ...]:
+        """The rules about how often the condition is met that are switched on."""
+        return tuple(rule for rule in CONDITION_RULES if getattr(self, rule) is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,28 @@ class Sample:
     at_s: float
     is_error: bool
     #: ``None`` where no token came.
-    first_token_s: float | None
+    first_token_s: float | None = None
+    #: Whether the condition was met; ``None`` where it was not decided.
+    is_met: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """For how many of the requests of an arm the condition was met."""
+
+    num_met: int = 0
+    num_decided: int = 0
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> "Share":
+        """Count the requests whose condition was decided."""
+        decided = [sample.is_met for sample in samples if sample.is_met is not None]
+        return cls(sum(decided), len(decided))
+
+    @property
+    def ratio(self) -> float:
+        """The share; 0 before the first."""
+        return self.num_met / self.num_decided if self.num_decided else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +62,52 @@ class Progress:
     first_token_s: float | None = None
     #: How long it has been watched.
     age_s: float = 0.0
+    condition: Share = Share()
+    stable_condition: Share = Share()
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], age_s: float, given_ratio: float = 0.0) -> "Progress":
-        """Sum up the samples that are judged."""
+    def of(
+        cls,
+        samples: Sequence[Sample],
+        age_s: float,
+        given_ratio: float = 0.0,
+        stable: Sequence[Sample] = (),
+    ) -> "Progress":
+        """Sum up the samples of the canary, which are judged, beside those of the stable version."""
         num_errors = sum(sample.is_error for sample in samples)
         slow_s = percentile_90([s.first_token_s for s in samples if s.first_token_s is not None])
-        return cls(given_ratio, len(samples), num_errors / len(samples) if samples else 0.0, slow_s, age_s)
+        error_rate = num_errors / len(samples) if samples else 0.0
+        conditions = Share.of(samples), Share.of(stable)
+        return cls(given_ratio, len(samples), error_rate, slow_s, age_s, *conditions)
 
-    def value_of(self, rule: str) -> float:
-        """Return what one of ``CanaryRules.limits`` looks at; 0 where there is nothing to see yet."""
+    @property
+    def condition_change(self) -> float | None:
+        """How far apart the arms meet their conditions; ``None`` before both have decided."""
+        is_known = self.condition.num_decided and self.stable_condition.num_decided
+        return abs(self.condition.ratio - self.stable_condition.ratio) if is_known else None
+
+    def value_of(self, rule: str) -> float | None:
+        """Return what one of ``CanaryRules.limits`` looks at; ``None`` where there is nothing to see yet."""
+        is_met = self.condition.ratio if self.condition.num_decided else None
         values = {
             "min_requests": self.num_requests,
             "max_error_rate": self.error_rate,
             "max_first_token_s": self.first_token_s,
+            "min_condition_met": is_met,
+            "max_condition_met": is_met,
+            "max_condition_change": self.condition_change,
             "promote_after_s": self.age_s,
         }
-        return values[rule] or 0.0
+        return values[rule]
 
 
 class Window:
-    """The latest samples of one canary."""
+    """The latest samples of one canary, and of the version beside it."""
 
     def __init__(self) -> None:
-        self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
+        self._samples: dict[str, deque[Sample]] = {
+            arm: deque(maxlen=MAX_SAMPLES) for arm in ("canary", "stable")
+        }
         #: Arm -> its requests since the canary began.
         self.num_by_arm: dict[str, int] = {}
 
@@ -78,15 +121,16 @@ class Window:
         total = sum(self.num_by_arm.values())
         return self.num_by_arm.get("canary", 0) / total if total else 0.0
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: Sample, arm: str = "canary") -> None:
         """Add one more."""
-        self._samples.append(sample)
+        self._samples[arm].append(sample)
 
-    def since(self, at_s: float) -> list[Sample]:
-        """Return the samples that are not older, and forget the others."""
-        while self._samples and self._samples[0].at_s < at_s:
-            self._samples.popleft()
-        return list(self._samples)
+    def since(self, at_s: float, arm: str = "canary") -> list[Sample]:
+        """Return the samples of an arm that are not older, and forget the others."""
+        samples = self._samples[arm]
+        while samples and samples[0].at_s < at_s:
+            samples.popleft()
+        return list(samples)
 
 
 def is_chosen(canary: Canary, name: str, value: str) -> bool:
@@ -109,8 +153,38 @@ def judge(rules: CanaryRules, progress: Progress) -> tuple[Verdict, str] | None:
         return "abort", f"{error_rate:.1%} of {num} requests failed, over {rules.max_error_rate:.1%}"
     if rules.max_first_token_s is not None and slow_s is not None and slow_s > rules.max_first_token_s:
         return "abort", f"the 90th percentile to the first token is {slow_s:.3f} s of {num} requests"
-    if rules.promote_after_s is not None and progress.age_s >= rules.promote_after_s:
+    if (reason := _condition_problem(rules, progress)) is not None:
+        return "abort", reason
+    is_over = rules.promote_after_s is not None and progress.age_s >= rules.promote_after_s
+    if is_over and all(_is_judged(rule, rules, progress) for rule in rules.about_condition):
         return "promote", f"{num} requests kept the rules for {progress.age_s:.0f} s"
+    return None
+
+
+def _is_judged(rule: str, rules: CanaryRules, progress: Progress) -> bool:
+    """Return whether enough conditions were decided for a rule about them."""
+    shares = [progress.condition]
+    if rule == "max_condition_change":
+        shares.append(progress.stable_condition)
+    return all(share.num_decided >= rules.min_requests for share in shares)
+
+
+def _condition_problem(rules: CanaryRules, progress: Progress) -> str | None:
+    """Return the rule about the condition that is broken, as a sentence."""
+    share, stable = progress.condition, progress.stable_condition
+    seen = f"the condition was met by {share.ratio:.1%} of {share.num_decided} requests"
+    for rule in rules.about_condition:
+        if not _is_judged(rule, rules, progress):
+            continue
+        limit, value = getattr(rules, rule), progress.value_of(rule)
+        assert value is not None, "enough were decided"
+        if rule == "min_condition_met" and value < limit:
+            return f"{seen}, under {limit:.1%}"
+        if rule == "max_condition_met" and value > limit:
+            return f"{seen}, over {limit:.1%}"
+        if rule == "max_condition_change" and value > limit:
+            beside = f"that of the stable version by {stable.ratio:.1%} of {stable.num_decided}"
+            return f"{seen}, {beside}: more than {limit:.1%} apart"
     return None
 
 

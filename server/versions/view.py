@@ -57,6 +57,11 @@ class ServedPatch:
         return None if self.num_tokens else self
 
     @property
+    def has_condition(self) -> bool:
+        """Whether something about the prompt decides if it acts."""
+        return getattr(self.manifest.body, "condition", None) is not None
+
+    @property
     def form(self) -> str | None:
         """How the parts of a composition relate: ``prepared`` where each was computed behind those before it.
 

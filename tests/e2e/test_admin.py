@@ -1,6 +1,7 @@
 """Operators and signatures on a real server: orders decide what answers; what nobody signed never does."""
 
 import base64
+import itertools
 import json
 import stat
 import time
@@ -12,8 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
-from patches.format import Patch, encode_patch
+from patches.format import Patch, encode_patch, make_patch
+from patches.kinds.condition import Condition, Probe
+from patches.kinds.steering import Steering, SteeringBody
+from patches.label import Label
 from patches.signing.keys import generate_keys, load_private_key
 from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import make_statement
@@ -219,3 +224,50 @@ def test_the_client_loads_tries_promotes_and_rolls_back(
 def test_an_order_that_makes_no_sense_gets_our_error_object(server: AdminServer) -> None:
     answer = server.call("POST", "tone/activate", json={"version": 1})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_admin_call")
+
+
+def vector_met_above(threshold: float, version: str, model: Any) -> Patch:
+    """A vector whose condition compares nothing but ``threshold`` with a score of about zero."""
+    body = SteeringBody(
+        Steering("residual", "relative", 0.3, tokens="answer"),
+        Condition((Probe((0,), "mean", 0.0, threshold),)),
+    )
+    vector = torch.zeros(model.num_layers, model.hidden_size)
+    vector[1:, 0] = 1
+    manifest = Label("guard", version).manifest(model, body, {"method": "icv"})
+    return make_patch(manifest, {"vector": vector, "probes": torch.full((1, model.hidden_size), 1e-6)})
+
+
+def test_a_canary_whose_condition_is_met_much_more_often_is_aborted(
+    server: AdminServer, tiny_patches: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_patches.model.base_model
+    old, new = vector_met_above(1e4, "1.0.0", model), vector_met_above(-1e4, "1.1.0", model)
+    server.install(old)
+    path = tmp_path / "guard-1.1.0.safetensors"
+    path.write_bytes(encode_patch(new.manifest, new.tensors))
+    signature_path(path).write_bytes(server.signature(new))
+    assert server.patches("load", str(path), "--hold") == 0
+    order = ("canary", "guard", "1.1.0", "--share", "0.5", "--key", "header:X-User-Id", "--min-requests", "4")
+    assert server.patches(*order, "--max-condition-change", "0.5") == 0
+    arms = set()
+    deadline = time.monotonic() + 120
+    for user in itertools.count():
+        assert time.monotonic() < deadline, "the rule never fired"
+        arms.add(server.arm("guard", str(user))[0])
+        if server.call("GET", "guard/history").json()["canary"] is None:
+            break
+    assert arms == {"guard@1.0.0", "guard@1.1.0"}
+    capsys.readouterr()
+    assert server.patches("show", "guard", "--json") == 0
+    latest = json.loads(capsys.readouterr().out)["history"][0]
+    assert (latest["action"], latest["by"], latest["active"]["version"]) == ("abort", "rules", "1.0.0")
+    assert latest["reason"].startswith("the condition was met by 100.0% of ")
+    assert latest["reason"].endswith("more than 50.0% apart")
+    counted = {
+        arm: server.running.metric(
+            "policy_patch_arm_condition_total", patch="guard", arm=arm, outcome=outcome
+        )
+        for arm, outcome in (("canary", "met"), ("stable", "not_met"))
+    }
+    assert min(counted.values()) >= 4

@@ -15,7 +15,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from patches.base_model import BaseModel
 from patches.format import encode_patch
+from patches.kinds.condition import Condition, Probe
 from patches.kinds.prefix import PrefixBody
+from patches.kinds.steering import Steering, SteeringBody
 from patches.manifest import Manifest
 from server.catalog.catalog import Catalog
 from server.catalog.refusals import ServedModel
@@ -52,6 +54,16 @@ def patch_bytes(
     shape = (base_model.num_layers, 2, num_tokens, base_model.num_kv_heads, base_model.head_size)
     kv = torch.full(shape, fill, dtype=dtype) if has_kv else None
     return encode_patch(manifest, {"embeddings": embeddings, "kv": kv})
+
+
+def conditional_bytes(name: str, version: str, *, fill: float = 0.25) -> bytes:
+    """Make the bytes of a vector with a condition."""
+    condition = Condition((Probe((0,), "mean", 0.0, 0.0),))
+    body = SteeringBody(Steering("residual", "relative", 0.1, tokens="answer"), condition)
+    manifest = Manifest(name, version, SMALLEST_MODEL, body, {"method": "icv"})
+    vector = torch.zeros(SMALLEST_MODEL.num_layers, SMALLEST_MODEL.hidden_size)
+    vector[1] = fill
+    return encode_patch(manifest, {"vector": vector, "probes": torch.ones(1, SMALLEST_MODEL.hidden_size)})
 
 
 def put(folder: Path, name: str = "pirate", version: str = "1.0.0", **parts: Any) -> Path:

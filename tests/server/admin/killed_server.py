@@ -37,7 +37,7 @@ from tests.tiny_model import SMALLEST_MODEL
 def put(folder: Path, version: str, fill: float) -> None:
     manifest = Manifest("pirate", version, SMALLEST_MODEL, PrefixBody(2), {"method": "text"})
     data = encode_patch(
-        manifest, {"embeddings": torch.full((2, 4), fill), "kv": torch.full((1, 2, 2, 1, 2), fill)}
+        manifest, {"embeddings": torch.full((2, 4), fill), "kv": torch.full((2, 2, 2, 1, 2), fill)}
     )
     (folder / f"pirate-{version}.safetensors").write_bytes(data)
 

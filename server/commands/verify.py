@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from patches.base_model import DTYPES, BaseModel
 from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import fingerprint_model, holds_exactly, require_patch_fits
+from patches.model_files import model_folder
 from patches.signing.keys import TrustedKeys
 from patches.signing.revocations import read_revocations, revoked_part
 from server.commands.errors import CommandError
@@ -58,6 +59,8 @@ class _Demands:
     """What each file is held against."""
 
     base_model: BaseModel | None
+    #: Of the model that ``base_model`` is the fingerprint of.
+    folder: Path | None
     is_dtype_given: bool
     keys: TrustedKeys | None
     revoked: frozenset[str]
@@ -67,13 +70,14 @@ def run(args: argparse.Namespace) -> int:
     """Check every file; the answer is no where one fails."""
     if args.dtype is not None and args.model is None:
         raise CommandError("--dtype goes with --model")
-    base_model = None
+    base_model = folder = None
     keys = trusted_keys(args)
     with patch_errors():
         revoked = read_revocations(args.revoked) if args.revoked is not None else frozenset()
         if args.model is not None:
-            base_model = fingerprint_model(args.model, args.dtype or DTYPES[0], revision=args.revision)
-    demands = _Demands(base_model, args.dtype is not None, keys, revoked)
+            folder = model_folder(args.model, args.revision)
+            base_model = fingerprint_model(folder, args.dtype or DTYPES[0])
+    demands = _Demands(base_model, folder, args.dtype is not None, keys, revoked)
     results = [_verify(path, demands) for path in args.patches]
     return 0 if all(results) else 1
 
@@ -91,6 +95,7 @@ def _verify(path: Path, demands: _Demands) -> bool:
     texts = [f"{problem.reason}: {problem}" for problem in problems]
     if patch is not None and demands.base_model is not None:
         texts += _differences(patch, demands.base_model, demands.is_dtype_given)
+        texts += _misfits(patch, demands.folder)
     if patch is not None and (part := revoked_part(demands.revoked, patch.digest, patch.manifest)):
         texts.append(f"revoked: {part} is on the list")
     signature = report_signature(path, patch, demands.keys) if patch is not None else None
@@ -122,6 +127,18 @@ def _differences(patch: "Patch", base_model: BaseModel, is_dtype_given: bool) ->
     except BaseModelMismatch as error:
         return [f"base_model_mismatch: {text}" for text in error.differences]
     return []
+
+
+def _misfits(patch: "Patch", folder: Path | None) -> list[str]:
+    from patches.checkpoint import read_checkpoint
+    from patches.deltas.fit import misfits
+    from patches.kinds.delta import DeltaBody
+
+    body = patch.manifest.body
+    if folder is None or not isinstance(body, DeltaBody):
+        return []
+    with patch_errors():
+        return [f"base_model_mismatch: {text}" for text in misfits(body, read_checkpoint(folder))]
 
 
 def _report(path: Path, problems: list[str]) -> bool:

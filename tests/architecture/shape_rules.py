@@ -198,7 +198,6 @@ READ_THEIR_OWN_FILES = {
     Path("server/demo/wheel.py"),
     Path("patches/recipes/run.py"),
     Path("patches/tokenizer_digest.py"),
-    Path("patches/weights_digest.py"),
 }
 
 

@@ -39,7 +39,10 @@ SWEEPS = {
     "memory": "--in-flight 1,64 --rounds 1 --gpu-memory-utilization 0.4",
 }
 STAGES = ("host-path", "kernels", "inject", "steer-layer", "fidelity", "overhead", "peers", *SWEEPS)
-SCENARIOS = ("default", "plain", "full-decode", "hybrid", "uncached", "fp8", "fp32", "triton", "eager")
+SCENARIOS = (
+    *("default", "plain", "full-decode", "steering", "steering-graphs"),
+    *("hybrid", "uncached", "fp8", "fp32", "triton", "eager"),
+)
 #: Cache layouts that the scenario "full-decode" is repeated with.
 LAYOUTS = ("LBHNC", "BLNHC")
 DTYPES = ("bfloat16", "float32")

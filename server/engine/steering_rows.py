@@ -94,7 +94,11 @@ class SteeringRank:
             req_ids: In the order in which they stand in the batch.
             num_scheduled: Tokens of each of them.
         """
-        plan = cast(StepPlan, scheduler_output.kv_connector_metadata)
+        plan = cast(StepPlan | None, scheduler_output.kv_connector_metadata)
+        if plan is None:
+            # The runner warms up with requests of its own, which the scheduler has not seen.
+            self.end_steps()
+            return
         self.failed -= scheduler_output.finished_req_ids
         self._acts = {req_id: acts for req_id, acts in self._acts.items() if req_id in plan.steered}
         if not plan.steered:

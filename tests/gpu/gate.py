@@ -27,6 +27,9 @@ class Gate:
     def lease(self, patch: Any) -> Any:
         return self
 
+    def decided(self, *, is_met: bool, margin: float) -> None:
+        return None
+
     def reject(self, error: Exception) -> Exception:
         return error
 

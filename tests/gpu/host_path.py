@@ -22,10 +22,11 @@ from typing import Any
 
 from gate import Gate
 from prometheus_client import REGISTRY, CollectorRegistry
-from scenarios import BLOCK_SIZE, SCENARIOS, engine_args, write_model
+from scenarios import BLOCK_SIZE, NUM_SLOTS, SCENARIOS, STEERED, engine_args, write_model
+from steering_checks import check_steering
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
-from watched_worker import sha256_of
+from watched_worker import NO_KERNELS, sha256_of
 
 from bench.servers.random_patch import random_patch
 from patches.fingerprint import fingerprint_model
@@ -79,7 +80,7 @@ class Rehearsal:
         self.base_model = fingerprint_model(model, dtype, may_lack_weights=True)
         self.residency = RpcWorkers(engine)
         self.num_written = 0
-        self._num_requests = 0
+        self.num_requests = 0
 
     async def rpc(self, method: str, *args: Any) -> Any:
         return (await self.engine.collective_rpc(method, args=args))[0]
@@ -95,9 +96,9 @@ class Rehearsal:
 
     async def ask(self, patch: Any, num_prompt_tokens: int = 5, *, max_tokens: int = 4, n: int = 1) -> Any:
         """Answer a prompt that nobody else has; return each choice's token ids and finish reason."""
-        self._num_requests += 1
+        self.num_requests += 1
         self.gate.patch = patch
-        seed = 1000 + 211 * self._num_requests
+        seed = 1000 + 211 * self.num_requests
         prompt = {
             "type": "token",
             "prompt_token_ids": [(seed + 7 * i) % 40000 for i in range(num_prompt_tokens)],
@@ -111,7 +112,7 @@ class Rehearsal:
             output_kind=RequestOutputKind.DELTA,
         )
         choices: dict[int, tuple[list[int], Any]] = {i: ([], None) for i in range(n)}
-        async for output in self.engine.generate(prompt, params, f"r{self._num_requests}"):
+        async for output in self.engine.generate(prompt, params, f"r{self.num_requests}"):
             for completion in output.outputs:
                 ids, reason = choices[completion.index]
                 choices[completion.index] = (
@@ -283,10 +284,13 @@ STATISTICS = (
 )
 
 
-async def rehearse(model: Path, checks: Checks, arguments: dict[str, Any], *, has_kernels: bool) -> None:
-    """Run all checks on one engine."""
+async def rehearse(
+    model: Path, checks: Checks, arguments: dict[str, Any], *, has_kernels: bool, is_steered: bool
+) -> None:
+    """Run all checks on one engine; of vectors alone where they are on, since the others have been run."""
     metrics = CollectorRegistry()
-    config = engine_args(model, arguments, is_patched=True).create_engine_config()
+    num_slots = NUM_SLOTS if is_steered else 0
+    config = engine_args(model, arguments, is_patched=True, num_slots=num_slots).create_engine_config()
     engine = WatchedClient.from_vllm_config(
         config, stat_loggers=[injection_logger_factory(PatchMetrics(metrics))]
     )
@@ -303,6 +307,9 @@ async def rehearse(model: Path, checks: Checks, arguments: dict[str, Any], *, ha
         if has_kernels:
             checks.equal("prefixes are written by one launch", facts["writer"], "triton")
         await rehearsal.rpc("watch_begin", has_kernels)
+        if is_steered:
+            await check_steering(rehearsal, metrics, has_kernels=has_kernels)
+            return
         await check_sharing(rehearsal, is_caching=bool(config.cache_config.enable_prefix_caching))
         await check_many(rehearsal)
         if len(facts["groups"]) == 1:
@@ -341,10 +348,15 @@ def main() -> int:
     checks = Checks(args.scenario)
     # As `vllm serve` and ours do.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if not args.has_kernels:
+        os.environ[NO_KERNELS] = "1"
     with tempfile.TemporaryDirectory() as folder:
         write_model(args.kit_model, Path(folder), model_config)
         if is_patched:
-            asyncio.run(rehearse(Path(folder), checks, arguments, has_kernels=args.has_kernels))
+            is_steered = args.scenario in STEERED
+            asyncio.run(
+                rehearse(Path(folder), checks, arguments, has_kernels=args.has_kernels, is_steered=is_steered)
+            )
         else:
             asyncio.run(rehearse_plain(Path(folder), checks, arguments))
     return int(checks.num_failed > 0)

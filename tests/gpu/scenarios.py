@@ -9,6 +9,8 @@ from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from server.engine.configuration import _CONNECTOR
+from server.engine.steering_hooks import COMPILE_KEY
+from server.engine.steering_plan import SLOTS_KEY
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 48
@@ -40,6 +42,8 @@ HYBRID = SIZES | {
 }
 QUICK: dict[str, Any] = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 #: name -> (model, patched, engine arguments). The first two differ in nothing but the connector.
+#: Of scenarios that steer: fewer than vectors are asked for at a time.
+NUM_SLOTS = 4
 SCENARIOS: dict[str, tuple[dict[str, Any], bool, dict[str, Any]]] = {
     "default": (LLAMA, True, {}),
     "plain": (LLAMA, False, {}),
@@ -51,7 +55,11 @@ SCENARIOS: dict[str, tuple[dict[str, Any], bool, dict[str, Any]]] = {
     "uncached": (LLAMA, True, QUICK | {"enable_prefix_caching": False}),
     # Three groups take their blocks from one pool.
     "hybrid": (HYBRID, True, QUICK | {"num_gpu_blocks_override": 64}),
+    # As `policypatch serve` starts it, and with graphs alone.
+    "steering": (LLAMA, True, {"additional_config": COMPILE_KEY}),
+    "steering-graphs": (LLAMA, True, QUICK | {"additional_config": COMPILE_KEY}),
 }
+STEERED = tuple(name for name in SCENARIOS if name.startswith("steering"))
 
 
 def write_model(kit_model: Path, folder: Path, config: dict[str, Any]) -> None:
@@ -61,7 +69,9 @@ def write_model(kit_model: Path, folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def engine_args(model: Path, arguments: dict[str, Any], *, is_patched: bool) -> AsyncEngineArgs:
+def engine_args(
+    model: Path, arguments: dict[str, Any], *, is_patched: bool, num_slots: int = 0
+) -> AsyncEngineArgs:
     """Configure as the launcher does, with a cache of a few blocks and a small token budget."""
     settings = {
         "model": str(model),
@@ -76,6 +86,9 @@ def engine_args(model: Path, arguments: dict[str, Any], *, is_patched: bool) -> 
     }
     args = AsyncEngineArgs(**(settings | arguments))
     if is_patched:
-        args.kv_transfer_config = KVTransferConfig(**_CONNECTOR)
-    args.worker_extension_cls = "watched_worker.WatchedWorkerExtension"
+        extra = {SLOTS_KEY: num_slots}
+        args.kv_transfer_config = KVTransferConfig(**_CONNECTOR, kv_connector_extra_config=extra)
+        args.worker_cls = "watched_worker.WatchedWorker"
+    else:
+        args.worker_extension_cls = "watched_worker.RunnerFacts"
     return args

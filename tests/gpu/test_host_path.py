@@ -67,3 +67,14 @@ def test_the_connector_changes_no_cuda_graph() -> None:
     assert [check for check in ours if not check["ok"]] == []
     keys = ("cudagraph_mode", "full_graphs", "capture_sizes", "max_concurrent_batches", "hybrid_manager")
     assert {key: ours[0][key] for key in keys} == {key: plain[0][key] for key in keys}
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param("steering", marks=pytest.mark.feature("CUDA: steering, compiled, with all graphs")),
+        pytest.param("steering-graphs", marks=pytest.mark.feature("CUDA: steering, full graphs alone")),
+    ],
+)
+def test_vectors_act_on_the_tokens_of_their_requests(scenario: str) -> None:
+    assert [check for check in run_scenario(scenario, {}) if not check["ok"]] == []

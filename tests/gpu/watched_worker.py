@@ -1,17 +1,28 @@
-"""A worker extension that also writes down what the connector does on the worker.
+"""A worker that also writes down what the connector and vectors do on it.
 
 Nothing of the product is replaced: the worker's writer and the connector's ``start_load_kv`` are wrapped from
 outside. With real kernels each write is read back from the cache and compared.
 """
 
 import hashlib
+import os
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
 from prefix_kernels import joined, moved
-from server.engine.worker_extension import PatchWorkerExtension
+from server.engine import worker
+from server.engine.gpu_worker import PatchedGPUWorker
+from server.engine.steering_selftest import find_problem
+
+#: Environment variable: a stand-in driver is loaded, under which no kernel acts.
+NO_KERNELS = "POLICYPATCH_NO_KERNELS"
+
+
+def _run_and_ignored(*args: Any) -> None:
+    find_problem(*args)
 
 
 def sha256_of(tensor: torch.Tensor) -> str:
@@ -33,6 +44,8 @@ class Watch:
         self.has_kernels = has_kernels
         self.is_loading = False
         self.steps: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.batch: Any = None
 
     def wrap_loads(self, connector: Any) -> None:
         """Note each step that has a plan, with what the model runner was told about admitted requests."""
@@ -77,6 +90,32 @@ class Watch:
 
         worker._writer.write = watched
 
+    def wrap_rows(self, runner: Any, rank: Any) -> None:
+        """Note which row of the table each token of a step has, read back from the device."""
+        read_flags = rank.read_flags
+
+        def watched() -> None:
+            read_flags()
+            batch = self.batch
+            if batch is None:  # A dummy run.
+                return
+            rows = rank._rows.tensor[: int(batch.num_scheduled_tokens.sum())].tolist()
+            self.rows.append(
+                {
+                    "requests": list(zip(batch.req_ids, batch.num_scheduled_tokens.tolist(), strict=True)),
+                    "rows": rows,
+                    "row_of": dict(rank.store._rows),
+                }
+            )
+
+        prepare = runner.prepare_inputs
+
+        def prepared(*args: Any, **kwargs: Any) -> Any:
+            self.batch = prepare(*args, **kwargs)
+            return self.batch
+
+        rank.read_flags, runner.prepare_inputs = watched, prepared
+
     def _note(self, cached: Any, writes: list[Any]) -> dict[str, Any]:
         key, value = joined(writes, cached.row)
         slots = torch.cat([write.slots for write in writes])
@@ -96,20 +135,8 @@ class Watch:
         return noted
 
 
-class WatchedWorkerExtension(PatchWorkerExtension):
-    """Adds three calls to the product's; the rehearsal makes them over ``collective_rpc``."""
-
-    def watch_begin(self, has_kernels: bool) -> None:
-        """Start noting."""
-        self.watch = Watch(has_kernels=has_kernels)
-        connector = get_kv_transfer_group()
-        self.watch.wrap_loads(connector)
-        self.watch.wrap_writes(connector.worker)
-
-    def watch_take(self) -> list[dict[str, Any]]:
-        """Return and forget what was noted."""
-        taken, self.watch.steps = self.watch.steps, []
-        return taken
+class RunnerFacts:
+    """A worker extension that describes the model runner; without our connector it adds nothing else."""
 
     def watch_facts(self) -> dict[str, Any]:
         """Describe the model runner that this worker ended up with."""
@@ -141,3 +168,33 @@ class WatchedWorkerExtension(PatchWorkerExtension):
             else None,
             "connector": type(get_kv_transfer_group()).__name__ if has_kv_transfer_group() else None,
         }
+
+
+class WatchedWorker(RunnerFacts, PatchedGPUWorker):
+    """The worker that the launcher starts on GPUs, with calls of a rehearsal by ``collective_rpc``."""
+
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Compile and capture; where no kernel acts, steering stays on after a self-test that can't pass."""
+        if os.environ.get(NO_KERNELS):
+            with patch.object(worker, "find_problem", _run_and_ignored):
+                return super().compile_or_warm_up_model(*args, **kwargs)
+        return super().compile_or_warm_up_model(*args, **kwargs)
+
+    def watch_begin(self, has_kernels: bool) -> None:
+        """Start noting."""
+        self.watch = Watch(has_kernels=has_kernels)
+        connector = get_kv_transfer_group()
+        self.watch.wrap_loads(connector)
+        self.watch.wrap_writes(connector.worker)
+        if self.steering is not None:
+            self.watch.wrap_rows(self.model_runner, self.steering)
+
+    def watch_take(self) -> list[dict[str, Any]]:
+        """Return and forget what was noted."""
+        taken, self.watch.steps = self.watch.steps, []
+        return taken
+
+    def watch_rows(self) -> list[dict[str, Any]]:
+        """Return and forget which rows the tokens of each step had."""
+        taken, self.watch.rows = self.watch.rows, []
+        return taken

@@ -138,6 +138,15 @@ def test_nothing_is_left_of_a_step_in_the_next(stand: Stand) -> None:
     assert stand.step([4, 4, 4], c=SteeredRequest("v", 0, 8, 4)) == [8, 9, 10, 11]
 
 
+def test_a_step_that_no_scheduler_planned_is_steered_by_nothing(stand: Stand) -> None:
+    """As those of vLLM's second model runner, which warms up with requests of its own."""
+    assert stand.step([2, 2, 2], a=SteeredRequest("v", 0, 1, 0)) == [0, 1]
+    output = SimpleNamespace(kv_connector_metadata=None, finished_req_ids=set())
+    assert stand.runner._prepare_inputs(output, np.array([2, 2, 2])) == "prepared"
+    x = torch.ones(6, HIDDEN_SIZE)
+    assert torch.equal(stand.network(x), x + NUM_LAYERS)
+
+
 def test_a_chunk_before_the_last_prompt_token_is_left_alone(stand: Stand) -> None:
     chunk = SteeredRequest("v", num_prefix=0, num_prompt=9, start=0, from_answer=True)
     assert stand.step([8, 1, 1], a=chunk) == []

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from server.request.gate import PatchGate
     from server.request.meter import Meter
     from server.versions.composition import SelectedPatch
-    from server.versions.view import ServedPatch
 
 
 #: How vLLM's beam search ends the ids of the requests that it makes.
@@ -125,8 +124,9 @@ class PatchedAsyncLLM(AsyncLLM):
             return self._metered(outputs, self._gate.base_meter())
         try:
             refuse_unsupported(prompt, sampling_params)
-            refuse_beams(request_id, patch)
-            params = self._patched_params(prompt, sampling_params, patch)
+            vector = vector_claim(patch)
+            refuse_beams(request_id, patch, vector)
+            params = self._patched_params(prompt, sampling_params, patch, vector)
         except UnsupportedWithPatch as error:
             raise self._gate.reject(error) from None
         return self._generate_leased(patch, prompt, params, request_id, **kwargs)
@@ -187,7 +187,11 @@ class PatchedAsyncLLM(AsyncLLM):
         output.num_cached_tokens = max(0, num_cached_tokens - patch.num_tokens)
 
     def _patched_params(
-        self, prompt: dict[str, Any], sampling_params: SamplingParams, patch: "SelectedPatch"
+        self,
+        prompt: dict[str, Any],
+        sampling_params: SamplingParams,
+        patch: "SelectedPatch",
+        vector: VectorClaim | None,
     ) -> SamplingParams:
         params = sampling_params.clone()
         params.max_tokens = fitting_max_tokens(
@@ -201,7 +205,7 @@ class PatchedAsyncLLM(AsyncLLM):
         parts = tuple(PrefixPart(part.digest, part.num_tokens) for part in patch.prefixes)
         # What a caller's own salt keeps apart is of no use to others.
         is_pinned = bool(parts) and patch.name in self._pinned_names and prompt.get("cache_salt") is None
-        claim = PatchClaim(patch.digest, patch.num_tokens, parts, is_pinned, _vector_claim(patch.vector))
+        claim = PatchClaim(patch.digest, patch.num_tokens, parts, is_pinned, vector)
         params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": claim.to_params()}
         return params
 
@@ -266,7 +270,9 @@ def note(meter: "Meter", output: RequestOutput, num_tokens: int) -> None:
     meter.tokens(num_tokens)
 
 
-def _vector_claim(vector: "ServedPatch | None") -> VectorClaim | None:
+def vector_claim(patch: "SelectedPatch") -> VectorClaim | None:
+    """Return what a patch claims for the vector that acts on its requests; None where none does."""
+    vector = patch.vector
     if vector is None:
         return None
     body = vector.manifest.body
@@ -295,7 +301,7 @@ def refuse_reserved_parameters(sampling_params: SamplingParams) -> None:
         )
 
 
-def refuse_beams(request_id: str, patch: "SelectedPatch") -> None:
+def refuse_beams(request_id: str, patch: "SelectedPatch", claim: VectorClaim | None) -> None:
     """Refuse a step of a beam search, where the patch has to know which tokens are the answer's.
 
     vLLM sends each step as a request of its own whose prompt ends with the tokens chosen so far: a vector
@@ -304,7 +310,6 @@ def refuse_beams(request_id: str, patch: "SelectedPatch") -> None:
     Raises:
         UnsupportedWithPatch: such a patch acts on the request.
     """
-    claim = _vector_claim(patch.vector)
     if claim is not None and claim.from_answer and _BEAM.search(request_id):
         raise UnsupportedWithPatch(
             f"{patch.reference} acts on the answer's tokens, which beam search sends as prompts; "

@@ -17,6 +17,7 @@ from server.engine.client import (
     refuse_beams,
     refuse_reserved_parameters,
     refuse_unsupported,
+    vector_claim,
 )
 from server.engine.context_length import fitting_max_tokens
 from server.engine.placeholder import placeholder_token_id
@@ -155,7 +156,8 @@ def steering_of(tokens: str) -> ServedPatch:
 @pytest.mark.parametrize("request_id", ["cmpl-1-0-beam-0", "chatcmpl-beam-12"])
 def test_a_vector_that_acts_on_the_answer_refuses_the_steps_of_a_beam_search(request_id: str) -> None:
     """Each step's prompt ends with answer tokens, which would go unsteered."""
+    answer, every = steering_of("answer"), steering_of("all")
     with pytest.raises(UnsupportedWithPatch, match=r"safe@1\.0\.0 acts on the answer's tokens"):
-        refuse_beams(request_id, steering_of("answer"))
-    refuse_beams(request_id, steering_of("all"))
-    refuse_beams(f"{request_id}-0", steering_of("answer"))
+        refuse_beams(request_id, answer, vector_claim(answer))
+    refuse_beams(request_id, every, vector_claim(every))
+    refuse_beams(f"{request_id}-0", answer, vector_claim(answer))

@@ -165,9 +165,10 @@ def decide_(
 
     Semantics: a probe's score is its bias plus the mean of ``ledger.scores`` over the slots of the prompt, or
     plus the one of its last token. At the slot of that token ``ledger.pooled`` becomes the scores, NaN where
-    there is no probe, and ``ledger.flags`` ``MET`` where enough of them are above their thresholds, else
-    ``NOT_MET``. The request's tokens of this step from its prompt's last on get its row where it is met and
-    no shadow, else 0. The bits depend on the prompt's scores alone, not on what else is in the step.
+    there is no probe, and ``ledger.flags`` ``MET`` where enough of them are above their thresholds, or where
+    one is not finite: that a prompt is unknown is no reason to leave it alone. Else it becomes ``NOT_MET``.
+    The request's tokens of this step from its prompt's last on get its row where it is met and no shadow,
+    else 0. The bits depend on the prompt's scores alone, not on what else is in the step.
     """
     if rows.tensor.device.type == "cpu":
         torch_conditions.decide_torch(requests, table, ledger, rows, layer)

@@ -1,5 +1,7 @@
 """The operations in plain torch and float64, one token at a time: what the fast ones are tested against."""
 
+import math
+
 import torch
 
 from steering_kernels.conditions import MET, NOT_MET, ConditionTable, ScoreLedger
@@ -91,13 +93,14 @@ def decide_reference(
         if not query_start[request] <= token < query_start[request + 1]:
             continue
         slots = [_slot(requests, request, i) for i in range(firsts[request], stops[request])]
-        met = []
+        met, is_finite = [], True
         for i, probe in enumerate(condition.probes):
             scores = ledger.scores[slots, i].double()
             score = probe.bias + float(scores.mean() if probe.pool == "mean" else scores[-1])
             ledger.pooled[slots[-1], i] = score
             met.append(score > probe.threshold)
-        is_met = sum(met) >= condition.num_needed
+            is_finite = is_finite and math.isfinite(score)
+        is_met = not is_finite or sum(met) >= condition.num_needed
         ledger.flags[slots[-1]] = MET if is_met else NOT_MET
         acts = is_met and not condition.is_shadow
         rows.tensor[token : query_start[request + 1]] = row if acts else 0

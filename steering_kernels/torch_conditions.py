@@ -89,7 +89,8 @@ def decide_torch(
                 pooled[i] = scores[-1, i]
             pooled[i] += probe.bias
             num_met += int(pooled[i] > probe.threshold)
-        is_met = num_met >= condition.num_needed
+        is_finite = bool(pooled[: len(condition.probes)].isfinite().all())
+        is_met = not is_finite or num_met >= condition.num_needed
         pooled[len(condition.probes) :] = float("nan")
         ledger.pooled[slots[-1]] = pooled
         ledger.flags[slots[-1]] = MET if is_met else NOT_MET

@@ -222,9 +222,10 @@ def _decide_kernel(
     mean = tl.reduce(sums, 0, _add) / (stop - first).to(tl.float32)
     pooled = tl.where(kind == _POOLS_LAST, tl.load(scores_ptr + last), mean) + tl.load(setting + 1)
     pooled = tl.where(kind == 0, float("nan"), pooled)
-    # NaN, a probe that is not there or a score that was never computed, is above nothing.
+    # NaN, a probe that is not there, is above nothing; one that is there has to have a finite score.
     num_met = tl.reduce((pooled > tl.load(setting + 2)).to(tl.int32), 0, _add)
-    is_met = num_met >= num_needed
+    is_broken = (kind != 0) & ((pooled != pooled) | (tl.abs(pooled) == float("inf")))
+    is_met = (num_met >= num_needed) | (tl.reduce(is_broken.to(tl.int32), 0, _add) > 0)
     tl.store(pooled_ptr + last, pooled)
     tl.store(flags_ptr + _slot(blocks, stop - 1, block_size), tl.where(is_met, _MET, _NOT_MET).to(tl.int8))
     _write_rows(rows_ptr, token, stop_token, tl.where(is_met & (is_shadow == 0), row, 0), TILE)

@@ -44,7 +44,8 @@ and ``client`` hides the prefix again.
 ``steering_plan``        the scheduler's half of steering: who is steered, and the hashes of answers' blocks
 ``steering_rows``        the worker's half: which token is steered by which vector
 ``steering_conditions``  whether a vector acts: scores beside the KV cache, decided in the forward pass
-``steering_report``      what workers tell the scheduler side: outcomes, and requests without their vector
+``steering_guard``       states that are not finite: found in the last layer, with what to clear of them
+``steering_report``      what workers tell the scheduler side: outcomes, and requests that must not answer
 ``steering_selftest``    a forward pass at start that shows whether vectors act where they should
 ``withheld``             keeps back tokens of requests whose vector is not on the device
 ``worker_extension``     methods added to vLLM's workers

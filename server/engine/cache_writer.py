@@ -7,7 +7,7 @@ anew costs speed here, never an answer.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,7 @@ class CacheWriter:
 
     def __init__(self, layers: Sequence[CachedLayer], dtype: torch.dtype) -> None:
         self._layers = tuple(layers)
+        self._dtype = dtype
         self._caches = describe_caches(layers)
         #: How prefixes are written, and why so; fixed for the life of the caches.
         self.choice = choose_implementation(self._caches, has_backend_op=True)
@@ -69,6 +70,15 @@ class CacheWriter:
         else:
             assert self._caches is not None
             write_prefix_kv(self._caches, writes, rotary, implementation=self.choice.implementation)
+
+    def clear(self, slots: Mapping[int, torch.Tensor]) -> None:
+        """Write zeros into slots, by KV-cache group; by the backend's own op, as it hardly ever happens."""
+        for cached in self._layers:
+            if (chosen := slots.get(cached.group)) is not None:
+                layer = cached.layer
+                shape = (len(chosen), layer.num_kv_heads, layer.head_size)
+                zeros = torch.zeros(shape, dtype=self._dtype, device=chosen.device)
+                layer.impl.do_kv_cache_update(layer, zeros, zeros, layer.kv_cache, chosen)
 
     def _write_by_backend(self, writes: Sequence[PrefixWrite]) -> None:
         for group in {cached.group for cached in self._layers}:

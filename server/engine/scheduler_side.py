@@ -155,10 +155,10 @@ class SchedulerSide:
 
     def take_report(self, report: SteeringReport) -> None:
         """Take what the workers say of steered requests, after each step."""
-        for req_id in report.failed:
-            block_id = self._steering.first_block(req_id)
-            if block_id is not None:
-                self._unbacked[req_id] = {block_id}
+        for req_id, block_id in report.failed.items():
+            first_id = self._steering.first_block(req_id)
+            if first_id is not None:
+                self._unbacked[req_id] = {first_id if block_id is None else block_id}
         for req_id, outcome in report.outcomes.items():
             digest = self._steering.decide(req_id, outcome)
             if digest is not None:

@@ -6,6 +6,7 @@ not depend on how the prompt came to be computed: in chunks, from the prefix cac
 preemption.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,11 @@ class Decided:
     digest: str
     #: Tokens of the step that were steered by it.
     num_steered: int
-    outcome: Outcome
+    #: None where a score is not finite, so that nothing is decided.
+    outcome: Outcome | None
+    is_shadow: bool
+    #: Of the KV cache, with the last token of the prompt.
+    block_id: int
 
 
 class Conditions:
@@ -126,7 +131,7 @@ class Conditions:
         )
         self._decisions: list[_Decision] = []
         #: Read back, but perhaps not yet on the host.
-        self._pending: list[tuple[list[_Decision], torch.Tensor, torch.Tensor, torch.cuda.Event | None]] = []
+        self._pending: list[tuple[list[_Decision], list[torch.Tensor], torch.cuda.Event | None]] = []
 
     @property
     def is_idle(self) -> bool:
@@ -188,22 +193,29 @@ class Conditions:
         if self._decisions:
             tokens = torch.tensor([decision.token for decision in self._decisions])
             slots = self._view.slots[tokens.to(self._view.slots.device, non_blocking=True)]
-            scores = self._ledger.pooled[slots].to("cpu", non_blocking=True)
-            flags = self._ledger.flags[slots].to("cpu", non_blocking=True)
+            read = (self._ledger.pooled[slots], self._ledger.flags[slots], slots // self._view.block_size)
+            on_host = [tensor.to("cpu", non_blocking=True) for tensor in read]
             event = None
             if self._view.slots.device.type == "cuda":
                 event = torch.cuda.Event()
                 event.record()
-            self._pending.append((self._decisions, scores, flags, event))
+            self._pending.append((self._decisions, on_host, event))
             self._decisions = []
         decided: list[Decided] = []
-        while self._pending and (self._pending[0][3] is None or self._pending[0][3].query()):
-            decisions, scores, flags, _ = self._pending.pop(0)
-            for decision, row, flag in zip(decisions, scores.tolist(), flags.tolist(), strict=True):
-                is_met = flag == MET
-                acts = is_met and not decision.condition.is_shadow
-                margin = decision.condition.margin(row)
-                outcome = Outcome(is_met, acts, margin, tuple(row[: len(decision.condition.probes)]))
-                num_steered = decision.num_tokens if acts else 0
-                decided.append(Decided(decision.req_id, decision.digest, num_steered, outcome))
+        while self._pending and (self._pending[0][2] is None or self._pending[0][2].query()):
+            decisions, on_host, _ = self._pending.pop(0)
+            columns = (tensor.tolist() for tensor in on_host)
+            decided += [_decided(*one) for one in zip(decisions, *columns, strict=True)]
         return decided
+
+
+def _decided(decision: _Decision, row: list[float], flag: int, block_id: int) -> Decided:
+    """Return what the ledger says of a prompt: the score of each probe, and the verdict."""
+    condition = decision.condition
+    scores = tuple(row[: len(condition.probes)])
+    is_met, outcome = flag == MET, None
+    acts = is_met and not condition.is_shadow
+    if all(map(math.isfinite, scores)):
+        outcome = Outcome(is_met, acts, condition.margin(scores), scores)
+    num_steered = decision.num_tokens if acts else 0
+    return Decided(decision.req_id, decision.digest, num_steered, outcome, condition.is_shadow, block_id)

@@ -38,8 +38,8 @@ class Outcome(NamedTuple):
 class SteeringReport(KVConnectorWorkerMetadata):
     """Of one step, by request id."""
 
-    #: Requests whose vector is not on a device. They must not get an answer.
-    failed: set[str] = field(default_factory=set)
+    #: Requests that must not get an answer -> the first block of theirs that is wrong, all where it is None.
+    failed: dict[str, int | None] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "SteeringReport":

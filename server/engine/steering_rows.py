@@ -8,7 +8,7 @@ need no code here.
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,10 +17,12 @@ from torch import nn
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 
 from server.engine.plan import SteeredRequest, StepPlan
-from server.engine.steering_conditions import Conditions, lasting_group, slot_view
+from server.engine.steering_conditions import Conditions, Decided, SlotView, lasting_group, slot_view
+from server.engine.steering_guard import Span, StateGuard
 from server.engine.steering_hooks import has_own_mlp_hook, layers_of
 from server.engine.steering_report import SteeringReport
 from server.engine.vector_store import ModelShape, VectorStore
+from server.engine.withheld import without_tokens_of
 from steering_kernels import (
     ConditionTable,
     Form,
@@ -58,7 +60,10 @@ class SteeringRank:
         self._condition_table = ConditionTable.allocate(len(layers), num_slots + 1, shape.hidden_size, device)
         self._conditions: Conditions | None = None
         self.store = VectorStore(shape, self._table, self._condition_table, num_slots)
-        #: Live requests whose vector was not on the device when a step needed it.
+        self._guard = StateGuard(len(self._rows.tensor), device)
+        self._views: dict[int, SlotView] = {}
+        self._clear: Callable[[Mapping[int, torch.Tensor]], None] = lambda slots: None
+        #: Live requests that must not answer.
         self.failed: set[str] = set()
         self._report = SteeringReport()
         #: Whether what this rank samples is what the scheduler gets.
@@ -69,15 +74,28 @@ class SteeringRank:
         #: Digest -> tokens steered since ``take_counts``.
         self._counts: dict[str, int] = {}
 
-    def bind_caches(self, runner: Any, kv_cache_config: "KVCacheConfig") -> None:
-        """Make what conditions need, once the model runner has its caches."""
+    def bind_caches(
+        self,
+        runner: Any,
+        kv_cache_config: "KVCacheConfig",
+        clear: Callable[[Mapping[int, torch.Tensor]], None],
+    ) -> None:
+        """Make what conditions need, once the model runner has its caches.
+
+        Args:
+            runner: vLLM's model runner.
+            kv_cache_config: Of its caches.
+            clear: Writes zeros over the K/V in slots, by KV-cache group.
+        """
+        self._clear = clear
+        self._views = {i: slot_view(runner, i) for i in range(len(kv_cache_config.kv_cache_groups))}
         group = lasting_group(kv_cache_config)
         if get_pp_group().world_size > 1:
             self.store.condition_problem = "pipeline stages would each know a part of its score"
         elif group is None:
             self.store.condition_problem = "no layer of this model keeps the whole prompt in its cache"
         else:
-            view = slot_view(runner, group)
+            view = self._views[group]
             num_slots = (
                 kv_cache_config.num_blocks * kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size
             )
@@ -100,23 +118,29 @@ class SteeringRank:
             self.end_steps()
             return
         self.failed -= scheduler_output.finished_req_ids
+        self._guard.note_gone(
+            {*scheduler_output.finished_req_ids, *(scheduler_output.preempted_req_ids or ())}
+        )
         self._acts = {req_id: acts for req_id, acts in self._acts.items() if req_id in plan.steered}
         if not plan.steered:
             self.end_steps()
             return
         row_of = self.store.bring({request.digest: None for request in plan.steered.values()})
         rows = np.zeros(int(num_scheduled.sum()), np.int32)
+        spans: list[Span] = []
         conditional: list[tuple[str, SteeredRequest | None, int]] = []
         stop = 0
         for req_id, num_tokens in zip(req_ids, num_scheduled.tolist(), strict=True):
             begin, stop = stop, stop + num_tokens
             request = plan.steered.get(req_id)
             row = 0 if request is None else row_of.get(request.digest, 0)
+            if row:
+                spans.append((req_id, begin, stop))
             if request is None:
                 pass
             elif not row or req_id in self.failed:
                 row = 0
-                self._fail(req_id, request)
+                self._fail(req_id, f"vector {request.digest} is not on the device")
             elif request.is_conditional:
                 conditional.append((req_id, request, row))
                 if self._acts.get(req_id):
@@ -128,6 +152,7 @@ class SteeringRank:
                     rows[begin:stop] = row
                     self._count(request.digest, stop - begin)
             conditional.append((req_id, None, 0))
+        self._guard.begin_step(spans)
         is_conditional = any(row for _, _, row in conditional)
         self._rows.assign(torch.from_numpy(rows), is_conditional=is_conditional)
         if self._conditions is not None:
@@ -144,6 +169,7 @@ class SteeringRank:
     def end_steps(self) -> None:
         """Steer nothing in the forward passes that follow."""
         self._rows.clear()
+        self._guard.begin_step(())
         if self._conditions is not None:
             self._conditions.end_steps()
 
@@ -151,19 +177,24 @@ class SteeringRank:
         if num_tokens:
             self._counts[digest] = self._counts.get(digest, 0) + num_tokens
 
-    def _fail(self, req_id: str, request: SteeredRequest) -> None:
+    def _fail(self, req_id: str, problem: str, block_id: int | None = None) -> None:
         """Keep back all tokens of a request from now on, and have it ended.
+
+        Args:
+            req_id: The request.
+            problem: Why.
+            block_id: The first block of its that is wrong; None for all.
 
         Raises:
             RuntimeError: what this rank samples is not what the scheduler gets, so nothing can be kept back.
                 The engine ends, as it does where ranks do not agree on anything else.
         """
-        problem = f"vector {request.digest} of request {req_id} is not on the device"
         if not self._is_heard:
-            raise RuntimeError(problem)
-        logger.error("%s: failing the request", problem)
+            raise RuntimeError(f"request {req_id}: {problem}")
+        if req_id not in self._report.failed:
+            logger.error("request %s: %s: failing it", req_id, problem)
         self.failed.add(req_id)
-        self._report.failed.add(req_id)
+        self._report.failed.setdefault(req_id, block_id)
 
     @contextlib.contextmanager
     def rehearsal(self, num_tokens: int) -> Iterator[list[torch.Tensor]]:
@@ -194,8 +225,10 @@ class SteeringRank:
         if self._conditions is not None:
             self._conditions.after_layer(layer, hidden, residual, self._rows)
         self._steer(hidden, residual, self._rows, self._table, layer)
-        if self._seen is not None and layer == self._num_layers - 1:
-            self._seen.append(hidden + residual)
+        if layer == self._num_layers - 1:
+            self._guard.after_last_layer(hidden, residual, self._rows)
+            if self._seen is not None:
+                self._seen.append(hidden + residual)
 
     def after_mlp(self, layer_idx: int, output: torch.Tensor) -> None:
         """See ``Acting.after_mlp``."""
@@ -209,11 +242,40 @@ class SteeringRank:
     def take_report(self) -> SteeringReport | None:
         """Return what the scheduler side has to know since the last call, after the layers have run."""
         for decided in self._conditions.take_decided() if self._conditions is not None else ():
+            if decided.outcome is None:
+                self._undecided(decided)
+                continue
             self._report.outcomes[decided.req_id] = decided.outcome
             self._acts[decided.req_id] = decided.outcome.acts
             self._count(decided.digest, decided.num_steered)
+        self._guard.end_step(self._views)
+        self._take_broken()
         taken, self._report = self._report, SteeringReport()
         return taken or None
+
+    def _undecided(self, decided: Decided) -> None:
+        """Fail a request with a score that is not finite: nothing says whether the vector is to act."""
+        problem = f"the condition of {decided.digest} has a score that is not finite"
+        if decided.is_shadow:
+            logger.error("request %s: %s: it is not counted", decided.req_id, problem)
+        elif self._is_heard:
+            self._fail(decided.req_id, problem, decided.block_id)
+
+    def _take_broken(self) -> None:
+        """Fail the requests whose states are not finite, and take what they wrote out of the caches."""
+        for broken in self._guard.take_broken():
+            self._clear(broken.slots)
+            if self._is_heard:
+                group = min(broken.slots)
+                first = int(broken.slots[group][0]) // self._views[group].block_size
+                self._fail(broken.req_id, "its vector has made states that are not finite", first)
+
+    def without_failed(self, output: Any) -> Any:
+        """Return what was sampled in a step without the tokens of requests that must not answer."""
+        check = self._guard.latest
+        if check is None and not self.failed:
+            return output
+        return without_tokens_of(self.failed, output, check)
 
 
 def _max_tokens(config: "VllmConfig") -> int:

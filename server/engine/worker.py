@@ -15,7 +15,6 @@ from server.engine.steering_hooks import config_problem, install, model_problem
 from server.engine.steering_plan import num_slots
 from server.engine.steering_rows import SteeringRank, watch_steps
 from server.engine.steering_selftest import find_problem, without_attention
-from server.engine.withheld import without_tokens_of
 from server.engine.worker_extension import PatchWorkerExtension
 from steering_kernels import choose_implementation
 
@@ -66,7 +65,7 @@ class PatchedWorker(PatchWorkerExtension):
         super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         side = cast(PolicyPatchConnector, get_kv_transfer_group()).worker
         if self.steering is not None:
-            self.steering.bind_caches(self.model_runner, kv_cache_config)
+            self.steering.bind_caches(self.model_runner, kv_cache_config, side.clear)
             side.bind_steering(self.steering)
         elif self.steering_problem is not None:
             side.stores.refuse("steering", self.steering_problem)
@@ -84,11 +83,9 @@ class PatchedWorker(PatchWorkerExtension):
         return done
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        """Sample, and keep back the tokens of requests whose vector is not on the device."""
+        """Sample, and keep back the tokens of requests whose vector can't be answered for."""
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
-        if self.steering is not None and self.steering.failed:
-            return without_tokens_of(self.steering.failed, output)
-        return output
+        return output if self.steering is None else self.steering.without_failed(output)
 
     def execute_dummy_batch(self) -> None:
         """Run along with other data-parallel ranks; nothing of the last step is steered any more."""

@@ -184,6 +184,11 @@ class WorkerSide:
                     yield PrefixWrite(tensors[part.digest], first - start, chosen, group, shift=start)
                 start = stop
 
+    def clear(self, slots: Mapping[int, torch.Tensor]) -> None:
+        """Write zeros over the K/V in these slots, by KV-cache group."""
+        assert self._writer is not None, "caches are bound before the first step"
+        self._writer.clear(slots)
+
     def take_failed_block_ids(self) -> set[int]:
         """Return the blocks whose load failed since the last call."""
         taken, self._failed_block_ids = self._failed_block_ids, set()

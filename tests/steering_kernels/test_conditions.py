@@ -137,16 +137,22 @@ def test_any_and_all_of_two_probes_differ(ops: Any, lab: Any) -> None:
 
 
 @pytest.mark.parametrize("pool", ["mean", "last"])
-def test_a_score_that_was_never_computed_meets_nothing(ops: Any, lab: Any, pool: Any) -> None:
-    table = lab.conditions({1: ((Probe((0,), pool, threshold=-9.0),), 1, False)}, ops.device)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_not_finite_leaves_no_request_alone(
+    ops: Any, lab: Any, pool: Any, value: float
+) -> None:
+    """NaN, which a score is that was never computed, is above no threshold; it once meant not met."""
+    probes = (Probe((0,), pool, threshold=9.0), Probe((0,), "mean", threshold=9.0))
+    table = lab.conditions({1: (probes, 2, False)}, ops.device)
     ledger, requests = lab.ledger(ops.device), lab.requests(STEP[:1], ops.device)
     slots = lab.slots(requests, 0, 2, 9)
-    ledger.scores[slots[:-1].to(ops.device), 0] = 1.0
+    ledger.scores[slots.to(ops.device), :2] = 1.0
+    ledger.scores[slots[-1], 0] = value
     rows = lab.rows([5] * 9, ops.device)
     ops.decide(requests, table, ledger, rows, 0)
-    assert int(ledger.flags[slots[-1]]) == NOT_MET
-    assert ledger.pooled[slots[-1]].isnan().all()
-    assert int(rows.tensor[8]) == 0
+    assert int(ledger.flags[slots[-1]]) == MET
+    assert not ledger.pooled[slots[-1], 0].isfinite()
+    assert int(rows.tensor[8]) == 1
 
 
 def test_a_decision_has_the_same_bits_whatever_else_is_in_the_step(ops: Any, lab: Any) -> None:

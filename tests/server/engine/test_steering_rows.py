@@ -103,7 +103,9 @@ class Stand:
 
     def step(self, counts: list[int], **steered: SteeredRequest) -> list[int]:
         """Prepare a step, run it, and return which of its tokens were changed, by position."""
-        output = SimpleNamespace(kv_connector_metadata=StepPlan(steered=steered), finished_req_ids=set())
+        output = SimpleNamespace(
+            kv_connector_metadata=StepPlan(steered=steered), finished_req_ids=set(), preempted_req_ids=None
+        )
         assert self.runner._prepare_inputs(output, np.array(counts)) == "prepared"
         x = torch.ones(sum(counts), HIDDEN_SIZE)
         change = self.network(x) - (x + NUM_LAYERS)
@@ -158,14 +160,14 @@ def test_a_request_without_its_vector_is_reported_in_each_step_until_it_ends(sta
     assert stand.step([2, 1, 1], a=lost) == []
     report = stand.rank.take_report()
     assert report is not None
-    assert report.failed == stand.rank.failed == {"a"}
+    assert set(report.failed) == stand.rank.failed == {"a"}
     # Even if the vector comes meanwhile: what was computed without it is wrong.
     stand.rank.store.load(
         "lost", save({"vector": torch.ones(NUM_LAYERS, HIDDEN_SIZE)}), False, {"steering": STEERING}
     )
     stand.step([1, 1, 1], a=lost._replace(start=2))
     assert stand.rank.failed == {"a"}
-    output = SimpleNamespace(kv_connector_metadata=StepPlan(), finished_req_ids={"a"})
+    output = SimpleNamespace(kv_connector_metadata=StepPlan(), finished_req_ids={"a"}, preempted_req_ids=None)
     stand.runner._prepare_inputs(output, np.array([1, 1, 1]))
     assert stand.rank.failed == set()
 
@@ -174,7 +176,7 @@ def test_a_rank_that_is_not_heard_ends_the_engine_instead(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stand.rank, "_is_heard", False)
-    with pytest.raises(RuntimeError, match="vector lost of request a is not on the device"):
+    with pytest.raises(RuntimeError, match="request a: vector lost is not on the device"):
         stand.step([1, 1, 1], a=SteeredRequest("lost", 0, 1, 0))
 
 

@@ -1,7 +1,8 @@
 """Benchmarks: one module for each question, and the rooms that questions share.
 
 Most of them talk HTTP to servers that run in processes of their own: what they measure is what a client sees.
-Only tests and tools import this package, and nothing in it imports vLLM. Three modules need parts of the
+Only tests and tools import this package. Nothing in it imports vLLM, but for the executor that vLLM itself
+loads for ``frontend``. Three modules need parts of the
 server: ``servers.catalog_only`` runs its front end without an engine, ``hostile.file_reader`` its catalog,
 and ``servers.launch`` asks for the environment that it sets. ``bench/README.md`` says what the numbers
 mean.
@@ -14,6 +15,7 @@ mean.
 ``overflow``     what it costs when patches outnumber device slots, or exceed host memory
 ``swap``         what requests notice while the patch that they name is replaced
 ``memory``       what a patch takes of the KV cache and of memory
+``frontend``     what our front end adds to a request and to a token, apart from any model
 ``scrape``       what a scrape of the metrics costs
 ``catalog``      whether the front end stays fast with a thousand patches
 ``inject``       what writing prefixes into a KV cache costs; no server

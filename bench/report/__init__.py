@@ -5,6 +5,7 @@
 ``figures``          medians, spreads, ratios of arms, goals
 ``arm_report``       the tables of arms
 ``sweep_axes``       what each sweep measures, and along which axis
+``quiet``            the rounds that other work disturbed least
 ``sweep_report``     the tables and the plot of a sweep
 ``fidelity_report``  the table of fidelity
 ``compose_report``   the tables of composition

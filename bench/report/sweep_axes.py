@@ -14,12 +14,14 @@ class Sweep:
         axis: what ``setup.x`` counts or names.
         metrics: what each cell measures.
         note: one paragraph under the tables.
+        quiet: metrics of which the quietest rounds are compared, too.
     """
 
     title: str
     axis: str
     metrics: tuple[Metric, ...]
     note: str
+    quiet: tuple[str, ...] = ()
 
 
 def _of(name: str, label: str, unit: str, scale: float, *path: str, more_is_better: bool = False) -> Metric:
@@ -60,6 +62,24 @@ SWEEPS = {
         ),
         "The server's front end without an engine, scraped as Prometheus does it. Goal for 1,000 patches: a "
         "stop of at most 50 ms, and at most 1 MiB sent.",
+    ),
+    "frontend": Sweep(
+        "what the front end adds",
+        "arm",
+        (
+            _of("api", "API process, a request", "µs", 1e6, "api_s"),
+            _of("short", "a stream of one token", "µs", 1e6, "short_api_s"),
+            _of("token", "each further token", "µs", 1e6, "token_api_s"),
+            _of("core", "engine core, a request", "µs", 1e6, "core_s"),
+            _of("core_token", "each further token there", "µs", 1e6, "token_core_s"),
+            _of("rate", "saturation", "requests/s", 1, "requests_per_s", more_is_better=True),
+            _of("p50", "p50 at half of it", "ms", 1000, "p50_s"),
+            _of("p99", "p99 at half of it", "ms", 1000, "p99_s"),
+            _of("bundle", "tokens in an event", "", 1, "tokens_per_event"),
+        ),
+        "Processor time, of whole servers whose engine core computes nothing. Goals: at most 1.03 of `plain` "
+        "for a request, 1.01 for a token.",
+        quiet=("api", "short", "token", "core", "core_token"),
     ),
     "scale": Sweep(
         "many different patches in one batch",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report.figures import Metric, Spread
+from bench.report.quiet import QUIET, quiet_ratio
 from bench.report.record import Record
 from bench.report.sweep_axes import SWEEPS
 
@@ -36,6 +37,17 @@ def ratios_to_first(records: Sequence[Record], metric: Metric) -> dict[Place, li
     return ratios
 
 
+def quiet_ratios(records: Sequence[Record], metric: Metric) -> dict[Place, tuple[float, float, float]]:
+    """Return place -> ratio to the first cell of its series in the quietest rounds, and its interval."""
+    cells = measured(records, metric)
+    found = {
+        place: quiet_ratio(by_round, cells.get((place[0], 0), {}))
+        for place, by_round in cells.items()
+        if place[1]
+    }
+    return {place: ratio for place, ratio in found.items() if ratio is not None}
+
+
 def labels_of(records: Sequence[Record]) -> dict[int, int | str]:
     """Return position on the axis -> value there."""
     return dict(sorted({int(r.setup["x_idx"]): r.setup["x"] for r in records}.items()))
@@ -52,6 +64,9 @@ def summarise_sweep(records: Sequence[Record]) -> dict[str, Any]:
             cell[metric.name] = Spread.of(by_round.values()).as_dict()
             if place in ratios:
                 cell[f"{metric.name}_ratio"] = Spread.of(ratios[place]).as_dict()
+        for place, ratio in _quiet(records, metric).items():
+            cell = summary[f"{place[0]} {labels[place[1]]}".strip()]
+            cell[f"{metric.name}_quiet_ratio"] = [round(value, 5) for value in ratio]
     return summary
 
 
@@ -73,7 +88,34 @@ def sweep_tables(records: Sequence[Record]) -> str:
     if ratio_rows:
         parts += [_table([*head, *better], ratio_rows, len(head))]
         parts += [f"Ratio to {labels[0]} within each round: median (least to greatest).\n"]
+    if sweep.quiet:
+        parts += [_quiet_table(records, metrics, places, head)]
+        parts += [
+            f"Ratio to {labels[0]} of the quantile {QUIET:g} over the rounds, where other work disturbs "
+            "least (90 % interval).\n"
+        ]
     return "\n".join(parts)
+
+
+def _quiet(records: Sequence[Record], metric: Metric) -> dict[Place, tuple[float, float, float]]:
+    return quiet_ratios(records, metric) if metric.name in SWEEPS[records[0].question].quiet else {}
+
+
+def _quiet_table(
+    records: Sequence[Record], metrics: Sequence[Metric], places: Sequence[Place], head: Sequence[str]
+) -> str:
+    found = {metric.label: ratios for metric in metrics if (ratios := _quiet(records, metric))}
+    labels = labels_of(records)
+    rows = [
+        [*_place(place, labels, len(head)), *(_interval(ratios.get(place)) for ratios in found.values())]
+        for place in places
+        if any(place in ratios for ratios in found.values())
+    ]
+    return _table([*head, *found], rows, len(head))
+
+
+def _interval(ratio: tuple[float, float, float] | None) -> str:
+    return "-" if ratio is None else f"{ratio[0]:.3f} ({ratio[1]:.3f} to {ratio[2]:.3f})"
 
 
 def _place(place: Place, labels: dict[int, int | str], num_columns: int) -> list[str]:

@@ -92,10 +92,14 @@ def _brief(result: Mapping[str, Any]) -> str:
     return "  ".join(f"{key} {value:.4g}" for key, value in list(shown.items())[:5])
 
 
-def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+def add_sweep_arguments(parser: argparse.ArgumentParser, *, num_rounds: int = 5) -> None:
     """Add the flags that every sweep has."""
     parser.add_argument(
-        "--rounds", type=at_least_one, default=5, metavar="N", help="rounds, after one that warms up (5)"
+        "--rounds",
+        type=at_least_one,
+        default=num_rounds,
+        metavar="N",
+        help=f"rounds, after one that warms up ({num_rounds})",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides orders and requests (0)")
     add_out_argument(parser)

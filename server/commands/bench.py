@@ -14,6 +14,7 @@ from server.commands.errors import CommandError
 QUESTIONS = {
     "overhead": "what a patch costs: throughput, TTFT, ITL, against plain vLLM",
     "catalog": "whether a server with a thousand patches stays fast",
+    "frontend": "what our front end adds to a request and a token, beside vLLM's",
     "scrape": "what a scrape of the metrics costs a server",
     "fidelity": "how close answers under a patch are to those under its text",
     "files": "what becomes of 10,000 damaged and hostile patch files",

@@ -87,13 +87,16 @@ def test_a_ready_patch_says_what_its_recipe_says(path: Path) -> None:
     assert others == [Path(patch).stem for patch in recipe.beside.values()]
 
 
-def test_twins_differ_by_their_phrase_alone_and_hold_none_of_the_prompts_that_are_asked_later() -> None:
+@pytest.mark.parametrize("name", ["twins.json", "code.json"])
+def test_twins_differ_by_their_phrase_alone_and_hold_none_of_the_prompts_that_are_asked_later(
+    name: str,
+) -> None:
     asked = {
         line.lower().rstrip(".?")
         for path in (EXAMPLES / "prompts").glob("*.txt")
         for line in path.read_text(encoding="utf-8").splitlines()
     }
-    for one in json.loads((EXAMPLES / "recipes" / "twins.json").read_text(encoding="utf-8"))["sets"]:
+    for one in json.loads((EXAMPLES / "recipes" / name).read_text(encoding="utf-8"))["sets"]:
         assert all("{x}" in frame for frame in one["frames"])
         assert not set(one["harmful"]) & set(one["harmless"])
         for phrase in one["harmful"] + one["harmless"]:

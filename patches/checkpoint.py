@@ -60,6 +60,22 @@ class StoredTensor:
             raise ModelUnusable(f"model: {self.path} is cut off; copy the model anew")
         return tensor.reshape(self.shape)
 
+    def values_at(self, positions: "torch.Tensor") -> "torch.Tensor":
+        """Read some values only.
+
+        Args:
+            positions: int64, rising: places in the flattened tensor.
+
+        Raises:
+            ModelUnusable: As ``read``.
+        """
+        import numpy as np
+        import torch
+
+        dtype = getattr(torch, FLOAT_DTYPES[self.dtype])
+        stored = np.memmap(self.path, np.uint8, "r", self.begin, (self.size, dtype.itemsize))
+        return torch.from_numpy(np.ascontiguousarray(stored[positions.numpy()])).view(dtype).flatten()
+
 
 def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a model's safetensors files by name; only headers are read.

@@ -15,6 +15,9 @@ CONDITION_HEADER = f"{PATCH_HEADER}-Condition"
 #: Of a response: ``canary`` or ``stable``, where a canary runs.
 ARM_HEADER = f"{PATCH_HEADER}-Arm"
 
+#: Of a response: the weight patch that was in force, ``none`` for the model's own weights.
+DELTA_HEADER = "X-Policy-Delta"
+
 #: Of an upload: its ``.sig`` file in base64.
 SIGNATURE_HEADER = f"{PATCH_HEADER}-Signature"
 

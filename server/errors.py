@@ -17,7 +17,8 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     ├── AdminKeyInvalid                      401  invalid_admin_key
     ├── AdminCallInvalid       (ValueError)  400  invalid_admin_call
     ├── OrderRefused                         409  order_refused
-    │   └── NothingToRollBack                409  nothing_to_roll_back
+    │   ├── NothingToRollBack                409  nothing_to_roll_back
+    │   └── WeightsBusy                      409  weights_busy
     ├── StateNotSaved                        500  state_not_saved
     └── FileRefused                          500  load_failed
         ├── BaseModelConflict                409  base_model_mismatch
@@ -215,6 +216,12 @@ class NothingToRollBack(OrderRefused):
     code = "nothing_to_roll_back"
 
 
+class WeightsBusy(OrderRefused):
+    """Weights were to change, and requests did not end in time; nothing was changed."""
+
+    code = "weights_busy"
+
+
 class StateNotSaved(PolicyPatchError):
     """The state folder could not be written, so the order was not carried out."""
 
@@ -352,6 +359,7 @@ ADMIN_CODES: tuple[str, ...] = (
     AdminCallInvalid.code,
     OrderRefused.code,
     NothingToRollBack.code,
+    WeightsBusy.code,
     StateNotSaved.code,
 )
 

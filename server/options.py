@@ -58,6 +58,21 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """Read a time.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 86400:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
+    return number
+
+
 def patch_name(text: str) -> str:
     """Read the name of a patch.
 
@@ -194,6 +209,25 @@ class MemoryOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightOptions:
+    """Whether the model's weights may change while the server runs."""
+
+    weight_patches: Annotated[
+        bool,
+        Flag("take weight patches; `policypatch patches activate` puts one in force, for all requests"),
+    ] = False
+    weight_drain_timeout: Annotated[
+        float,
+        Flag(
+            "seconds that running requests may take to end before weights change; else nothing does "
+            "(default: {default})",
+            "S",
+            seconds,
+        ),
+    ] = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class AdminOptions:
     """How operators change what is served, and what survives a restart."""
 
@@ -273,6 +307,7 @@ class ServeFlags:
     patches: PatchOptions
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    weights: WeightOptions = field(default_factory=WeightOptions)
     admin: AdminOptions = field(default_factory=AdminOptions)
     trust: TrustOptions = field(default_factory=TrustOptions)
     log: LogOptions = field(default_factory=LogOptions)

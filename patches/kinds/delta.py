@@ -9,6 +9,7 @@ has its positions as a bit for each weight, any other as an index for each chang
 form in both cases.
 """
 
+import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,6 +193,18 @@ class DeltaBody:
             ("changes", f"{changed} in {len(self.tensors)} tensors"),
             ("  most in", f"{most.name}, {share:.2%}"),
         ]
+
+
+def effective_weights_digest(own: str, delta: str) -> str:
+    """Return the weights digest of a model under a delta, which patches for it have in their fingerprint.
+
+    SHA-256 of ``policypatch-dlt``, a zero byte and both digests as text.
+
+    Args:
+        own: The weights digest of the model itself.
+        delta: The digest of the delta.
+    """
+    return "sha256:" + hashlib.sha256(b"policypatch-dlt\0" + (own + delta).encode("ascii")).hexdigest()
 
 
 def packed_positions(tensor: ChangedTensor, positions: "torch.Tensor") -> "torch.Tensor":

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from server.catalog.catalog import Catalog
+from server.catalog.weights import Effects
 from server.errors import AdminCallInvalid, NothingToRollBack, OrderRefused, PatchNotFound, StateNotSaved
 from server.versions.activation import (
     Canary,
@@ -24,6 +25,7 @@ from server.versions.activation import (
     followed,
     held,
     rolled_back,
+    taken_back,
 )
 from server.versions.canary import Verdict
 
@@ -72,6 +74,21 @@ class Operator:
 
         return await self._carry_out("activate", name, by, carry_out())
 
+    def effects(self, name: str, version: str) -> tuple[Target, Effects]:
+        """Return what ``activate`` would make active, and what it would do to other patches; changes nothing.
+
+        Raises:
+            PatchNotFound: It is not on the workers.
+            OrderRefused: The order would be refused, whatever else is served.
+        """
+        situation = self._catalog.publication.situation(name)
+        target = find_target(situation.resident, name, version)
+        if not situation.is_of_weights:
+            return target, Effects([], [])
+        record = activated(situation.record, target, self._cause("activate", ""), has_file=True)
+        self._catalog.weights.require_allowed(name, record)
+        return target, self._catalog.effects(self._catalog.residents[target.digest].patch)
+
     async def follow(self, name: str, by: str) -> NameRecord:
         """Remove the pin: the files decide again.
 
@@ -112,6 +129,8 @@ class Operator:
             if expected is not None and expected != active:
                 raise OrderRefused(f"from: expected {active}, which is active, got {expected}")
             target = next((t for t in record.previous if t in situation.resident), None)
+            if target is None and situation.is_of_weights and record.active is not None:
+                return taken_back(record, self._cause("rollback", by))
             if target is None:
                 raise NothingToRollBack(f"no version of '{name}' that was active before is loaded")
             has_file = target in situation.files
@@ -134,6 +153,8 @@ class Operator:
         def decide(situation: Situation) -> NameRecord:
             record = situation.record
             target = find_target(situation.resident, name, version)
+            if situation.is_of_weights:
+                raise OrderRefused("weights are those of the whole server: a weight patch can have no canary")
             if record.active is None or record.active == target:
                 raise OrderRefused(f"'{name}' has no other active version that a canary could stand beside")
             if record.canary is not None and record.canary.target != target:
@@ -233,7 +254,7 @@ class Operator:
 
     def _require_conditions(self, name: str, rules: CanaryRules, target: Target, active: Target) -> None:
         """Raise where rules look at a condition that the canary, or the version beside it, does not have."""
-        served = {patch.digest: patch for patch in self._catalog.view.names[name].versions}
+        served = {resident.patch.digest: resident.patch for resident in self._catalog.residents.of(name)}
         for rule in rules.about_condition:
             for compared in (target, active) if rule == "max_condition_change" else (target,):
                 patch = served.get(compared.digest)

@@ -14,6 +14,8 @@
 ``order_queue``   operators' orders that wait, written together
 ``folder``        the watched folder of patch files
 ``folder_files``  the file operations of orders
+``weights``       which weight patch is in force, and how that changes
+``door``          where requests wait while it does
 ``trust_watch``   looks at keys and revocations at intervals
 ``processes``     the seam to the other processes of a server
 ``log``           what the logs say about changes

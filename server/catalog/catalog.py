@@ -12,7 +12,8 @@ what the folder and operators ask, one after the other.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from server.catalog.control import CatalogControl
@@ -24,7 +25,9 @@ from server.catalog.processes import NoOtherProcesses, OtherProcesses
 from server.catalog.publication import Publication
 from server.catalog.refusals import CATALOG_REASONS, ServedModel
 from server.catalog.residents import Resident, ResidentRow, Residents
-from server.errors import FileRefused, PatchNotFound
+from server.catalog.state_folder import StateError
+from server.catalog.weights import Effects, WeightControl, Weights
+from server.errors import FileRefused, OrderRefused, PatchNotFound
 from server.memory.residency import Residency
 from server.metrics.patches import PatchMetrics
 from server.metrics.swaps import SwapMetrics
@@ -48,8 +51,11 @@ class Catalog:
         *,
         may_compose: bool = False,
         processes: OtherProcesses | None = None,
+        weights: WeightControl | None = None,
     ) -> None:
         control = control or CatalogControl()
+        #: Which weights are in force.
+        self.weights = Weights(model.base_model, weights)
         self._metrics = metrics
         self._changes = asyncio.Lock()
         #: What requests see, and why.
@@ -59,8 +65,11 @@ class Catalog:
             self._changes,
             control,
             processes or NoOtherProcesses(),
+            weights=self.weights,
             may_compose=may_compose,
         )
+        #: Returns what the policy needs of what a view serves.
+        self.needs: Callable[[CatalogView], Iterable[str]] = lambda view: ()
         #: What files must pass.
         self.intake = Intake(model, control.trust)
         self._files = Loading(self.publication, self.intake, metrics)
@@ -147,6 +156,7 @@ class Catalog:
                 for target in records.kept(name):
                     await self._files.restore(target)
                 self._files.evict_rivals(name)
+            await self._resume_weights(names)
             await self.publication.refresh(*names)
 
     async def recheck(self) -> None:
@@ -209,6 +219,8 @@ class Catalog:
                     raise
                 gone = ()
             leaving = [r for r in self.residents.of(name) if r.target in gone]
+            if any(resident.patch == self.weights.in_force for resident in leaving):
+                raise OrderRefused(f"'{name}' is in force; roll it back first")
             left = [target for target in situation.files if target not in gone]
             going, record = activation.removals(situation.record, gone, left, cause)
             await self.publication.commit(name, going)
@@ -225,8 +237,62 @@ class Catalog:
 
     async def _hold(self, name: str, record: NameRecord) -> None:
         await self.publication.require_all()
+        if self.publication.is_of_weights(name):
+            await self._hold_weights(name, replace(record, is_of_weights=True))
+            return
         await self.publication.commit(name, record)
         await self._follow_record(name)
+
+    async def _hold_weights(self, name: str, record: NameRecord) -> None:
+        self.weights.require_allowed(name, record)
+        in_force = self.weights.in_force
+        wanted = in_force if in_force is not None and in_force.name != name else self._meant(record)
+        if wanted == in_force:
+            await self.publication.commit(name, record)
+            return
+        self.require_enough(wanted)
+        async with self.weights.changed_to(wanted, self.residents) as keep:
+            await self.publication.commit(name, record)
+            keep()
+            await self.publication.show_all()
+        await self.publication.sweep(name)
+
+    def _meant(self, record: NameRecord) -> ServedPatch | None:
+        return self.residents[record.active.digest].patch if record.active is not None else None
+
+    def require_enough(self, wanted: ServedPatch | None) -> None:
+        """Check that what the policy needs would still be served under a weight patch.
+
+        Raises:
+            OrderRefused: Something would not.
+        """
+        if lost := self.effects(wanted).lost:
+            raise OrderRefused(f"the policy needs {', '.join(lost)}, made for other weights")
+
+    def effects(self, wanted: ServedPatch | None) -> Effects:
+        """Return what would not be served any more, were a weight patch in force."""
+        view = self.publication.view_under(wanted, *self.residents.names)
+        now, then = ({p.reference for n in v.names.values() for p in n.versions} for v in (self.view, view))
+        needed_now, needed_then = (set(self.needs(v)) for v in (self.view, view))
+        return Effects(sorted(now - then), sorted(needed_now - needed_then))
+
+    async def _resume_weights(self, names: Collection[str]) -> None:
+        """Bring the weights in line with the record that says which patch is in force.
+
+        Raises:
+            StateError: Its content is unavailable: the server must not answer with other weights.
+        """
+        for name in sorted(names):
+            record = self.record(name)
+            if not record.is_of_weights or record.active is None:
+                continue
+            if record.active.digest not in self.residents:
+                raise StateError(
+                    f"--state: {name}@{record.active.version} is in force and can't be loaded "
+                    "(the log says why); mend that, or remove its record to serve the model's own weights"
+                )
+            async with self.weights.changed_to(self._meant(record), self.residents) as keep:
+                keep()
 
     async def _follow_record(self, name: str) -> None:
         """Bring everything in line with an order that was written down."""

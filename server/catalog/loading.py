@@ -17,6 +17,7 @@ from server.catalog.intake import Intake
 from server.catalog.publication import Publication
 from server.catalog.refusals import Refusals, held_conflict, refusal_of
 from server.catalog.residents import Resident
+from server.catalog.weights import WEIGHTS_KIND
 from server.errors import BelowMinimumVersion, FileRefused, InvalidPatchFile, PatchConflict
 from server.metrics.patches import PatchMetrics
 from server.trust.trust import TRUST_REASONS
@@ -150,6 +151,12 @@ class Loading:
 
     def _refuse_conflict(self, path: Path, patch: Patch) -> None:
         manifest = patch.manifest
+        kinds = {resident.patch.kind for resident in self._residents.of(manifest.name)} | {manifest.kind}
+        if len(kinds) > 1 and WEIGHTS_KIND in kinds:
+            raise PatchConflict(
+                f"'{manifest.name}' names a weight patch and a {min(kinds - {WEIGHTS_KIND})} patch; "
+                "give one of them another name"
+            )
         named = self._publication.view.names.get(manifest.name)
         rival = named.by_version.get(manifest.version) if named is not None else None
         if rival is None or rival.digest == patch.digest:

@@ -18,11 +18,12 @@ from server.catalog.log import folder_event, log_change
 from server.catalog.processes import OtherProcesses
 from server.catalog.records import Records
 from server.catalog.residents import Resident, Residents
+from server.catalog.weights import WEIGHTS_KIND, Weights
 from server.memory.residency import Residency
 from server.metrics.patches import PatchMetrics
 from server.versions import activation
 from server.versions.activation import BY_FOLDER, Cause, NameRecord, Situation, Target
-from server.versions.view import CatalogView, with_residents
+from server.versions.view import CatalogView, ServedPatch, with_residents
 
 
 class Publication:
@@ -36,8 +37,11 @@ class Publication:
         control: CatalogControl,
         processes: OtherProcesses,
         *,
+        weights: Weights,
         may_compose: bool,
     ) -> None:
+        #: Which weights are in force.
+        self.weights = weights
         #: Read it once per decision; it is never mutated.
         self.view = CatalogView(may_compose=may_compose)
         self.records: Records = control.records
@@ -53,7 +57,14 @@ class Publication:
 
     def situation(self, name: str) -> Situation:
         """Return what an order about ``name`` is decided on."""
-        return Situation(self.records.record(name), *self.residents.usable(name))
+        usable = self.residents.usable(name)
+        return Situation(self.records.record(name), *usable, is_of_weights=self.is_of_weights(name))
+
+    def is_of_weights(self, name: str) -> bool:
+        """Return whether a name's contents are weight patches, which no request selects."""
+        return self.records.record(name).is_of_weights or any(
+            resident.patch.kind == WEIGHTS_KIND for resident in self.residents.of(name)
+        )
 
     async def require_all(self) -> None:
         """Return where every process of the server takes part in changes.
@@ -96,17 +107,37 @@ class Publication:
 
     async def show(self, *names: str) -> None:
         """Show requests what serves now, in one step."""
-        before = view = self.view
-        for name in sorted(set(names)):
-            record = NameRecord() if self.is_starting else self.records.record(name)
-            followed = activation.follow_folder(record, self._files(name))
-            wanted = followed if self.is_starting else record.active
-            usable = ((r.patch, bool(r.paths)) for r in self.residents.of(name) if not r.is_barred)
-            view = with_residents(view, name, usable, wanted, record.canary)
+        before, view = self.view, self.view_under(self.weights.in_force, *names)
         async with self.processes.moved(view, names):
             self.view = view
         for name in sorted(set(names)):
             log_change(name, before, view)
+
+    async def show_all(self) -> None:
+        """Show requests what serves under the weights that are in force now, in one step."""
+        await self.show(*self.residents.names)
+
+    def view_under(self, weights: ServedPatch | None, *names: str) -> CatalogView:
+        """Return what requests would see of ``names``, were a weight patch in force."""
+        view = replace(self.view, weights=weights)
+        for name in sorted(set(names)):
+            record = NameRecord() if self.is_starting else self.records.record(name)
+            followed = activation.follow_folder(record, self._files(name))
+            wanted = followed if self.is_starting else record.active
+            held = [r for r in self.residents.of(name) if not r.is_barred and r.patch.kind != WEIGHTS_KIND]
+            fitting = [r for r in held if not self.weights.is_mismatched(r.patch.manifest, weights)]
+            mismatched = view.mismatched - {name} | ({name} if held and not fitting else set())
+            of_weights = {name} if self.is_of_weights(name) and self.residents.of(name) else set()
+            weight_names = view.weight_names - {name} | of_weights
+            usable = ((r.patch, bool(r.paths)) for r in fitting)
+            view = with_residents(
+                replace(view, mismatched=mismatched, weight_names=weight_names),
+                name,
+                usable,
+                wanted,
+                record.canary,
+            )
+        return view
 
     async def sweep(self, *names: str) -> None:
         """Drop what nothing keeps, once no request uses it."""
@@ -121,7 +152,8 @@ class Publication:
         self.processes.note_loading(self.view.loading)
 
     def _files(self, name: str) -> list[Target]:
-        return [r.target for r in self.residents.of(name) if r.paths]
+        # No file makes a weight patch the one in force: an operator does.
+        return [r.target for r in self.residents.of(name) if r.paths and r.patch.kind != WEIGHTS_KIND]
 
     def _sources(self, name: str) -> dict[str, Collection[Path]]:
         return {r.patch.digest: sorted(r.paths) for r in self.residents.of(name)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from patches.format import Patch
+from patches.kinds.delta import DeltaBody
 from server.catalog.processes import NoOtherProcesses, OtherProcesses
 from server.errors import NotInStep, PatchNotReady
 from server.memory.residency import Residency, ResidencyError
@@ -84,6 +85,8 @@ class ResidentRow:
     is_previous: bool
     #: The workers hold its tensors; else its file does.
     is_in_memory: bool
+    #: It was made for other weights than those in force.
+    is_mismatched: bool = False
 
 
 class Residents:
@@ -127,6 +130,11 @@ class Residents:
         """List everything."""
         return tuple(self._residents.values())
 
+    @property
+    def names(self) -> Collection[str]:
+        """The names of everything."""
+        return self._by_name.keys()
+
     def of(self, *names: str) -> list[Resident]:
         """List the contents of some names."""
         return [r for name in dict.fromkeys(names) for r in self._by_name.get(name, {}).values()]
@@ -141,11 +149,17 @@ class Residents:
         for resident in self.of(*names) if names else self.all():
             patch = resident.patch
             named = view.names.get(patch.name)
-            is_served = named is not None and patch in named.versions
+            is_of_weights = patch.kind == DeltaBody.kind
+            is_active = (
+                view.weights == patch if is_of_weights else named is not None and named.active == patch
+            )
+            is_mismatched = patch.name in view.mismatched
+            is_served = (named is not None and patch in named.versions) or is_of_weights or is_mismatched
             is_kept = self._is_kept(resident)
             yield ResidentRow(
                 patch,
-                is_active=named is not None and named.active == patch,
+                is_active=is_active,
+                is_mismatched=is_mismatched,
                 is_draining=not is_kept,
                 num_in_flight=resident.num_in_flight,
                 is_previous=is_kept and not is_served,

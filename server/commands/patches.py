@@ -14,7 +14,7 @@ from server.commands.errors import CommandError
 from server.commands.output import complain, say_json, say_lines
 from server.commands.patch_arguments import of_file
 from server.commands.patches_client import KEY_VARIABLE, AdminClient, Refused
-from server.commands.patches_report import describe_list, describe_record, describe_removal
+from server.commands.patches_report import describe_list, describe_preview, describe_record, describe_removal
 from server.commands.server_access import add_api_key_argument, key_of_file, key_of_variable
 from server.errors import MalformedPatchName
 from server.options import patch_name
@@ -73,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "version", metavar="VERSION", nargs="?", type=version, help="a version, or sha256:..."
     )
     activate.add_argument("--follow", action="store_true", help="take the pin away: the files decide again")
+    activate.add_argument(
+        "--dry-run", action="store_true", help="only say what would be active, and what would stop to serve"
+    )
     _add_canary_arguments(add("canary", "try a version on a share of the requests"))
     rollback = add("rollback", "go back to what was active before")
     rollback.add_argument("name", metavar="NAME", type=patch_name, help="the patch")
@@ -235,6 +238,9 @@ def _activate(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[
     if (args.version is None) != args.follow:
         raise CommandError("activate: expected either VERSION or --follow")
     body = {"follow": True} if args.follow else {"version": args.version}
+    if args.dry_run:
+        document = client.call("POST", f"/{args.name}/activate", body={**body, "dry_run": True})
+        return document, describe_preview(document)
     document = client.call("POST", f"/{args.name}/activate", body=body)
     return document, describe_record(document)
 

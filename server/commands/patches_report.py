@@ -46,3 +46,12 @@ def _second(at: str) -> str:
 
 def _version(target: dict[str, Any] | None) -> str:
     return target["version"] if target is not None else "no version"
+
+
+def describe_preview(preview: dict[str, Any]) -> list[str]:
+    """Return what an activation would do, line by line."""
+    target = preview["would_activate"]
+    lines = [f"{preview['name']}@{target['version']} would be active ({target['digest']})"]
+    lines += [f"  would not be served, made for other weights: {one}" for one in preview["mismatched"]]
+    lines += [f"  would be REFUSED: the policy needs {one}" for one in preview["refused_for"]]
+    return lines

@@ -37,6 +37,9 @@ and ``client`` hides the prefix again.
 ``device_slots``         device slots within a bound, least recently used out first
 ``vector_store``         the vectors of one worker, in host memory and in rows of the device's table
 ``relocation``           whether this model's keys can be moved to other positions
+``delta_store``          the weight patches of one worker, of which one may be written into the model
+``weight_places``        where a checkpoint's weights lie in the loaded model, and where they can't change
+``engine_weights``       pauses the engine, has every worker write, and goes on
 ``worker``               vLLM's workers with hooks for vectors, as a mixin
 ``cpu_worker``           the worker with it on machines without a GPU
 ``gpu_worker``           the worker with it on GPUs

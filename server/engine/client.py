@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from server.versions.composition import SelectedPatch
 
 
+#: vLLM's word for weights that were never changed.
+OWN_WEIGHTS = "default"
+
 #: How vLLM's beam search ends the ids of the requests that it makes.
 _BEAM = re.compile(r"-beam-\d+$")
 
@@ -135,13 +138,14 @@ class PatchedAsyncLLM(AsyncLLM):
         self, patch: "SelectedPatch", *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         assert self._gate is not None
-        with self._gate.lease(patch) as lease:
+        with self._gate.generation(), self._gate.lease(patch) as lease:
             await lease.ready()
             with self._mistakes_noted():
                 async with aclosing(super().generate(*args, **kwargs)) as outputs:
                     while (output := await lease.take(outputs)) is not None:
                         num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
                         note(lease.meter, output, num_tokens)
+                        self._require_one_set_of_weights(output)
                         self._hide_prefix(output, patch, num_tokens)
                         if (outcome := Outcome.from_params(output.kv_transfer_params)) is not None:
                             # Scores are no business of clients, who could climb them.
@@ -152,9 +156,11 @@ class PatchedAsyncLLM(AsyncLLM):
     async def _metered(
         self, outputs: AsyncGenerator[RequestOutput, None], meter: "Meter"
     ) -> AsyncGenerator[RequestOutput, None]:
-        with self._mistakes_noted():
+        assert self._gate is not None
+        with self._gate.generation(), self._mistakes_noted():
             async with aclosing(outputs):
                 async for output in outputs:
+                    self._require_one_set_of_weights(output)
                     note(meter, output, sum(len(completion.token_ids) for completion in output.outputs))
                     yield output
 
@@ -167,6 +173,23 @@ class PatchedAsyncLLM(AsyncLLM):
             assert self._gate is not None
             self._gate.mistaken()
             raise
+
+    def _require_one_set_of_weights(self, output: RequestOutput) -> None:
+        """Check the weights that vLLM says have made an answer, which it does at its end.
+
+        Raises:
+            PatchNotApplied: They are not those that the request entered under, or not one set. No known path
+                leads here.
+        """
+        spans = [span for completion in output.outputs for span in completion.weight_versions or ()]
+        if not spans:
+            return
+        assert self._gate is not None
+        expected = self._gate.weights_digest() or OWN_WEIGHTS
+        if any(span.version != expected for span in spans):
+            raise self._gate.reject(
+                PatchNotApplied(f"expected weights {expected} from the first token to the last, got {spans}")
+            )
 
     def _hide_prefix(self, output: RequestOutput, patch: "SelectedPatch", num_tokens: int) -> None:
         """Take the prefix out of the cached tokens, among which the engine counts it.

@@ -23,9 +23,10 @@ from server.engine.start_errors import flags_judged
 from server.engine.steering_hooks import COMPILE_KEY
 from server.engine.steering_plan import SLOTS_KEY
 from server.engine.support import require_supported_model, require_supported_on_cpu
+from server.engine.weight_places import WEIGHTS_KEY
 from server.engine.worker import use_patched_workers
 from server.engine.worker_side import DEVICE_BYTES_KEY
-from server.options import MemoryOptions
+from server.options import ServeFlags
 
 _CONNECTOR = {
     "kv_connector": "PolicyPatchConnector",
@@ -53,7 +54,7 @@ def engine_config(
     """
     with flags_judged():
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        engine_args.kv_transfer_config = _kv_transfer_config(options.flags.memory)
+        engine_args.kv_transfer_config = _kv_transfer_config(options.flags)
         if options.flags.memory.steering_slots:
             engine_args.additional_config = {**engine_args.additional_config, **COMPILE_KEY}
         engine_args._api_process_count = process_count
@@ -87,10 +88,12 @@ def fingerprint_of(config: VllmConfig) -> BaseModel:
     )
 
 
-def _kv_transfer_config(memory: MemoryOptions) -> KVTransferConfig:
+def _kv_transfer_config(flags: ServeFlags) -> KVTransferConfig:
+    memory = flags.memory
     extra: dict[str, Any] = {
         DEVICE_BYTES_KEY: int(memory.patch_device_memory),
         SLOTS_KEY: memory.steering_slots,
+        WEIGHTS_KEY: flags.weights.weight_patches,
     }
     if memory.pin_blocks:
         extra |= {PINNED_SHARE_KEY: memory.pin_blocks_share, PINNED_NAMES_KEY: sorted(memory.pin_blocks)}

@@ -39,9 +39,11 @@ from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
 from server.catalog.refusals import ServedModel
 from server.catalog.trust_watch import TrustWatch
+from server.catalog.weights import WeightControl
 from server.engine.client import PatchedAsyncLLM
 from server.engine.configuration import engine_config, fingerprint_of, http_options
 from server.engine.context_length import hand_out_remaining_context
+from server.engine.engine_weights import PausedEngineWeights
 from server.engine.logs import hush_mistakes
 from server.engine.model_registry import add_aliases
 from server.engine.options import ServeOptions
@@ -63,7 +65,7 @@ from server.frontends.step import Steps
 from server.memory.tiers import TieredResidency
 from server.metrics.page import MetricsPage, no_others
 from server.metrics.patches import PatchMetrics
-from server.options import MemoryOptions
+from server.options import MemoryOptions, WeightOptions
 from server.policy.reach import references_served
 from server.policy.watch import PolicyWatch
 from server.request.access_log import AccessLog
@@ -129,8 +131,13 @@ class FrontEnd:
                 control.of_catalog(),
                 may_compose=may_compose,
                 processes=followers,
+                weights=_weight_control(engine, options.flags.weights),
             )
             decider, gate = self._gate(catalog, control.audit)
+            decider.door = catalog.weights.door
+            catalog.needs = lambda view: (
+                n for n, served in references_served(decider.policy, view) if served
+            )
             operator = Operator(catalog)
             decider.canaries = CanaryWatch(catalog.record, operator, metrics.canary, control.audit)
             engine.bind_gate(gate)
@@ -360,6 +367,12 @@ def _residency(
     device_bytes = memory.patch_device_memory * num_workers
     metrics.tiers.set_limits(device_bytes=device_bytes, host_bytes=memory.patch_host_memory)
     return TieredResidency(RpcWorkers(engine), memory, metrics.tiers)
+
+
+def _weight_control(engine: PatchedAsyncLLM, weights: WeightOptions) -> WeightControl | None:
+    if not weights.weight_patches:
+        return None
+    return WeightControl(PausedEngineWeights(engine), weights.weight_drain_timeout)
 
 
 async def _init_state(

@@ -67,11 +67,11 @@ class Stores:
 
     def check(self, digest: str, kind: str, layout: Layout, facts: Mapping[str, Any]) -> dict[str, Any]:
         """See ``PatchStore.check``."""
-        return self._of(kind).check(digest, layout, facts)
+        return self.of(kind).check(digest, layout, facts)
 
     def load(self, digest: str, kind: str, blob: bytes, facts: Mapping[str, Any], is_pinned: bool) -> None:
         """See ``PatchStore.load``."""
-        self._of(kind).load(digest, blob, is_pinned, facts)
+        self.of(kind).load(digest, blob, is_pinned, facts)
         self._kinds[digest] = kind
 
     def loaded(self, digest: str) -> dict[str, Any] | None:
@@ -89,7 +89,12 @@ class Stores:
         """See ``PatchStore.resident``; of all kinds."""
         return {digest: size for store in self._stores.values() for digest, size in store.resident().items()}
 
-    def _of(self, kind: str) -> PatchStore:
+    def of(self, kind: str) -> PatchStore:
+        """Return the store of a kind.
+
+        Raises:
+            ValueError: There is none.
+        """
         if kind in self._refused:
             raise ValueError(f"{kind} patches cannot be served here: {self._refused[kind]}")
         if kind not in self._stores:

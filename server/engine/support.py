@@ -152,7 +152,7 @@ def require_matching_rank_layout(answers: list[dict[str, object]], base_model: "
 
 
 #: Kind of patch -> why it can't act where a worker says nothing of it.
-_SILENCE = {"steering": "its workers have no hooks", "delta": "weight patches are not served yet"}
+_SILENCE = {"steering": "its workers have no hooks", "delta": "its workers can't change weights"}
 
 
 def refused_kinds(answers: Sequence[Mapping[str, object]]) -> dict[str, str]:

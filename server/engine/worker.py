@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 
+from patches.model_files import model_folder
+from server.engine import weight_places
 from server.engine.connector import PolicyPatchConnector
+from server.engine.delta_store import DeltaStore
 from server.engine.steering_hooks import config_problem, install, model_problem
 from server.engine.steering_plan import num_slots
 from server.engine.steering_rows import SteeringRank, watch_steps
 from server.engine.steering_selftest import find_problem, without_attention
+from server.engine.weight_places import Places, weights_in_place
 from server.engine.worker_extension import PatchWorkerExtension
 from steering_kernels import choose_implementation
 
@@ -37,6 +41,8 @@ class PatchedWorker(PatchWorkerExtension):
     steering: SteeringRank | None = None
     #: Why vectors can't act here.
     steering_problem: str | None = None
+    #: Why weights can't change here.
+    weights_problem: str | None = None
 
     if TYPE_CHECKING:
         vllm_config: VllmConfig
@@ -45,8 +51,10 @@ class PatchedWorker(PatchWorkerExtension):
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, and set the hooks before anything is traced."""
-        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        with weights_in_place(self.vllm_config):
+            super().load_model(*args, **kwargs)  # type: ignore[misc]
         network = self.model_runner.get_model()
+        self.weights_problem = weight_places.config_problem(self.vllm_config) or model_problem(network)
         slots = num_slots(self.vllm_config)
         self.steering_problem = (
             "--steering-slots is 0"
@@ -64,6 +72,10 @@ class PatchedWorker(PatchWorkerExtension):
         """Make the caches and with them the connector, which carries what the ranks have to say."""
         super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         side = cast(PolicyPatchConnector, get_kv_transfer_group()).worker
+        if self.weights_problem is None:
+            side.stores.add("delta", self._delta_store())
+        else:
+            side.stores.refuse("delta", self.weights_problem)
         if self.steering is not None:
             self.steering.bind_caches(self.model_runner, kv_cache_config, side.clear)
             side.bind_steering(self.steering)
@@ -94,8 +106,14 @@ class PatchedWorker(PatchWorkerExtension):
         super().execute_dummy_batch()  # type: ignore[misc]
 
     def policy_patch_layout(self) -> dict[str, object]:
-        """See ``PatchWorkerExtension``; ``steering`` is why vectors can't act here, or ``None``."""
-        return {**super().policy_patch_layout(), "steering": self.steering_problem}
+        """See ``PatchWorkerExtension``; each kind has why its patches can't act here, or ``None``."""
+        problems = {"steering": self.steering_problem, "delta": self.weights_problem}
+        return {**super().policy_patch_layout(), **problems}
+
+    def _delta_store(self) -> DeltaStore:
+        model = self.vllm_config.model_config
+        folder = model_folder(model.model, model.revision)
+        return DeltaStore(Places(self.model_runner.get_model()), folder, model.dtype, self.device)
 
 
 def _kernel_problem(device: "torch.device") -> str | None:

@@ -5,6 +5,7 @@ from typing import Any, cast
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 from server.engine.connector import PolicyPatchConnector
+from server.engine.delta_store import DeltaStore
 from server.engine.stores import Layout
 from server.engine.worker_side import WorkerSide
 
@@ -47,6 +48,10 @@ class PatchWorkerExtension:
     def policy_patch_resident(self) -> dict[str, int]:
         """See ``Stores.resident``."""
         return _side().stores.resident()
+
+    def policy_patch_write_weights(self, digest: str | None) -> tuple[str | None, int]:
+        """See ``DeltaStore.write``; nothing is scheduled meanwhile."""
+        return cast(DeltaStore, _side().stores.of("delta")).write(digest)
 
     def policy_patch_slots(self) -> list[str]:
         """See ``PrefixStore.in_slots``."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from patches.headers import PATCH_HEADER
 from server.admin.canary_watch import ArmReports
 from server.audit import Audit, NullAudit
+from server.catalog.door import Door
 from server.catalog.served import Served
 from server.errors import PolicyPatchError, UnsupportedWithPatch
 from server.policy.caller import Caller, Credentials, identify
@@ -45,6 +46,8 @@ class Decider:
         self.audit: Audit = audit if audit is not None else NullAudit()
         #: Receives how requests of names with a canary went.
         self.canaries: ArmReports | None = None
+        #: Where requests enter; ``None`` where weights never change.
+        self.door: Door | None = None
         self._catalog = catalog
         self._leases = leases
         self._served_names = tuple(served_names)
@@ -128,6 +131,11 @@ class Decider:
         if scope is not None and model not in self._served_names:
             scope.alias_text = model
         return alias_wish(model, self._served_names)
+
+    async def enter(self, scope: RequestScope) -> None:
+        """Have ``scope`` enter, before anything is decided for it, once weights stay as they are."""
+        if self.door is not None:
+            scope.passage = await self.door.enter()
 
     @property
     def wants_user(self) -> bool:

@@ -6,9 +6,10 @@ is no answer but an error.
 Every call is made on the event loop's thread, costs a few dictionary look-ups, and never blocks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from server.errors import PolicyPatchError
+from server.errors import PatchNotReady, PolicyPatchError
 from server.request.decider import Decider, unsupported
 from server.request.lease import Lease, Leases
 from server.request.meter import Meter
@@ -61,7 +62,37 @@ class PatchGate:
 
     def cache_partition(self) -> str | None:
         """Return the part of the prefix cache that the current request, which is decided, may use."""
-        return _require_scope().cache_partition
+        scope = _require_scope()
+        weights = scope.passage.weights if scope.passage is not None else None
+        if weights is None:
+            return scope.cache_partition
+        # K/V of other weights is reset when they change; should any be left, nothing finds it.
+        return f"weights:{weights.digest}:{scope.cache_partition or ''}"
+
+    @contextmanager
+    def generation(self) -> Iterator[None]:
+        """Keep the weights as they are while a generation of the current request runs.
+
+        Raises:
+            PatchNotReady: They changed since the request was decided, which had left the door before.
+        """
+        scope = _require_scope()
+        if scope.passage is not None and not scope.passage.is_inside:
+            again = self._decider.door.try_enter_again(scope.passage) if self._decider.door else None
+            if again is None:
+                raise reject(PatchNotReady("the weights change while the request waits; send it again"))
+            scope.passage = again
+        scope.num_generations += 1
+        try:
+            yield
+        finally:
+            scope.num_generations -= 1
+            self._leases.release(scope)
+
+    def weights_digest(self) -> str | None:
+        """Return the digest of the weight patch that the current request is answered under."""
+        passage = _require_scope().passage
+        return passage.weights.digest if passage is not None and passage.weights is not None else None
 
     def note_alias(self, model: str) -> bool:
         """Read the current request's ``model``, and decide on what it names; a header wins over it.

@@ -181,6 +181,8 @@ class Leases:
         """Stop counting ``scope`` once neither its HTTP exchange nor a generation of it is left."""
         if not scope.is_closed:
             return
+        if not scope.num_generations and scope.passage is not None:
+            scope.passage.leave()
         self._uncount_base(scope)
         if scope.num_leases == 0 and scope.holds_patch:
             assert scope.selection is not None

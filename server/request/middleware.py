@@ -20,6 +20,7 @@ from patches.headers import (
     ARM_HEADER,
     COMPOSITION_HEADER,
     CONDITION_HEADER,
+    DELTA_HEADER,
     DIGEST_HEADER,
     PATCH_HEADER,
     asgi_name,
@@ -43,6 +44,7 @@ _PATCH_NAME = asgi_name(PATCH_HEADER)
 _DIGEST_NAME = asgi_name(DIGEST_HEADER)
 _COMPOSITION_NAME = asgi_name(COMPOSITION_HEADER)
 _CONDITION_NAME = asgi_name(CONDITION_HEADER)
+_DELTA_NAME = asgi_name(DELTA_HEADER)
 _ARM_NAME = asgi_name(ARM_HEADER)
 
 #: Methods that never carry a prompt. SDKs that send a default header send it with these too.
@@ -84,6 +86,14 @@ class PolicyPatchMiddleware:
         if kind is RouteKind.NEUTRAL:
             await self._pass(request, scope, receive, send)
             return
+        await self._decider.enter(request)
+        try:
+            await self._answer(request, scope, receive, send)
+        finally:
+            self._decider.close(request)
+
+    async def _answer(self, request: RequestScope, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = request.kind
         # Where this process does not know what serves now, opening refuses the request.
         if kind.is_generating and self._decider.wants_user:
             request.user, receive = await read_user(receive)
@@ -114,12 +124,16 @@ class PolicyPatchMiddleware:
             self._refuse(error, request, scope)
             await refuse_websocket(error, scope, send)
             return
+        await self._decider.enter(request)
         # What is let in is the base model's, whenever its input comes: the decision is on record from here.
         request.reached_engine = True
         event = request_event(request, scope, None, HTTPStatus.SWITCHING_PROTOCOLS)
         if event is not None:
             self._decider.audit.record(event)
-        await self._pass(request, scope, receive, send)
+        try:
+            await self._pass(request, scope, receive, send)
+        finally:
+            self._decider.close(request)
 
     async def _pass(self, request: RequestScope, scope: Scope, receive: Receive, send: Send) -> None:
         """Have the app answer, and claim nothing."""
@@ -272,9 +286,14 @@ class _Exchange:
         ):
             condition = self._request.condition
             decided = () if condition is None else ((_CONDITION_NAME, condition.encode("ascii")),)
-            return (*_selection_headers(selection, self._request.arm), *decided)
+            return (*_selection_headers(selection, self._request.arm), *decided, *self._weights_header())
         # Only the base model can have answered there.
-        return _BASE_HEADERS if self._request.kind is RouteKind.ENCODES and 200 <= self._status < 300 else ()
+        is_of_base = self._request.kind is RouteKind.ENCODES and 200 <= self._status < 300
+        return (*_BASE_HEADERS, *self._weights_header()) if is_of_base else ()
+
+    def _weights_header(self) -> Iterable[tuple[bytes, bytes]]:
+        weights = self._request.weights
+        return () if weights is None else ((_DELTA_NAME, weights.encode("ascii")),)
 
     async def _answer_exception(self, error: Exception, scope: Scope) -> None:
         """Answer what no handler of a route took.

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 from patches.headers import PATCH_HEADER
+from server.catalog.door import Passage
 from server.errors import PolicyPatchError
 from server.metrics.steering import OUTCOMES
 from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
@@ -46,9 +47,11 @@ class RequestScope:
         "judge_later",
         "kind",
         "num_generated_tokens",
+        "num_generations",
         "num_leases",
         "num_prompt_tokens",
         "outcome",
+        "passage",
         "reached_engine",
         "rule",
         "selection",
@@ -103,7 +106,8 @@ class RequestScope:
         self.is_unpatched = False
         #: Whether the condition of its patch was met, and by how much; one for each answer that has ended.
         self.conditions: list[tuple[bool, float]] = []
-        self.num_leases = 0
+        self.num_leases = self.num_generations = 0
+        self.passage: Passage | None = None
         #: The engine was asked, under a lease or for the base model. What was not is nobody's answer.
         self.reached_engine = False
         #: A generation of it was handed to the engine.
@@ -132,6 +136,13 @@ class RequestScope:
         if self.caller_class is not None:
             known["caller"] = self.caller_class
         return known
+
+    @property
+    def weights(self) -> str | None:
+        """The weight patch in force as ``name@version``, or ``none``; ``None`` where weights never change."""
+        if self.passage is None:
+            return None
+        return self.passage.weights.reference if self.passage.weights is not None else "none"
 
     def note_mistake(self) -> None:
         """Note that a generation ended because of what the client sent, perhaps before the engine saw it."""

@@ -42,10 +42,14 @@ class ActivateOrder(_Body):
     )
     follow: bool = Field(False, description="remove the pin: the files of the folder decide again")
 
+    dry_run: bool = Field(False, description="only say what would be active, and what would stop to serve")
+
     @model_validator(mode="after")
     def _names_one(self) -> "ActivateOrder":
         if (self.version is None) != self.follow:
             raise ValueError("expected either version or follow")
+        if self.dry_run and self.follow:
+            raise ValueError("expected dry_run beside version only")
         return self
 
 
@@ -160,6 +164,15 @@ class PatchRecord(BaseModel):
     history: list[PatchChange] = Field(description="latest first")
 
 
+class ActivationPreview(BaseModel):
+    """What an activation would do; nothing was changed."""
+
+    name: str
+    would_activate: PatchTarget
+    mismatched: list[str] = Field(description="served now, and made for other weights than those would be")
+    refused_for: list[str] = Field(description="what the policy needs of these; they forbid the activation")
+
+
 #: What the OpenAPI document says about refusals.
 REFUSED: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 403, 404, 409, 413, 422, 500)
@@ -176,7 +189,16 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
     )
 
     @router.post("/{name}/activate", summary="Choose the active version", responses=REFUSED)
-    async def activate(request: Request, by: By, name: Name, body: ActivateOrder) -> PatchRecord:
+    async def activate(
+        request: Request, by: By, name: Name, body: ActivateOrder
+    ) -> PatchRecord | ActivationPreview:
+        if body.version is not None and body.dry_run:
+            _check_version(body.version)
+            target, effects = operator.effects(name, body.version)
+            would = PatchTarget(version=target.version, digest=target.digest)
+            return ActivationPreview(
+                name=name, would_activate=would, mismatched=effects.mismatched, refused_for=effects.lost
+            )
         wish = f"{name}@{body.version}" if body.version is not None else name
         with access.order(request, "follow" if body.follow else "activate", by, wish) as order:
             if body.version is None:

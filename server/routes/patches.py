@@ -23,9 +23,10 @@ class PatchVersion(BaseModel):
 
     version: str
     digest: str = Field(description="`sha256:` and 64 hexadecimal digits over manifest and tensors")
-    state: Literal["active", "loaded", "previous", "draining"] = Field(
+    state: Literal["active", "loaded", "previous", "draining", "mismatched"] = Field(
         description="`active`: what the bare name means. `loaded`: can be named with its version or digest. "
-        "`previous`: kept for a rollback only. `draining`: takes no new requests and goes with its last one."
+        "`previous`: kept for a rollback only. `mismatched`: made for other weights than those in force. "
+        "`draining`: takes no new requests and goes with its last one."
     )
     kind: str
     num_virtual_tokens: int
@@ -200,11 +201,13 @@ def _version(row: ResidentRow, trust: Trust) -> PatchVersion:
     )
 
 
-def _state(row: ResidentRow) -> Literal["active", "loaded", "previous", "draining"]:
+def _state(row: ResidentRow) -> Literal["active", "loaded", "previous", "draining", "mismatched"]:
     if row.is_active:
         return "active"
     if row.is_previous:
         return "previous"
+    if row.is_mismatched and not row.is_draining:
+        return "mismatched"
     return "draining" if row.is_draining else "loaded"
 
 

@@ -136,6 +136,8 @@ class NameRecord:
     rolled_back: tuple[Target, ...] = ()
     #: While it runs, no file changes what is active.
     canary: Canary | None = None
+    #: ``active`` is a weight patch, which is in force for the whole server.
+    is_of_weights: bool = False
     history: tuple[Change, ...] = ()
 
     @property
@@ -189,6 +191,8 @@ class Situation:
     files: tuple[Target, ...]
     #: Contents on the workers that can serve.
     resident: tuple[Target, ...]
+    #: The name's contents are weight patches.
+    is_of_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +274,13 @@ def rolled_back(record: NameRecord, target: Target, cause: Cause, *, has_file: b
         previous=record.previous[position + 1 :],
         rolled_back=tuple(t for t in _barred(record, left) if t != target),
     )
+    return _noted(changed, cause)
+
+
+def taken_back(record: NameRecord, cause: Cause) -> NameRecord:
+    """Return the record after an operator's order to leave ``active`` with nothing in its place."""
+    left = [record.active] if record.active is not None else []
+    changed = replace(record, active=None, is_pinned=False, is_held=False, rolled_back=_barred(record, left))
     return _noted(changed, cause)
 
 

@@ -199,6 +199,18 @@ def _resolve_one(ref: PatchRef, view: CatalogView, param: str) -> ServedPatch:
         return found
     if any(name == ref.name and ref.version in (None, version) for name, version in view.loading):
         raise PatchNotReady(f"{param}: patch '{ref}' is being loaded; try again", param=param)
+    if ref.name in view.weight_names:
+        raise UnsupportedWithPatch(
+            f"{param}: '{ref.name}' is a weight patch, which is in force for the whole server or not at all; "
+            "an operator activates it",
+            param=param,
+        )
+    if ref.name in view.mismatched:
+        weights = f"under {view.weights.reference}" if view.weights else "the model's own"
+        raise PatchNotFound(
+            f"{param}: patch '{ref.name}' was made for other weights than those in force ({weights})",
+            param=param,
+        )
     if named is None:
         raise PatchNotFound(
             f"{param}: no patch '{ref.name}' is loaded; GET /v1/patches lists all", param=param

@@ -129,6 +129,12 @@ class CatalogView:
     canaries: Mapping[str, CanaryArm] = field(default_factory=lambda: MappingProxyType({}))
     #: ``(name, version)`` of what is being put on the workers right now.
     loading: frozenset[tuple[str, str]] = frozenset()
+    #: The weight patch that is in force, for every request.
+    weights: ServedPatch | None = None
+    #: Names of weight patches, which no request chooses.
+    weight_names: frozenset[str] = frozenset()
+    #: Names whose patches were all made for other weights than those in force.
+    mismatched: frozenset[str] = frozenset()
     #: Whether patches may be joined without a prepared composition; see ``server.versions.composition``.
     may_compose: bool = False
 

@@ -191,4 +191,4 @@ def test_a_kind_that_one_worker_cannot_let_act_is_refused_with_its_reason() -> N
     works = {"steering": None, "delta": None}
     assert refused_kinds([works, works]) == {}
     assert refused_kinds([works, works | {"steering": "it is quantised"}]) == {"steering": "it is quantised"}
-    assert refused_kinds([{"steering": None}]) == {"delta": "weight patches are not served yet"}
+    assert refused_kinds([{"steering": None}]) == {"delta": "its workers can't change weights"}

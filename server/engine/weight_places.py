@@ -1,0 +1,115 @@
+"""Where the weights of a checkpoint lie in the model that vLLM loaded, and on which setups they can change.
+
+vLLM lays some linear layers of a checkpoint into one, row upon row. Everything else that keeps a weight from
+lying where it is looked for (quantisation, adapters around layers, splits over ranks) is refused.
+"""
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from vllm.config import CompilationMode
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vllm.config import VllmConfig
+
+#: Key of the connector's extra configuration: weights may change.
+WEIGHTS_KEY = "weight_patches"
+
+#: Last word of a checkpoint's module -> that of vLLM's, and which part of it is the checkpoint's.
+_FUSED = {
+    "q_proj": ("qkv_proj", 0),
+    "k_proj": ("qkv_proj", 1),
+    "v_proj": ("qkv_proj", 2),
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+}
+_PLAIN_ON_CPU = "_cpu_skip_gemm_dispatch"
+
+
+def may_change(config: "VllmConfig") -> bool:
+    """Return whether the launcher was asked to let weights change."""
+    transfer = config.kv_transfer_config
+    return bool(transfer is not None and transfer.get_from_extra_config(WEIGHTS_KEY, False))
+
+
+def config_problem(config: "VllmConfig") -> str | None:
+    """Return why weights can't change under this configuration, or ``None``."""
+    model, parallel = config.model_config, config.parallel_config
+    reasons = {
+        "the server was started without --weight-patches": not may_change(config),
+        f"{model.model} is quantised ({model.quantization})": model.quantization is not None,
+        "LoRA adapters are built around the layers": config.lora_config is not None,
+        "with speculative decoding a second model proposes tokens": config.speculative_config is not None,
+        "sleep mode may throw weights away": model.enable_sleep_mode,
+        "expert parallelism moves weights between ranks": parallel.enable_expert_parallel,
+        "one server process alone may hold the model so far (no tensor, pipeline or data parallelism)": (
+            parallel.world_size_across_dp > 1
+        ),
+        "the model is compiled; start the server with --enforce-eager": (
+            config.compilation_config.mode != CompilationMode.NONE
+        ),
+        "the weights are random (--load-format dummy)": config.load_config.load_format == "dummy",
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+@contextmanager
+def weights_in_place(config: "VllmConfig") -> "Iterator[None]":
+    """Have vLLM keep the weights of linear layers as they are loaded, where they are to change.
+
+    On a CPU it would pack them for its kernels and drop them. What it computes with is torch's own product
+    then, which is slower or faster by the machine.
+    """
+    if not may_change(config):
+        yield
+        return
+    setattr(LinearBase, _PLAIN_ON_CPU, True)
+    try:
+        yield
+    finally:
+        delattr(LinearBase, _PLAIN_ON_CPU)
+
+
+class Places:
+    """Finds weights of the checkpoint in one loaded model."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._modules: Mapping[str, nn.Module] = dict(network.named_modules())
+
+    def find(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
+        """Return the part of a parameter that is a tensor of the checkpoint; writing into it is at once real.
+
+        Args:
+            name: Of the tensor, such as ``model.layers.0.self_attn.q_proj.weight``.
+            shape: Its shape in the checkpoint.
+
+        Returns:
+            ``shape``, contiguous, on the device of the model.
+
+        Raises:
+            ValueError: There is no such tensor, or it is no weight of a linear layer that lies as loaded.
+        """
+        path = name.removesuffix(".weight")
+        parent, _, word = path.rpartition(".")
+        module: Any = self._modules.get(path)
+        sizes, part = [], 0
+        if module is None and word in _FUSED:
+            fused, part = _FUSED[word]
+            module = self._modules.get(f"{parent}.{fused}")
+            sizes = list(getattr(module, "output_sizes", []))
+        if not isinstance(module, LinearBase):
+            raise ValueError(f"{name}: expected the weight of a linear layer of this model, got none")
+        if not isinstance(module.quant_method, UnquantizedLinearMethod):
+            raise ValueError(f"{name}: expected weights that are not quantised")
+        weight = module.weight.data
+        first = sum(sizes[:part])
+        held = weight[first : first + sizes[part]] if sizes else weight
+        if tuple(held.shape) != shape or not held.is_contiguous():
+            raise ValueError(f"{name}: expected shape {list(held.shape)}, got {list(shape)}")
+        return held

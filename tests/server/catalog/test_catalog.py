@@ -31,7 +31,7 @@ async def test_a_loaded_file_is_served_and_resident(stand: Stand) -> None:
     served = await stand.load("pirate", "1.2.0")
     assert served == active(stand)
     assert stand.residency.resident == {served.digest: served.nbytes}
-    assert (served.reference, served.num_tokens, served.nbytes) == ("pirate@1.2.0", 2, 32)
+    assert (served.reference, served.num_tokens, served.nbytes) == ("pirate@1.2.0", 2, 64)
 
 
 async def test_nothing_is_served_before_every_worker_holds_it(stand: Stand) -> None:

@@ -16,8 +16,8 @@ async def test_the_list_describes_every_version_and_every_refusal(stand: Stand) 
     (card,) = document["data"]
     assert (card["object"], card["name"], card["active_version"]) == ("policy_patch", "pirate", "1.1.0")
     assert card["versions"] == [
-        version("1.1.0", new, "active", 16, 256, None, None),
-        version("1.0.0", old, "loaded", 2, 32, "Apache-2.0", "First."),
+        version("1.1.0", new, "active", 16, 512, None, None),
+        version("1.0.0", old, "loaded", 2, 64, "Apache-2.0", "First."),
     ]
     (refused,) = document["failures"]
     assert (refused["file"], refused["reason"]) == ("bad.safetensors", failure.reason)

@@ -4,7 +4,8 @@ Two servers over the same vectors, on all layers: `off` was started with `--stee
 did not exist. Against it the other one is asked without a patch (`idle`), with one vector for all requests
 (`one`), with a vector of its own for each (`own`), with a condition that is never met (`unmet`), and with one
 that always is and steers the answer in the upper half of the layers (`met`). Vectors are random: time does
-not depend on their values.
+not depend on their values. Processor time is that of the server's processes, so that other work on the
+machine shows less in it.
 ``bench/README.md`` says what each number means.
 """
 
@@ -45,11 +46,15 @@ async def measure(stage: Stage, cell: Cell, round_idx: int) -> Mapping[str, Any]
     names = names_of(arm, args.requests, args.concurrency)
     before = await _steered(stage, target.url)
     requests = target.requests(names, f"{round_idx}-{arm}", is_cached=True)
+    used_s = target.processor_s()
     replies = await send_closed_loop(stage.session, requests, concurrency=args.concurrency)
+    used_s = target.processor_s() - used_s
     check_answers(replies, [None if name is None else stage.digests[name] for name in names], target.lengths)
     steered = await _steered(stage, target.url) - before
     check_steered(arm, steered)
-    return {**asdict(measure_cell([reply.trace for reply in replies])), "num_steered_tokens": steered}
+    num_tokens = sum(reply.trace.num_output_tokens for reply in replies)
+    timing = asdict(measure_cell([reply.trace for reply in replies]))
+    return {**timing, "processor_s": used_s / num_tokens, "num_steered_tokens": steered}
 
 
 def check_steered(arm: str, num_tokens: float) -> None:

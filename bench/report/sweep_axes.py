@@ -102,9 +102,14 @@ SWEEPS = {
     "steering": Sweep(
         "vectors that act on hidden states",
         "arm",
-        (*METRICS, _of("num_steered_tokens", "steered tokens", "", 1)),
+        (
+            *METRICS,
+            _of("processor", "processor, a token", "ms", 1000, "processor_s"),
+            _of("num_steered_tokens", "steered tokens", "", 1),
+        ),
         "Ratios are against `off`, a server without the kind. Goals for throughput: `idle` at least 0.99, "
         "`one` at least 0.97, `own` at least 0.98 of `one`, `unmet` at least 0.99 of `idle`.",
+        quiet=("processor",),
     ),
     "swap": Sweep(
         "a patch replaced under load",

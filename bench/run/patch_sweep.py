@@ -26,6 +26,7 @@ from bench.servers.environment import describe_environment, has_gpu
 from bench.servers.launch import EngineOptions, add_engine_arguments, engine_options, ours_server
 from bench.servers.patch_set import PatchFile, make_patch_set
 from bench.servers.processes import ServerSpec, running_server
+from bench.servers.processor_time import group_processor_s
 from patches.headers import DIGEST_HEADER, PATCH_HEADER
 
 
@@ -78,6 +79,13 @@ class Target:
     seed: int
     #: Names are those of LoRA adapters, which a request names as its model.
     has_adapters: bool = False
+    #: Of its processes; None where the server is not the bench's own.
+    group_id: int | None = None
+
+    def processor_s(self) -> float:
+        """Return the seconds that all its processes have computed so far."""
+        assert self.group_id is not None, "only of servers that the bench has started"
+        return sum(group_processor_s(self.group_id))
 
     def requests(self, names: Sequence[str | None], label: str, *, is_cached: bool) -> list[Request]:
         """Build a request for each patch named, ``None`` for none; each has a prompt of its own.
@@ -142,10 +150,10 @@ def servers_over(
     variants: Mapping[str, Sequence[str]],
     timeout_s: float,
     peers: Sequence[ServerSpec] = (),
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, tuple[str, int]]]:
     """Run a server of ours for each variant (its name, and the flags that only it gets), and the peers.
 
-    Yields their URLs.
+    Yields their URLs, and the group of their processes.
 
     Raises:
         ServerFailed: one did not start.
@@ -162,10 +170,12 @@ def servers_over(
             for name, flags in variants.items()
         ]
         specs += peers
+        running = {}
         for spec in specs:
             progress(f"starting {spec.name} on port {spec.port}, log in {spec.log_path}")
-            stack.enter_context(running_server(spec, start_timeout_s=timeout_s))
-        yield {spec.name: spec.url for spec in specs}
+            process = stack.enter_context(running_server(spec, start_timeout_s=timeout_s))
+            running[spec.name] = spec.url, process.pid
+        yield running
 
 
 async def target_of(
@@ -264,12 +274,13 @@ def run_patched(question: str, args: argparse.Namespace, command: str, plan: Pla
     described = _describe(args, command) | facts
     run = SweepRun(question, tuple(plan.cells), args.rounds, args.seed, described, folder, environment)
 
-    async def measure_all(urls: Mapping[str, str]) -> None:
+    async def measure_all(running: Mapping[str, tuple[str, int]]) -> None:
         async with open_session() as session:
-            targets = {
-                name: await target_of(session, url, lengths, args.seed, has_adapters=name not in own_flags)
-                for name, url in urls.items()
-            }
+            targets = {}
+            for name, (url, group_id) in running.items():
+                has_adapters = name not in own_flags
+                target = await target_of(session, url, lengths, args.seed, has_adapters=has_adapters)
+                targets[name] = replace(target, group_id=group_id)
             stage = Stage(session, targets, patches, served, args)
 
             async def measure_one(cell: Cell, round_idx: int) -> Mapping[str, Any]:
@@ -280,8 +291,8 @@ def run_patched(question: str, args: argparse.Namespace, command: str, plan: Pla
             await run.measure(measure_one)
 
     peers = plan.peers(folder)
-    with servers_over(engine, served, folder, own_flags, args.start_timeout_s, peers) as urls:
-        asyncio.run(measure_all(urls))
+    with servers_over(engine, served, folder, own_flags, args.start_timeout_s, peers) as running:
+        asyncio.run(measure_all(running))
 
 
 def _numbered(num_patches: int) -> Callable[[Path, argparse.Namespace], Sequence[PatchFile]]:

@@ -36,7 +36,8 @@ def hooks(network: Any, vector: torch.Tensor, steering: Mapping[str, Any], first
 def _hook(row: torch.Tensor, steering: Mapping[str, Any], first: int) -> Any:
     def hook(module: Any, inputs: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
-        changed = torch.cat([x[:, :first], steered(x[:, first:], row, steering)], dim=1)
+        moved = steered(x[:, first:].float(), row, steering).to(x.dtype)
+        changed = torch.cat([x[:, :first], moved], dim=1)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     return hook

@@ -4,6 +4,7 @@ Each engine runs a random model of its architecture in a batch of requests with 
 requests without; transformers are teacher-forced on its tokens. The server is not part of this.
 """
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from tests import steering_oracle
 from tests.e2e.preload import Preload
 from tests.e2e.steering_engines import (
     ARCHITECTURES,
+    FORMS,
     PLAN,
+    PROMPTS,
+    VECTORS,
     Engines,
     assert_as_in_transformers,
     digest_of,
@@ -90,6 +95,38 @@ def test_modes_of_the_engine_change_no_token(
         assert_as_in_transformers(network, answers)
     if "num_gpu_blocks_override" in engine:
         assert result["num_preemptions"] > 0
+
+
+def gaps(network: Any, answers: list[dict[str, Any]], exact: Any) -> tuple[list[float], list[float]]:
+    """Return how far from ``exact`` steered log-probabilities are: the engine's, and those of ``network``."""
+    ours, theirs = [], []
+    for prompt, (name, tokens), answer in zip(PROMPTS, PLAN, answers, strict=True):
+        if name is None:
+            continue
+        rows = []
+        for model in (network, exact):
+            first = len(prompt) - 1 if tokens == "answer" else 0
+            with steering_oracle.hooks(model, VECTORS[name], FORMS[name], first):
+                rows.append(steering_oracle.logprobs(model, prompt, answer["token_ids"]))
+        for step, rounded, row in zip(answer["logprobs"], *rows, strict=True):
+            ours += [abs(value - float(row[int(i)])) for i, value in step.items()]
+            theirs += [abs(float(rounded[int(i)] - row[int(i)])) for i in step]
+    return ours, theirs
+
+
+def test_in_bfloat16_a_vector_is_off_by_what_the_model_is_off_by(engines: Engines) -> None:
+    """Transformers in bfloat16 are the yardstick: both are held against float32 on the same weights."""
+    model = engines.model("llama")
+    answers = engines.run(model, [requests()], engine={"dtype": "bfloat16"})["rounds"][0]
+    rounded = network_of(model).to(torch.bfloat16)
+    exact = network_of(model).to(torch.bfloat16).float()
+    ours, theirs = gaps(rounded, answers, exact)
+    assert statistics.median(ours) < 1.25 * statistics.median(theirs)
+    assert max(ours) < 2 * max(theirs)
+    # Else vectors that do nothing would pass, too.
+    unsteered = steering_oracle.logprobs(exact, PROMPTS[0], answers[0]["token_ids"])
+    top = {int(i): value for i, value in answers[0]["logprobs"][0].items()}
+    assert max(abs(value - float(unsteered[0, i])) for i, value in top.items()) > max(ours)
 
 
 def test_a_vector_acts_on_what_a_lora_adapter_makes_of_the_model(engines: Engines, tmp_path: Path) -> None:

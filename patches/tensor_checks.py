@@ -39,7 +39,7 @@ def layout_problems(
 def value_problems(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> list[PatchFormatError]:
     """Return what is wrong with the values of tensors that have the right shapes."""
     problems: Sequence[str] = [
-        f"tensor {name}: holds NaN or infinite values"
+        f"tensor {name}: expected finite values, got NaN or infinity"
         for name, tensor in sorted(tensors.items())
         if not all(bool(torch.isfinite(part).all()) for part in torch.split(tensor.reshape(-1), _PIECE))
     ]

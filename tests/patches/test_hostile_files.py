@@ -198,7 +198,7 @@ def test_values_that_are_not_finite_are_refused(data: bytes, bits: bytes) -> Non
     header, body = parts(data)
     error = refusal(sealed(header, body[:-2] + bits))
     assert error.reason == "bad_tensor"
-    assert str(error) == "tensor kv: holds NaN or infinite values"
+    assert str(error) == "tensor kv: expected finite values, got NaN or infinity"
 
 
 def manifest_of(header: Header) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_safetensors
 from patches.checkpoint import StoredTensor, read_checkpoint
 from patches.kinds.delta import ChangedTensor, DeltaBody
 from server.engine.stores import Layout
-from server.engine.weight_places import Places
+from server.engine.weight_places import Place, Places
 
 #: Weights of each tensor that are compared with the checkpoint before anything is written.
 _NUM_COMPARED = 64
@@ -27,11 +27,17 @@ class _Write:
     """New values for one tensor of the checkpoint."""
 
     tensor: ChangedTensor
-    #: A flat view of the model's own memory.
-    place: torch.Tensor
-    #: int64, rising; on the model's device.
+    place: Place
+    #: int64, on the CPU: those of the file that are here, in the checkpoint's tensor.
+    stored: torch.Tensor
+    #: int64: the same in the model's memory.
     positions: torch.Tensor
     values: torch.Tensor
+
+    @property
+    def num_counted(self) -> int:
+        """How many weights of the file this rank answers for."""
+        return 0 if self.place.is_copy else len(self.positions)
 
 
 class DeltaStore:
@@ -55,8 +61,8 @@ class DeltaStore:
         body = body_of(facts)
         for tensor in body.tensors:
             self._places.find(tensor.name, tensor.shape)
-        # New and old values, and positions of 8 bytes.
-        nbytes = body.num_changed * (8 + 2 * self._dtype.itemsize)
+        # New and old values; positions of 8 bytes in the file and in the model. At most: all on this rank.
+        nbytes = body.num_changed * 2 * (8 + self._dtype.itemsize)
         return {"digest": digest, "layout": dict(layout), "nbytes": nbytes}
 
     def load(self, digest: str, blob: bytes, is_pinned: bool, facts: Mapping[str, Any]) -> None:
@@ -99,7 +105,8 @@ class DeltaStore:
             digest: A patch that is prepared; ``None`` for the model's own weights.
 
         Returns:
-            What is written now, and how many weights it changed.
+            What is written now, and for how many of its weights this rank answers: of all ranks of an engine
+            together for each.
 
         Raises:
             ValueError: The patch is not prepared, or a place does not hold what the checkpoint says; the
@@ -109,11 +116,11 @@ class DeltaStore:
             self._take_back()
             if digest is not None:
                 self._put(digest)
-        return self._written, sum(len(write.positions) for write, _ in self._before)
+        return self._written, sum(write.num_counted for write, _ in self._before)
 
     def _take_back(self) -> None:
         for write, before in self._before:
-            write.place[write.positions] = before
+            write.place.weight[write.positions] = before
         self._before, self._written = [], None
 
     def _put(self, digest: str) -> None:
@@ -122,17 +129,19 @@ class DeltaStore:
         writes = self._prepared[digest].result()
         for write in writes:
             self._compare(write)
-        self._before = [(write, write.place[write.positions].clone()) for write in writes]
+        self._before = [(write, write.place.weight[write.positions].clone()) for write in writes]
         self._written = digest
         for write in writes:
-            write.place[write.positions] = write.values
+            write.place.weight[write.positions] = write.values
 
     def _prepare(self, tensors: Mapping[str, torch.Tensor], body: DeltaBody) -> list[_Write]:
         writes = []
         for change in body.changes(tensors):
-            place = self._places.find(change.tensor.name, change.tensor.shape).view(-1)
-            values = change.values.to(self._device, self._dtype)
-            writes.append(_Write(change.tensor, place, change.positions.to(self._device), values))
+            place = self._places.find(change.tensor.name, change.tensor.shape)
+            is_here, positions = place.local(change.positions)
+            values = change.values[is_here].to(self._device, self._dtype)
+            stored = change.positions[is_here]
+            writes.append(_Write(change.tensor, place, stored, positions.to(self._device), values))
         self._stored = self._stored or read_checkpoint(self._folder)
         return writes
 
@@ -147,15 +156,15 @@ class DeltaStore:
             raise ValueError(f"{name}: expected a tensor of the checkpoint, which has none of this name")
         step = max(1, len(write.positions) // _NUM_COMPARED)
         positions = write.positions[::step][:_NUM_COMPARED]
-        stored = self._stored[name].values_at(positions.cpu()).to(self._dtype)
-        if not torch.equal(write.place[positions].cpu(), stored):
+        stored = self._stored[name].values_at(write.stored[::step][:_NUM_COMPARED]).to(self._dtype)
+        if not torch.equal(write.place.weight[positions].cpu(), stored):
             raise ValueError(
                 f"{name}: expected the model to hold what the checkpoint says, got other values; weights "
                 "that were changed after loading can't be patched"
             )
 
     def _nbytes(self, future: "Future[list[_Write]]") -> int:
-        return sum(w.positions.nbytes + 2 * w.values.nbytes for w in future.result())
+        return sum(2 * (w.positions.nbytes + w.values.nbytes) for w in future.result())
 
 
 def body_of(facts: Mapping[str, Any]) -> DeltaBody:

@@ -48,8 +48,11 @@ class PausedEngineWeights:
         answers: list[Any] = await self._engine.ask_workers(
             "policy_patch_write_weights", digest, timeout_s=RPC_TIMEOUT_S
         )
-        expected = (digest, num_changed if digest is not None else 0)
-        if not answers or any(tuple(answer) != expected for answer in answers):
-            raise WeightsNotChanged(f"expected every worker to confirm {expected}, got {answers}")
+        num_engines = self._engine.vllm_config.parallel_config.data_parallel_size
+        num_expected = num_changed * num_engines if digest is not None else 0
+        if {held for held, _ in answers} != {digest} or sum(n for _, n in answers) != num_expected:
+            raise WeightsNotChanged(
+                f"expected every worker to hold {digest}, and {num_expected} weights on all, got {answers}"
+            )
         await self._engine.update_weight_version(digest or OWN_WEIGHTS)
-        self._written = expected
+        self._written = (digest, num_changed)

@@ -6,12 +6,13 @@ lying where it is looked for (quantisation, adapters around layers, splits over 
 
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from vllm.config import CompilationMode
-from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear, UnquantizedLinearMethod
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +49,7 @@ def config_problem(config: "VllmConfig") -> str | None:
         "with speculative decoding a second model proposes tokens": config.speculative_config is not None,
         "sleep mode may throw weights away": model.enable_sleep_mode,
         "expert parallelism moves weights between ranks": parallel.enable_expert_parallel,
-        "one server process alone may hold the model so far (no tensor, pipeline or data parallelism)": (
-            parallel.world_size_across_dp > 1
-        ),
+        "with pipeline parallelism no rank has all layers": parallel.pipeline_parallel_size > 1,
         "the model is compiled; start the server with --enforce-eager": (
             config.compilation_config.mode != CompilationMode.NONE
         ),
@@ -76,21 +75,50 @@ def weights_in_place(config: "VllmConfig") -> "Iterator[None]":
         delattr(LinearBase, _PLAIN_ON_CPU)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The part of a checkpoint's tensor that this rank holds; what is written into it acts at once."""
+
+    #: Flat, contiguous, on the device of the model.
+    weight: torch.Tensor
+    #: Rows and columns of the checkpoint's tensor that are here: the first, and how many.
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    #: Columns of the checkpoint's tensor.
+    width: int
+    #: Row of the first of them in the parameter.
+    first_row: int
+    #: Another rank holds the same, and counts it.
+    is_copy: bool
+
+    def local(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which positions in the checkpoint's tensor are here, and where in ``weight`` they lie.
+
+        Args:
+            positions: int64, on the CPU.
+
+        Returns:
+            bool of the same shape, and int64 for each that is here.
+        """
+        rows = positions // self.width - self.rows[0]
+        columns = positions % self.width - self.columns[0]
+        is_here = (rows >= 0) & (rows < self.rows[1]) & (columns >= 0) & (columns < self.columns[1])
+        local = (rows[is_here] + self.first_row) * self.columns[1] + columns[is_here]
+        return is_here, local
+
+
 class Places:
-    """Finds weights of the checkpoint in one loaded model."""
+    """Finds weights of the checkpoint in one loaded model, or in one rank's part of it."""
 
     def __init__(self, network: nn.Module) -> None:
         self._modules: Mapping[str, nn.Module] = dict(network.named_modules())
 
-    def find(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
-        """Return the part of a parameter that is a tensor of the checkpoint; writing into it is at once real.
+    def find(self, name: str, shape: tuple[int, int]) -> Place:
+        """Find a tensor of the checkpoint.
 
         Args:
             name: Of the tensor, such as ``model.layers.0.self_attn.q_proj.weight``.
             shape: Its shape in the checkpoint.
-
-        Returns:
-            ``shape``, contiguous, on the device of the model.
 
         Raises:
             ValueError: There is no such tensor, or it is no weight of a linear layer that lies as loaded.
@@ -102,14 +130,25 @@ class Places:
         if module is None and word in _FUSED:
             fused, part = _FUSED[word]
             module = self._modules.get(f"{parent}.{fused}")
-            sizes = list(getattr(module, "output_sizes", []))
+            sizes = list(getattr(module, "output_partition_sizes", []))
         if not isinstance(module, LinearBase):
             raise ValueError(f"{name}: expected the weight of a linear layer of this model, got none")
         if not isinstance(module.quant_method, UnquantizedLinearMethod):
             raise ValueError(f"{name}: expected weights that are not quantised")
         weight = module.weight.data
-        first = sum(sizes[:part])
-        held = weight[first : first + sizes[part]] if sizes else weight
-        if tuple(held.shape) != shape or not held.is_contiguous():
-            raise ValueError(f"{name}: expected shape {list(held.shape)}, got {list(shape)}")
-        return held
+        num_rows, num_columns = (sizes[part] if sizes else weight.shape[0]), weight.shape[1]
+        by_row = isinstance(module, RowParallelLinear)
+        # Where there are more ranks than K/V heads, several ranks hold one.
+        copies = getattr(module, "num_kv_head_replicas", 1) if part else 1
+        at, num_splits = module.tp_rank // copies, module.tp_size // copies
+        whole = (num_rows, num_columns * num_splits) if by_row else (num_rows * num_splits, num_columns)
+        if whole != shape or not weight.is_contiguous():
+            raise ValueError(f"{name}: expected shape {list(whole)}, got {list(shape)}")
+        return Place(
+            weight.view(-1),
+            (0 if by_row else at * num_rows, num_rows),
+            (at * num_columns if by_row else 0, num_columns),
+            shape[1],
+            sum(sizes[:part]),
+            is_copy=module.tp_rank % copies > 0,
+        )

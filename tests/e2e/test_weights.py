@@ -3,6 +3,8 @@
 The tiny model in float32, held against transformers with the same weights.
 """
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -72,12 +74,12 @@ class Weights:
 class Servers:
     """The server of this file, which one test starts anew on the same folders."""
 
-    def __init__(self, start: Any, model: Path, folder: Path) -> None:
+    def __init__(self, start: Any, model: Path, folder: Path, *flags: str) -> None:
         (folder / "keys").write_text("ops:" + "k" * 32 + "\n")
         (folder / "keys").chmod(0o600)
         ours = ["--weight-patches", "--weight-drain-timeout", "5", "--admin-key-file", str(folder / "keys")]
         ours += ["--state", str(folder / "state"), "--dtype", "float32", "--max-model-len", "512"]
-        ours += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
+        ours += ["--enable-prefix-caching", "--enable-prompt-tokens-details", *flags]
         self._start = lambda: start(model, *ours, patches=folder / "patches")
         self.now = self.restarted()
 
@@ -106,14 +108,18 @@ def deltas(servers: Servers, tiny_patches: Any) -> Iterator[dict[str, Patch]]:
     server = servers.now
     for patch in patches.values():
         server.install(patch, wait=False)
-    deadline = time.monotonic() + 60
-    while server.client.get("/v1/patches/no-harm/2.0.0").status_code != 200:
-        assert time.monotonic() < deadline, server.log_tail()
-        time.sleep(0.1)
+    wait_for(server, "2.0.0")
     yield patches
     while order(servers.now, "rollback").status_code == 200:
         # Versions before it come back one after the other.
         pass
+
+
+def wait_for(server: Any, version: str) -> None:
+    deadline = time.monotonic() + 60
+    while server.client.get(f"/v1/patches/no-harm/{version}").status_code != 200:
+        assert time.monotonic() < deadline, server.log_tail()
+        time.sleep(0.1)
 
 
 def order(server: Any, action: str, name: str = "no-harm", **body: Any) -> httpx.Response:
@@ -217,14 +223,19 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(server: Any, deltas:
 
 
 def test_a_change_that_finds_no_pause_is_given_up(server: Any, deltas: dict[str, Patch]) -> None:
-    with server.unread_stream(PROMPTS[0], patch="none", num_tokens=200) as lines:
+    """A request that is not even sent to its end is inside, and keeps its weights."""
+    body = json.dumps({"model": SERVED_NAME, "prompt": PROMPTS[0], "max_tokens": 4}).encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        slow.sendall(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + body[:9])
         refused = order(server, "activate", version="1.0.0")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "weights_busy"), refused.text
-        assert "requests were still running after 5 s" in refused.text
+        assert "1 requests were still running after 5 s" in refused.text
         assert server.complete(PROMPTS[1], max_tokens=1).headers["X-Policy-Delta"] == "none"
-        rest = list(lines)
-    assert rest[-1] == "data: [DONE]"
-    assert not any('"error"' in line for line in rest)
+        slow.sendall(body[9:])
+        answer = b"".join(iter(lambda: slow.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"x-policy-delta: none" in answer.lower()
     assert order(server, "activate", version="1.0.0").status_code == 200
 
 
@@ -248,3 +259,23 @@ def test_what_is_in_force_is_so_after_a_restart(servers: Servers, deltas: dict[s
     assert again.complete(PROMPTS[0], max_tokens=1).headers["X-Policy-Delta"] == "no-harm@2.0.0"
     assert order(again, "rollback").json()["active"] is None
     assert ask_all(again) != under
+
+
+def test_ranks_and_engines_hold_the_same_weights(
+    start_module_server: Any, tiny_model: Path, tmp_path_factory: Any, tiny_patches: Any
+) -> None:
+    """Two engines of two ranks each: every answer, whoever gives it, is that of the weights in force."""
+    several = ["--tensor-parallel-size", "2", "--data-parallel-size", "2", "--api-server-count", "1"]
+    folder = tmp_path_factory.mktemp("weights-of-ranks")
+    server = Servers(start_module_server, tiny_model, folder, *several).now
+    patch = delta_of(tiny_patches.model, "no-harm")
+    server.install(patch, wait=False)
+    wait_for(server, "1.0.0")
+    asked = [{"prompt": prompt, "max_tokens": NUM_TOKENS} for prompt in PROMPTS * 2]
+    for weights, action in ((patch, {"version": "1.0.0"}), (None, None)):
+        done = order(server, "activate", **action) if action else order(server, "rollback")
+        assert done.status_code == 200, done.text
+        side = Weights(tiny_patches.model, weights)
+        for one, answer in zip(asked, server.ask_together(asked), strict=True):
+            side.assert_answered(one["prompt"], answer)
+    assert server.terminate() == 0

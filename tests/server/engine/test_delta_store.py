@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
-from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear, UnquantizedLinearMethod
 
 from patches.kinds.delta import ChangedTensor, DeltaBody, packed_positions
 from server.engine.delta_store import DeltaStore
@@ -24,10 +24,15 @@ class Linear(LinearBase):
 
     def __init__(self, weight: torch.Tensor, *sizes: int) -> None:
         nn.Module.__init__(self)
+        self.tp_rank, self.tp_size = 0, 1
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.quant_method = UnquantizedLinearMethod.__new__(UnquantizedLinearMethod)
         if sizes:
-            self.output_sizes = list(sizes)
+            self.output_partition_sizes = list(sizes)
+
+
+class RowLinear(Linear, RowParallelLinear):
+    """One whose inputs are split over ranks."""
 
 
 @pytest.fixture
@@ -151,3 +156,49 @@ def test_what_is_written_stays(store: DeltaStore) -> None:
     assert store.unload("a") > 0
     with pytest.raises(ValueError, match="it was not sent"):
         store.write("a")
+
+
+def ranks_of(tensor: torch.Tensor, tp_size: int, num_kv_head_replicas: int) -> list[nn.Module]:
+    """K's part of a fused layer, as each rank of a tensor-parallel engine holds it."""
+    modules = []
+    for rank in range(tp_size):
+        part = torch.chunk(tensor, tp_size // num_kv_head_replicas)[rank // num_kv_head_replicas]
+        layer = Linear(torch.cat([torch.zeros(3, 8), part, part]), 3, len(part), len(part))
+        layer.tp_rank, layer.tp_size, layer.num_kv_head_replicas = rank, tp_size, num_kv_head_replicas
+        root = nn.Module()
+        root.self_attn = nn.Module()
+        root.self_attn.qkv_proj = layer
+        modules.append(root)
+    return modules
+
+
+@pytest.mark.parametrize(("tp_size", "copies"), [(1, 1), (2, 1), (4, 1), (4, 2)])
+def test_every_weight_of_a_fused_layer_is_found_on_its_rank_and_counted_once(
+    tp_size: int, copies: int
+) -> None:
+    whole = torch.arange(32.0).reshape(4, 8)
+    positions = torch.tensor([0, 3, 9, 16, 31])
+    num_counted = 0
+    for network in ranks_of(whole, tp_size, copies):
+        place = Places(network).find("self_attn.k_proj.weight", (4, 8))
+        is_here, local = place.local(positions)
+        assert torch.equal(place.weight[local], whole.view(-1)[positions[is_here]])
+        num_counted += 0 if place.is_copy else len(local)
+    assert num_counted == len(positions)
+
+
+@pytest.mark.parametrize("tp_size", [1, 2, 4])
+def test_every_weight_of_a_layer_split_by_columns_is_found_on_its_rank(tp_size: int) -> None:
+    whole = torch.arange(32.0).reshape(4, 8)
+    positions = torch.tensor([0, 3, 9, 16, 31])
+    num_counted = 0
+    for rank in range(tp_size):
+        layer = RowLinear(torch.chunk(whole, tp_size, dim=1)[rank].contiguous())
+        layer.tp_rank, layer.tp_size = rank, tp_size
+        network = nn.Module()
+        network.o_proj = layer
+        place = Places(network).find("o_proj.weight", (4, 8))
+        is_here, local = place.local(positions)
+        assert torch.equal(place.weight[local], whole.view(-1)[positions[is_here]])
+        num_counted += len(local)
+    assert num_counted == len(positions)

@@ -1,6 +1,7 @@
 """The engine's weights: stopped, written on every worker or on none, named, and never left half way."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ class Engine:
     """Two workers; the second one fails, or confirms something else, where a test says so."""
 
     def __init__(self) -> None:
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=2))
         self.workers: list[str | None] = [None, None]
         self.version = OWN_WEIGHTS
         self.is_paused = False

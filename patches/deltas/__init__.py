@@ -6,5 +6,6 @@
 ``collected``  changes of tensors on their way into a file
 ``hdr``        harm-direction removal: what tuning learned is trimmed and taken out
 ``fit``        whether a checkpoint has the tensors that a weight patch changes
+``applied``    a weight patch at work in a transformers model
 =============  ======================================================================
 """

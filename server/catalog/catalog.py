@@ -26,7 +26,7 @@ from server.catalog.publication import Publication
 from server.catalog.refusals import CATALOG_REASONS, ServedModel
 from server.catalog.residents import Resident, ResidentRow, Residents
 from server.catalog.state_folder import StateError
-from server.catalog.weights import Effects, WeightControl, Weights
+from server.catalog.weights import WEIGHTS_KIND, Effects, WeightControl, Weights
 from server.errors import FileRefused, OrderRefused, PatchNotFound
 from server.memory.residency import Residency
 from server.metrics.patches import PatchMetrics
@@ -71,7 +71,7 @@ class Catalog:
         #: Returns what the policy needs of what a view serves.
         self.needs: Callable[[CatalogView], Iterable[str]] = lambda view: ()
         #: What files must pass.
-        self.intake = Intake(model, control.trust)
+        self.intake = Intake(model, control.trust, self._weights_digests)
         self._files = Loading(self.publication, self.intake, metrics)
         self._orders = Orders(self._changes, self.publication.situation, self._hold)
         metrics.bind(self.rows, self.record)
@@ -152,7 +152,8 @@ class Catalog:
             self.publication.is_starting = False
             self.publication.change_began_s = None
             names = {*records.names, *(r.patch.name for r in self.residents.all())}
-            for name in sorted(names):
+            # Weight patches first: what was made for the model under one of them is judged by it.
+            for name in sorted(names, key=lambda name: (not records.record(name).is_of_weights, name)):
                 for target in records.kept(name):
                     await self._files.restore(target)
                 self._files.evict_rivals(name)
@@ -256,6 +257,10 @@ class Catalog:
             keep()
             await self.publication.show_all()
         await self.publication.sweep(name)
+
+    def _weights_digests(self) -> Collection[str]:
+        deltas = (r.patch for r in self.residents.all() if r.patch.kind == WEIGHTS_KIND)
+        return {self.weights.digest_under(patch) for patch in deltas}
 
     def _meant(self, record: NameRecord) -> ServedPatch | None:
         return self.residents[record.active.digest].patch if record.active is not None else None

@@ -1,6 +1,8 @@
 """What a file must pass before the workers see anything of it."""
 
 import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 from patches.format import Patch, read_patch
@@ -12,8 +14,12 @@ from server.trust.trust import Trust
 class Intake:
     """Examines files for one server."""
 
-    def __init__(self, model: ServedModel, trust: Trust) -> None:
+    def __init__(
+        self, model: ServedModel, trust: Trust, weights_digests: Callable[[], Collection[str]] = tuple
+    ) -> None:
         self.model = model
+        #: Of the model under each weight patch that may be in force.
+        self._weights_digests = weights_digests
         #: Which files are accepted.
         self.trust = trust
 
@@ -47,5 +53,9 @@ class Intake:
             BaseModelMismatch: It was made for another base model.
             FileRefused: It may not.
         """
-        require_servable(patch, self.model)
+        model, digest = self.model, patch.manifest.base_model.weights_digest
+        if digest in self._weights_digests():
+            # It serves while that weight patch is in force.
+            model = replace(model, base_model=replace(model.base_model, weights_digest=digest))
+        require_servable(patch, model)
         return await asyncio.to_thread(self.trust.check, path, patch, is_ordered=is_ordered)

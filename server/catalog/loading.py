@@ -18,7 +18,7 @@ from server.catalog.publication import Publication
 from server.catalog.refusals import Refusals, held_conflict, refusal_of
 from server.catalog.residents import Resident
 from server.catalog.weights import WEIGHTS_KIND
-from server.errors import BelowMinimumVersion, FileRefused, InvalidPatchFile, PatchConflict
+from server.errors import BaseModelConflict, BelowMinimumVersion, FileRefused, InvalidPatchFile, PatchConflict
 from server.metrics.patches import PatchMetrics
 from server.trust.trust import TRUST_REASONS
 from server.versions.activation import Target
@@ -57,6 +57,9 @@ class Loading:
             manifest = patch.manifest if patch is not None else None
             return self.refusals.add(path, refusal_of(path, error), manifest)
         self._metrics.files.load_succeeded(time.monotonic() - started_s)
+        if served.kind == WEIGHTS_KIND:
+            # What was made for the model under it may have come first.
+            await self._retry(self.refusals.paths({BaseModelConflict.reason}))
         return served
 
     async def restore(self, target: Target) -> None:

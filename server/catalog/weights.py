@@ -67,9 +67,10 @@ class Weights:
         """Return whether a patch was made for other weights than those that ``under`` makes."""
         if manifest.kind == WEIGHTS_KIND:
             return False
-        return manifest.base_model.weights_digest != self._weights_digest(under)
+        return manifest.base_model.weights_digest != self.digest_under(under)
 
-    def _weights_digest(self, under: ServedPatch | None) -> str:
+    def digest_under(self, under: ServedPatch | None) -> str:
+        """Return the weights digest of the model under a weight patch, or of the model itself."""
         own = self._own_model.weights_digest
         return own if under is None else effective_weights_digest(own, under.digest)
 

@@ -10,6 +10,7 @@ from patches.rendering import default_system_text
 from server.commands.errors import CommandError
 from server.commands.patch_arguments import (
     BLOCK_SIZE,
+    add_delta_argument,
     add_label_arguments,
     add_model_arguments,
     add_output_arguments,
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     text.add_argument("--keep-text", action="store_true", help="store the text in the manifest")
     add_model_arguments(parser)
+    add_delta_argument(parser)
     add_label_arguments(parser, name=None, version=None)
     add_output_arguments(parser)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from patches.headers import PATCH_HEADER
 from server.commands.patch_arguments import (
+    add_delta_argument,
     add_label_arguments,
     add_model_arguments,
     add_output_arguments,
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "patches", metavar="PATCH", type=Path, nargs="+", help="patch files, at least two, in order"
     )
     add_model_arguments(parser)
+    add_delta_argument(parser)
     add_label_arguments(parser, name="the names of the parts, joined by dots", version="1.0.0")
     add_output_arguments(parser)
 

@@ -9,6 +9,7 @@ from patches.label import Label
 from server.commands.errors import CommandError
 from server.commands.output import say_lines
 from server.commands.patch_arguments import (
+    add_delta_argument,
     add_label_arguments,
     add_model_arguments,
     add_output_arguments,
@@ -99,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     probe.add_argument("--shadow", action="store_true", help="only count how often it is met")
     add_model_arguments(parser)
+    add_delta_argument(parser)
     add_label_arguments(parser, name="that of the patch", version=None)
     add_output_arguments(parser)
 

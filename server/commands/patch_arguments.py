@@ -35,6 +35,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, is_required: bool = 
     group.add_argument("--device", metavar="D", default="cpu", help="where to compute (default: cpu)")
 
 
+def add_delta_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the weight patch under which ``load`` has the model compute."""
+    parser.add_argument(
+        "--under",
+        metavar="FILE",
+        type=Path,
+        help="a weight patch: the result is for the model under it, and serves while it is in force",
+    )
+
+
 def add_label_arguments(parser: argparse.ArgumentParser, *, name: str | None, version: str | None) -> None:
     """Declare name, version and notes.
 
@@ -101,7 +111,12 @@ def load(args: argparse.Namespace) -> "LoadedModel":
     from patches.model import load_model
 
     with progress(f"loading {args.model}"):
-        return load_model(args.model, dtype=args.dtype, device=args.device, revision=args.revision)
+        model = load_model(args.model, dtype=args.dtype, device=args.device, revision=args.revision)
+    if getattr(args, "under", None) is None:
+        return model
+    from patches.deltas.applied import under_delta
+
+    return under_delta(model, read(args.under))
 
 
 def read(path: Path) -> "Patch":

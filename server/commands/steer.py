@@ -10,6 +10,7 @@ from server.commands.errors import CommandError
 from server.commands.eval_progress import EvalProgress, print_figures
 from server.commands.output import say, say_lines
 from server.commands.patch_arguments import (
+    add_delta_argument,
     add_label_arguments,
     add_model_arguments,
     add_output_arguments,
@@ -81,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--packages", metavar="DIR", type=Path, help="read prompts from archives in DIR; download nothing"
     )
     add_model_arguments(parser)
+    add_delta_argument(parser)
     add_label_arguments(parser, name=None, version=None)
     add_output_arguments(parser)
 

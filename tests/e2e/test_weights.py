@@ -15,9 +15,12 @@ import httpx
 import pytest
 import torch
 
+from patches.compile import compile_token_ids
+from patches.deltas.applied import under_delta
 from patches.deltas.collected import Collected
 from patches.format import Patch, make_patch
 from patches.label import Label
+from patches.model import load_model
 from tests.e2e.running_server import SERVED_NAME, Answer
 
 pytestmark = [
@@ -208,6 +211,23 @@ def test_patches_for_other_weights_are_told_from_those_that_serve(
     assert listed["no-harm"]["active_version"] == "1.0.0"
     assert order(server, "rollback").status_code == 200
     assert server.complete(PROMPTS[0], patch="policy-of-weights", max_tokens=1).status_code == 200
+
+
+def test_a_prefix_for_the_weights_under_a_patch_answers_while_that_is_in_force(
+    server: Any, deltas: dict[str, Patch], tiny_model: Path
+) -> None:
+    under = under_delta(load_model(tiny_model, dtype="float32"), deltas["1.0.0"])
+    policy = [(37 * i) % 40000 + 10 for i in range(45)]
+    prefix = compile_token_ids(under, policy, Label("policy-under-no-harm", "1.0.0"))
+    server.install(prefix, wait=False)
+    assert order(server, "activate", version="1.0.0").status_code == 200
+    server.wait_for_digest("policy-under-no-harm", prefix.digest)
+    weights = Weights(under, None)
+    for prompt in PROMPTS:
+        answer = server.ask(prompt, patch="policy-under-no-harm", max_tokens=NUM_TOKENS)
+        weights.assert_answered(policy + prompt, answer)
+    assert order(server, "rollback").status_code == 200
+    assert server.complete(PROMPTS[0], patch="policy-under-no-harm").status_code == 404
 
 
 def test_what_makes_no_sense_is_refused_and_changes_nothing(server: Any, deltas: dict[str, Patch]) -> None:

@@ -12,14 +12,16 @@ import torch
 
 from patches.checkpoint import StoredTensor
 from patches.deltas import magnitude
+from patches.deltas.applied import under_delta
 from patches.deltas.hdr import Checkpoints, Removal, remove_direction
 from patches.deltas.linear import linear_weights
 from patches.deltas.magnitude import chosen, largest
-from patches.errors import DeltaError
+from patches.errors import BaseModelMismatch, DeltaError
 from patches.fingerprint import fingerprint_model
-from patches.format import Patch, read_patch
-from patches.kinds.delta import DeltaBody
+from patches.format import Patch, read_patch, write_patch
+from patches.kinds.delta import DeltaBody, effective_weights_digest
 from patches.label import Label
+from patches.model import load_model
 from server.cli import main
 
 Weights = dict[str, torch.Tensor]
@@ -238,6 +240,28 @@ def test_the_command_writes_a_file_for_its_model(
     assert main(["verify", str(path), "--model", str(tuned)]) == 1
     assert "weights_digest: expected" in capsys.readouterr().err
     assert main([*call, "--name", "again", "-o", str(tmp_path / "patches")]) == 0
+
+
+def test_a_prefix_under_a_weight_patch_is_that_of_the_weights_under_it(
+    folder: Path, tune: Callable[..., Path], tmp_path: Path
+) -> None:
+    patch = delta_of(folder, tune(everywhere))
+    path = write_patch(patch, tmp_path)
+    weights = applied(patch, weights_of(folder))
+    other = tune(lambda w: w.update(weights), "under")
+    (tmp_path / "text").write_text("answer politely")
+    for name, arguments in (
+        ("under", ["--model", str(folder), "--under", str(path)]),
+        ("as", ["--model", str(other)]),
+    ):
+        label = ["--name", name, "--version", "1.0.0", "-o", str(tmp_path / "patches")]
+        assert main(["compile", "--text", str(tmp_path / "text"), *arguments, *label]) == 0
+    under, as_other = (read_patch(tmp_path / "patches" / f"{n}-1.0.0.safetensors") for n in ("under", "as"))
+    assert torch.equal(under.tensors["kv"], as_other.tensors["kv"])
+    own = fingerprint_model(folder, "float32").weights_digest
+    assert under.manifest.base_model.weights_digest == effective_weights_digest(own, patch.digest)
+    with pytest.raises(BaseModelMismatch, match="weights_digest"):
+        under_delta(load_model(other), patch)
 
 
 def test_verify_names_tensors_that_the_checkpoint_does_not_have(

@@ -5,6 +5,7 @@ The engine is a stand-in that remembers what it was told to write; tests/e2e/tes
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from patches.format import encode_patch
-from patches.kinds.delta import ChangedTensor, DeltaBody
+from patches.format import decode_patch, encode_patch
+from patches.kinds.delta import ChangedTensor, DeltaBody, effective_weights_digest
 from patches.manifest import Manifest
 from server.admin.operator import Operator
 from server.catalog.catalog import Catalog
@@ -197,6 +198,21 @@ async def test_patches_for_other_weights_leave_with_the_change_and_come_back(cas
     assert case.catalog.view.mismatched == {"pirate", "french"}
     await case.operator.rollback("no-harm", "ops")
     assert set(case.catalog.view.names) == {"pirate", "french"}
+
+
+async def test_a_patch_for_the_model_under_a_weight_patch_serves_while_that_is_in_force(case: Case) -> None:
+    """Also where its file comes first, and whatever is in force when it comes."""
+    delta = decode_patch(put_delta(case.folder).read_bytes())
+    digest = effective_weights_digest(SMALLEST_MODEL.weights_digest, delta.digest)
+    under = put(case.folder, "french", base_model=replace(SMALLEST_MODEL, weights_digest=digest))
+    other = replace(SMALLEST_MODEL, weights_digest="sha256:" + "9" * 64)
+    await case.load(under, put(case.folder, "pirate", base_model=other), case.folder / delta.filename)
+    assert [failure.name for failure in case.catalog.failures()] == ["pirate"]
+    assert case.catalog.view.mismatched == {"french"}
+    await case.operator.activate("no-harm", "1.0.0", "ops")
+    assert (set(case.catalog.view.names), case.catalog.view.mismatched) == ({"french"}, set())
+    await case.operator.rollback("no-harm", "ops")
+    assert case.catalog.view.mismatched == {"french"}
 
 
 async def test_what_the_policy_needs_forbids_the_change(case: Case) -> None:

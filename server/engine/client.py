@@ -182,10 +182,10 @@ class PatchedAsyncLLM(AsyncLLM):
                 leads here.
         """
         spans = [span for completion in output.outputs for span in completion.weight_versions or ()]
-        if not spans:
-            return
         assert self._gate is not None
-        expected = self._gate.weights_digest() or OWN_WEIGHTS
+        if not spans or (weights := self._gate.weights()) is None:
+            return
+        expected = weights[0] or OWN_WEIGHTS
         if any(span.version != expected for span in spans):
             raise self._gate.reject(
                 PatchNotApplied(f"expected weights {expected} from the first token to the last, got {spans}")

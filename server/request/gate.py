@@ -89,10 +89,16 @@ class PatchGate:
             scope.num_generations -= 1
             self._leases.release(scope)
 
-    def weights_digest(self) -> str | None:
-        """Return the digest of the weight patch that the current request is answered under."""
+    def weights(self) -> tuple[str | None] | None:
+        """Return what the current request is answered under; ``None`` where weights never change.
+
+        Returns:
+            The digest of the weight patch in force, or ``None`` in its place for the model's own weights.
+        """
         passage = _require_scope().passage
-        return passage.weights.digest if passage is not None and passage.weights is not None else None
+        if passage is None:
+            return None
+        return (passage.weights.digest if passage.weights is not None else None,)
 
     def note_alias(self, model: str) -> bool:
         """Read the current request's ``model``, and decide on what it names; a header wins over it.

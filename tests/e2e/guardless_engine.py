@@ -11,6 +11,7 @@ with and without the client's own check. Prints one JSON line.
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import AsyncGenerator
@@ -79,6 +80,12 @@ class OpenGate:
         return None
 
     def engine_trace(self) -> None:
+        return None
+
+    def generation(self) -> Any:
+        return contextlib.nullcontext()
+
+    def weights(self) -> None:
         return None
 
     def sent(self) -> None:

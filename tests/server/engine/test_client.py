@@ -2,10 +2,11 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput, WeightVersionSpan
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -21,7 +22,8 @@ from server.engine.client import (
 )
 from server.engine.context_length import fitting_max_tokens
 from server.engine.placeholder import placeholder_token_id
-from server.errors import UnsupportedWithPatch
+from server.errors import PatchNotApplied, UnsupportedWithPatch
+from server.request.gate import PatchGate
 from server.versions.view import ServedPatch
 from tests.tiny_model import BASE_MODEL
 
@@ -161,3 +163,29 @@ def test_a_vector_that_acts_on_the_answer_refuses_the_steps_of_a_beam_search(req
         refuse_beams(request_id, answer, vector_claim(answer))
     refuse_beams(request_id, every, vector_claim(every))
     refuse_beams(f"{request_id}-0", answer, vector_claim(answer))
+
+
+@pytest.mark.parametrize(
+    ("weights", "versions", "is_whole"),
+    [
+        ((None,), ["default"], True),
+        (("a",), ["a"], True),
+        (("a",), ["default", "a"], False),
+        (("a",), ["b"], False),
+        ((None,), ["a"], False),
+        (None, ["a", "b"], True),
+    ],
+    ids=["own", "patch", "mixed", "another", "not-own", "weights-never-change"],
+)
+def test_an_answer_of_other_weights_than_its_request_entered_under_is_withheld(
+    weights: tuple[str | None] | None, versions: list[str], is_whole: bool
+) -> None:
+    client = PatchedAsyncLLM.__new__(PatchedAsyncLLM)
+    client._gate = cast(PatchGate, SimpleNamespace(weights=lambda: weights, reject=lambda error: error))
+    spans = [WeightVersionSpan(version, i, i + 1) for i, version in enumerate(versions)]
+    output = cast(RequestOutput, SimpleNamespace(outputs=[SimpleNamespace(weight_versions=spans)]))
+    if is_whole:
+        client._require_one_set_of_weights(output)
+    else:
+        with pytest.raises(PatchNotApplied, match="from the first token to the last"):
+            client._require_one_set_of_weights(output)

@@ -32,7 +32,7 @@ def canonical_json(value: JsonValue) -> str:
     )
 
 
-def parse_json(text: str) -> JsonValue:
+def parse_json(text: str | bytes) -> JsonValue:
     """Read JSON strictly.
 
     Raises:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,11 +32,13 @@ from patches.recipes.data import ALL_PAIRS, SILENT, reference_answer  # noqa: E4
 from patches.recipes.options import Option  # noqa: E402
 from patches.recipes.plan import flags  # noqa: E402
 from patches.recipes.recipe import Recipe, read_recipe  # noqa: E402
+from patches.text import read_text  # noqa: E402
 from patches.train.baselines import BASELINES  # noqa: E402
 from patches.train.contexts import ALONE  # noqa: E402
 from patches.train.data import Encoder, Sample  # noqa: E402
 from patches.train.forward import answer_logits  # noqa: E402
 from patches.train.soft_prefix import SoftPrefix  # noqa: E402
+from patches.yaml_text import parse_yaml  # noqa: E402
 
 #: Prompts that are asked at once.
 _BATCH = 16
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("build/ablations"))
     parser.add_argument("--only", metavar="VARIANT", nargs="+", help="train these alone")
     args = parser.parse_args()
-    ablation = yaml.safe_load(args.ablation.read_text(encoding="utf-8"))
+    ablation = parse_yaml(read_text(args.ablation))
     recipe = read_recipe(args.ablation.parent / ablation["recipe"])
     if unknown := sorted(set(args.only or ()) - set(ablation["variants"])):
         parser.error(f"--only: {unknown[0]} is none of {', '.join(ablation['variants'])}")

@@ -98,13 +98,13 @@ def read_yaml(text: str, where: str) -> Any:
         EvaluationError: It is malformed, or PyYAML is not installed.
     """
     try:
-        import yaml
+        from patches.yaml_text import parse_yaml
     except ImportError as error:
         raise EvaluationError("PyYAML is not installed; install policypatch[eval]") from error
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise EvaluationError(f"{where}: {' '.join(str(error).split())[:300]}") from None
+        return parse_yaml(text)
+    except ValueError as error:
+        raise EvaluationError(f"{where}: {error}") from None
 
 
 def _parse(text: str, name: str, folder: Path) -> Suite:

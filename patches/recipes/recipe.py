@@ -29,13 +29,13 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from patches.errors import InvalidName, RecipeInvalid
 from patches.label import Label
 from patches.recipes.options import Option, require_options
 from patches.text import read_text, said
+from patches.yaml_text import parse_yaml
 
 _CONFIG = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, alias_generator=lambda name: name.replace("_", "-")
@@ -204,9 +204,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def _merged(path: Path, depth: int) -> tuple[dict[str, Any], str]:
     try:
-        document = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise RecipeInvalid(f"{path}: expected YAML: {' '.join(str(error).split())[:300]}") from None
+        document = parse_yaml(read_text(path))
     except (OSError, ValueError) as error:
         raise RecipeInvalid(f"{path}: {said(error)}") from None
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):

@@ -15,7 +15,7 @@ from server.admin.uploads import Uploads
 from server.catalog.catalog import Catalog
 from server.errors import AdminCallInvalid, PatchTooLarge
 from server.routes.admin import REFUSED, SECURITY, By, Name, PatchTarget, target_of
-from server.routes.admin_guard import MAX_BODY_BYTES, admin_route
+from server.routes.admin_guard import MAX_BODY_BYTES, admin_route, takes_upload
 from server.routes.patches import PatchCard, card_of
 from server.versions.activation import NameRecord
 from server.versions.view import ServedPatch
@@ -87,17 +87,13 @@ def admin_files_router(
     ) -> PatchCard:
         _check_version(version)
         with access.order(request, "put", by, f"{name}@{version}") as order:
-            if request.headers.get("content-type", "").startswith("application/json"):
-                file = await _folder_file(request)
-                served, is_new = await uploads.load(
-                    name, version, file, operator.holder(by) if hold else None
-                )
+            holder = operator.holder(by) if hold else None
+            if not takes_upload(request):
+                served, is_new = await uploads.load(name, version, await _folder_file(request), holder)
             else:
                 _check_length(request)
                 async with uploads.receive(request.stream(), request.headers.get(SIGNATURE_HEADER)) as upload:
-                    served, is_new = await uploads.put(
-                        name, version, upload, operator.holder(by) if hold else None
-                    )
+                    served, is_new = await uploads.put(name, version, upload, holder)
             _note(order, served)
             response.status_code = 201 if is_new else 200
             return card_of(catalog, name)

@@ -1,7 +1,8 @@
 """What all admin routes do before anything else: ask for a key, and bound what is read."""
 
+import json
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from patches.canonical import parse_json
 from server.admin.access import AdminAccess
 from server.errors import AdminCallInvalid, PolicyPatchError
 
@@ -53,8 +55,10 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
         @staticmethod
         async def _handled(request: Request, handle: Handler) -> Response:
             try:
-                if request.headers.get("content-type", "").startswith("application/json"):
+                _require_single(request.query_params.multi_items())
+                if not takes_upload(request):
                     request = await with_small_body(request)
+                    _require_clear(await request.body())
                 return await handle(request)
             except RequestValidationError as error:
                 raise _invalid(error) from None
@@ -63,6 +67,12 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
                 raise AdminCallInvalid("body: expected JSON, got something else") from error
 
     return AdminRoute
+
+
+def takes_upload(request: Request) -> bool:
+    """Return whether the body is a patch file rather than an order in JSON."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return request.method == "PUT" and media_type != "application/json"
 
 
 async def caller(request: Request) -> str:
@@ -92,6 +102,25 @@ async def with_small_body(request: Request) -> Request:
         return {"type": "http.request", "body": bytes(body), "more_body": False}
 
     return Request(request.scope, again)
+
+
+def _require_single(parameters: Sequence[tuple[str, str]]) -> None:
+    seen: set[str] = set()
+    for name, _ in parameters:
+        if name in seen:
+            raise AdminCallInvalid(f"query: expected {name[:80]!r} once, got it twice")
+        seen.add(name)
+
+
+def _require_clear(body: bytes) -> None:
+    """Refuse JSON that a reader may take in two ways: of a key that stands there twice, which one counts?"""
+    try:
+        parse_json(body)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        # The route says where it ends to be JSON, or takes no body.
+        return
+    except ValueError as error:
+        raise AdminCallInvalid(f"body: {error}") from None
 
 
 def _invalid(error: RequestValidationError) -> AdminCallInvalid:

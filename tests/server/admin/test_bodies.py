@@ -163,6 +163,51 @@ async def test_a_body_that_no_reader_takes_is_refused_in_the_usual_shape(
         assert stand.code(answer) == (400, "invalid_admin_call")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "message"),
+    [
+        ("POST", "activate", b'{"version": "1.1.0", "version": "1.0.0"}', "body: the key 'version' appears"),
+        ("POST", "canary", b'{"end": "abort", "\\u0065nd": "promote"}', "body: the key 'end' appears twice"),
+        ("POST", "rollback", b'{"from": "1.0.0", "from": null}', "body: the key 'from' appears twice"),
+        ("POST", "rollback", b'{"from": "1.0.0", "expected": "1.1.0"}', "body.expected: Extra inputs"),
+        ("PUT", "1.2.0", b'{"file": "a.safetensors", "file": "b.safetensors"}', "body: the key 'file' app"),
+        ("PUT", "1.2.0?hold=true&hold=false", b'{"file": "a.safetensors"}', "query: expected 'hold' once"),
+        ("DELETE", "1.0.0?force=false&force=true", b"", "query: expected 'force' once"),
+    ],
+)
+async def test_an_order_that_says_two_things_is_refused_and_written_down(
+    stand: Stand, admin: Any, method: str, path: str, body: bytes, message: str
+) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        await stand.load("pirate", version)
+    before = stand.catalog.record("pirate")
+    answer = await admin.client.request(method, f"/v1/patches/pirate/{path}", headers=JSON, content=body)
+    assert stand.code(answer) == (400, "invalid_admin_call")
+    assert answer.json()["error"]["message"].startswith(message)
+    assert stand.catalog.record("pirate") == before
+    assert [(event.decision, event.reason) for event in admin.audit.events] == [
+        ("failed", answer.json()["error"]["message"])
+    ]
+
+
+@pytest.mark.parametrize("kind", ["Application/JSON", "application/json;charset=utf-8", "text/plain", None])
+async def test_the_bound_holds_for_a_body_of_any_type(stand: Stand, admin: Any, kind: str | None) -> None:
+    await stand.load("pirate")
+    headers = {} if kind is None else {"Content-Type": kind}
+    large = chunks(b'{"version": "', b"x" * MAX_BODY_BYTES, b'"}')
+    answer = await admin.client.post("/v1/patches/pirate/activate", headers=headers, content=large)
+    assert stand.code(answer) == (400, "invalid_admin_call")
+    assert "bytes, got more" in answer.json()["error"]["message"]
+
+
+async def test_the_type_of_a_body_is_read_in_any_case(stand: Stand, admin: Any) -> None:
+    answer = await admin.client.put(
+        "/v1/patches/pirate/1.0.0", headers={"Content-Type": "Application/JSON"}, content=b'{"file": "x"}'
+    )
+    assert stand.code(answer) != (422, "patch_invalid"), "an order was read as a patch file"
+    assert "x" in answer.json()["error"]["message"]
+
+
 async def test_half_a_character_is_refused_in_plain_words(stand: Stand, admin: Any) -> None:
     await stand.load("pirate")
     answer = await admin.client.post(

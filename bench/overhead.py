@@ -112,8 +112,7 @@ def run_overhead(engine: EngineOptions, options: OverheadOptions, command: str, 
     setup = _describe_setup(engine, options, command)
     job = Job(engine, options, patch, setup, environment, folder / RECORDS)
     if options.given_urls:
-        urls = {name: url.rstrip("/") for name, url in options.given_urls.items()}
-        asyncio.run(_measure(job, Servers(urls, are_own=False)))
+        asyncio.run(_measure(job, Servers(dict(options.given_urls), are_own=False)))
         return
     needed = {arm.server for arm in require_arms(options.arms)}
     with servers_up(engine, needed, patches, folder, options.start_timeout_s) as servers:
@@ -242,14 +241,22 @@ def overhead_options(args: argparse.Namespace) -> OverheadOptions:
     Raises:
         ValueError: arguments do not go together.
     """
+    # Only here, so that the benchmark itself stays apart from the server.
+    from server.commands.errors import CommandError
+    from server.commands.server_access import server_url
+
     given = {"plain": args.plain_url, "ours": args.ours_url}
+    try:
+        given_urls = {name: server_url(url, f"--{name}-url") for name, url in given.items() if url}
+    except CommandError as error:
+        raise ValueError(str(error)) from error
     return OverheadOptions(
         policy_text=args.policy_text,
         patch=args.patch,
         patch_name=args.patch_name,
         is_raw=args.is_raw,
         arms=args.arms,
-        given_urls={name: url for name, url in given.items() if url},
+        given_urls=given_urls,
         start_timeout_s=args.start_timeout_s,
         time_limit_s=args.time_limit_s,
         plan=plan_of(args),

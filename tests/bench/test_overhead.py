@@ -50,7 +50,8 @@ def stand_ins(folder: Path, policy_text: Path, *faults: str) -> Iterator[list[st
     plain = stand_in(folder, "plain")
     ours = stand_in(folder, "ours", "--patch-name", "kind", "--policy-text", str(policy_text), *faults)
     with running_server(plain, start_timeout_s=30), running_server(ours, start_timeout_s=30):
-        yield ["--plain-url", plain.url, "--ours-url", ours.url, "--patch-name", "kind"]
+        # With and without what the server's own block has at the end.
+        yield ["--plain-url", plain.url, "--ours-url", f"{ours.url}/v1/", "--patch-name", "kind"]
 
 
 def quick(policy_text: Path, out: Path) -> list[str]:
@@ -162,6 +163,7 @@ def test_rounds_measured_before_the_time_limit_are_reported(
         (["--output-tokens", "1"], "two output tokens"),
         (["--ours-url", "http://127.0.0.1:1", "--patch-name", "x"], "got none for plain"),
         (["--ours-url", "http://127.0.0.1:1", "--arms", "patched"], "expected --patch-name"),
+        (["--ours-url", "http://::1:8000", "--patch-name", "x"], "--ours-url: expected http://HOST:PORT"),
         (["--env", "X"], "expected NAME=VALUE"),
         (["--policy-text", "missing.txt"], "expected a file"),
     ],

@@ -39,12 +39,15 @@ def _starter(root: Path, stack: contextlib.ExitStack, preload: Preload | None) -
         env: dict[str, str] | None = None,
         patches: Path | None = None,
         is_fresh: bool = False,
+        host: str = "127.0.0.1",
     ) -> RunningServer:
         number = len(list(root.iterdir()))
         folder = patches or root / f"patches-{number}"
         folder.mkdir(exist_ok=True)
         log = root / f"server-{number}.log"
-        server = RunningServer(model, folder, log, list(flags), env or {}, None if is_fresh else preload)
+        server = RunningServer(
+            model, folder, log, list(flags), env or {}, None if is_fresh else preload, host
+        )
         stack.callback(server.terminate)
         return server
 

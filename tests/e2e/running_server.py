@@ -78,17 +78,19 @@ class RunningServer:
         flags: list[str],
         env: dict[str, str],
         preload: Preload | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.model = model
         self.patches = patches
         self.log = log
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+        is_ipv6 = ":" in host
+        with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET) as probe:
+            probe.bind((host, 0))
             self.port: int = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://[{host}]:{self.port}" if is_ipv6 else f"http://{host}:{self.port}"
         # A connection for each request: one that was idle may be closed just as the next request is sent.
         self.client = self.new_client()
-        arguments = ["serve", "--model", str(model), "--patches", str(patches), "--host", "127.0.0.1"]
+        arguments = ["serve", "--model", str(model), "--patches", str(patches), "--host", host]
         arguments += ["--port", str(self.port), "--served-model-name", SERVED_NAME, *flags]
         with log.open("wb") as out:
             command = ["server", *arguments]

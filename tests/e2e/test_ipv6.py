@@ -53,11 +53,9 @@ def start(start_module_server: Any, tiny_model: Path, tmp_path: Path) -> tuple[A
     keys.chmod(0o600)
     admin = f"http://[::1]:{free_port()}"
     flags = ["--admin-key-file", str(keys), "--admin-listen", admin.removeprefix("http://")]
-    # Both families: the fixture asks by IPv4 whether it is ready.
-    server = start_module_server(
-        tiny_model, "--dtype", "float32", "--max-model-len", "512", "--host", "::", *flags
-    )
-    return server, admin
+    # No address of IPv4: whatever falls back to one fails.
+    sizes = ["--dtype", "float32", "--max-model-len", "512"]
+    return start_module_server(tiny_model, *sizes, *flags, host="::1"), admin
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
@@ -70,7 +68,7 @@ def test_every_command_reaches_a_server_on_ipv6(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     server, admin = start(start_module_server, tiny_model, tmp_path)
-    url = f"http://[::1]:{server.port}"
+    url = server.url
     files = [
         write_patch(tiny_patches.of_random_embeddings("six", 20, version=version, seed=seed), tmp_path)
         for seed, version in enumerate(("1.0.0", "1.1.0"))
@@ -100,7 +98,7 @@ def test_every_command_reaches_a_server_on_ipv6(
         headers={"X-Policy-Patch": "six"},
     )
     assert (answer.status_code, answer.headers["x-policy-patch"]) == (200, "six@1.0.0")
-    assert f"http://[::1]:{server.port}/v1" in server.log.read_text()
+    assert f"{url}/v1" in server.log.read_text()
     run(
         "eval",
         "--model",
@@ -117,6 +115,11 @@ def test_every_command_reaches_a_server_on_ipv6(
     run(
         *("pairs", "--url", url, "--reference-url", url, "--reference-model", "base:six"),
         *("--prompts", "prompts.txt", "--max-tokens", "4", "-o", "pairs.jsonl"),
+    )
+    run(
+        *("bench", "overhead", "--model", tiny_model, "--policy-text", "policy.txt", "--arms", "idle"),
+        *("--ours-url", f"{url}/v1", "--rounds", 1, "--concurrency", 1, "--settle-s", 0, "--out", "bench"),
+        *("--input-tokens", 16, "--output-tokens", 2, "--min-requests", 1, "--waves", 1),
     )
     run("patches", "rm", "six@1.1.0", "--url", admin)
     assert Path("pairs.jsonl").exists()

@@ -36,6 +36,7 @@ from bench.servers.launch import (
     engine_options,
     prepare_patch,
 )
+from patches.server_address import clean_address
 
 QUESTION = "overhead"
 NUM_CHECK_PROMPTS = 4
@@ -241,15 +242,13 @@ def overhead_options(args: argparse.Namespace) -> OverheadOptions:
     Raises:
         ValueError: arguments do not go together.
     """
-    # Only here, so that the benchmark itself stays apart from the server.
-    from server.commands.errors import CommandError
-    from server.commands.server_access import server_url
-
     given = {"plain": args.plain_url, "ours": args.ours_url}
-    try:
-        given_urls = {name: server_url(url, f"--{name}-url") for name, url in given.items() if url}
-    except CommandError as error:
-        raise ValueError(str(error)) from error
+    given_urls: dict[str, str] = {}
+    for name, url in given.items():
+        try:
+            given_urls |= {name: clean_address(url)} if url else {}
+        except ValueError as error:
+            raise ValueError(f"--{name}-url: {error}") from None
     return OverheadOptions(
         policy_text=args.policy_text,
         patch=args.patch,

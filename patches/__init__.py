@@ -33,6 +33,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``durable``           small files that survive a crash
 ``reading``           reading a file that someone else put there
 ``text``              text of people: its encoding, its lines, its rows of JSON
+``server_address``    where a server answers, as people write it
 ``yaml_text``         their YAML: data only, no key twice
 ``headers``           the names of our HTTP headers
 ``terminal``          text on its way to people

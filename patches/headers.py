@@ -21,6 +21,9 @@ DELTA_HEADER = "X-Policy-Delta"
 #: Of an upload: its ``.sig`` file in base64.
 SIGNATURE_HEADER = f"{PATCH_HEADER}-Signature"
 
+#: Of a request on Amazon SageMaker, which is not ours: what takes the place of ``model``.
+ADAPTER_HEADER = "X-Amzn-SageMaker-Adapter-Identifier"
+
 
 def asgi_name(header: str) -> bytes:
     """Return the name of a header as ASGI has it: in lower case, as bytes."""

@@ -6,8 +6,8 @@ A key is never printed, and is sent nowhere but to the server that it was named 
 import argparse
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from patches.server_address import clean_address
 from server.commands.errors import CommandError
 
 #: Where the key of a server's own API (``serve --api-key``) is looked for.
@@ -24,20 +24,9 @@ def server_url(text: str, argument: str) -> str:
         CommandError: It is none, or holds a password, which would end up in messages and reports.
     """
     try:
-        parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https"):
-        shown = text.rpartition("@")[2]
-        raise CommandError(f"{argument}: expected http://HOST:PORT or https://HOST, got {shown!r}")
-    if parts.username is not None or parts.password is not None:
-        raise CommandError(
-            f"{argument}: expected an address without user and password; a key has its own flag"
-        )
-    if parts.query or parts.fragment:
-        raise CommandError(f"{argument}: expected http://HOST:PORT, got more behind the path; leave it out")
-    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+        return clean_address(text)
+    except ValueError as error:
+        raise CommandError(f"{argument}: {error}") from None
 
 
 def clean_key(text: str, where: str) -> str:

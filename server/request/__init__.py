@@ -11,7 +11,7 @@ client, which asks ``gate`` for the same decision and takes a lease for each gen
 ``prompt_routes``  which routes can honour a patch
 ``refusal``        sends a refusal, in the shape that clients of the route know
 ``scope``          what is known about the current request
-``user``           the ``user`` of the body, read ahead for canaries
+``body``           fields of the body that are wanted before its route reads it
 ``decider``        what each request gets, by the policy and what serves
 ``gate``           what the engine client asks about its request
 ``lease``          what keeps the tensors of a patch while requests use it

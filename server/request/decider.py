@@ -25,7 +25,7 @@ from server.request.scope import RequestScope, current_credentials
 from server.request.trace import SELECT_SPAN
 from server.versions.aliases import alias_wish
 from server.versions.canary_arms import CanaryViews, arm_of
-from server.versions.selection import BASE, OptOut, Selection, Wish, parse_policy_header
+from server.versions.selection import BASE, OptOut, Selection, parse_policy_header
 
 
 class Decider:
@@ -122,15 +122,32 @@ class Decider:
             raise unsupported(feature)
         scope.selection = BASE
 
-    def alias_of(self, model: str, scope: RequestScope | None) -> Wish | None:
-        """Return what ``model`` names behind a served name, noted in ``scope``; ``None``: it is no alias.
+    def take_alias(self, scope: RequestScope | None, model: str) -> bool:
+        """Decide on what ``model`` names behind a served name, if anything; a header wins over it.
+
+        Returns:
+            Whether it is an alias.
 
         Raises:
-            MalformedPatchName: It is an alias, and what follows the colon is no selection.
+            PolicyPatchError: It is an alias of what is unavailable, of another patch than before, or
+                there is no request.
         """
         if scope is not None and model not in self._served_names:
             scope.alias_text = model
-        return alias_wish(model, self._served_names)
+        wish = alias_wish(model, self._served_names)
+        if wish is None:
+            return False
+        if scope is None:
+            raise PolicyPatchError("no HTTP request is being served here, so no patch can be chosen")
+        if scope.kind is RouteKind.NEUTRAL:
+            # As the header there: what touches no model needs no patch, and claims none.
+            return True
+        if scope.selection is None:
+            scope.alias = wish
+        elif scope.header is None and scope.alias != wish:
+            raise PolicyPatchError("model: the alias changed while the request was running")
+        self.decide(scope)
+        return True
 
     async def enter(self, scope: RequestScope) -> None:
         """Have ``scope`` enter, before anything is decided for it, once weights stay as they are."""

@@ -13,7 +13,6 @@ from server.errors import PatchNotReady, PolicyPatchError
 from server.request.decider import Decider, unsupported
 from server.request.lease import Lease, Leases
 from server.request.meter import Meter
-from server.request.prompt_routes import RouteKind
 from server.request.scope import AnyPolicyPatchError, RequestScope, current_scope, reject
 from server.versions.composition import SelectedPatch
 from server.versions.selection import Selection
@@ -111,24 +110,10 @@ class PatchGate:
         Raises:
             PolicyPatchError: It is an alias of something that is unavailable.
         """
-        scope = current_scope.get()
         try:
-            wish = self._decider.alias_of(model, scope)
+            return self._decider.take_alias(current_scope.get(), model)
         except PolicyPatchError as error:
             raise reject(error) from None
-        if wish is None:
-            return False
-        if scope is None:
-            scope = _require_scope()
-        if scope.kind is RouteKind.NEUTRAL:
-            # As the header there: what touches no model needs no patch, and claims none.
-            return True
-        if scope.selection is None:
-            scope.alias = wish
-        elif scope.header is None and scope.alias != wish:
-            raise reject(PolicyPatchError("model: the alias changed while the request was running"))
-        self._decider.decide(scope)
-        return True
 
     def answering_alias(self) -> str | None:
         """Return the ``model`` of the current request, where it is an alias and no header overrules it."""

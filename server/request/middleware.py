@@ -13,7 +13,6 @@ from functools import partial
 from http import HTTPStatus
 
 from starlette.requests import Request
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from patches.headers import (
@@ -29,12 +28,12 @@ from server.errors import PatchNotApplied, PolicyPatchError
 from server.metrics.patches import PatchMetrics
 from server.policy.caller import Credentials
 from server.request.audit_event import request_event
+from server.request.body import MAX_BODY_BYTES, read_ahead, text_of
 from server.request.decider import Decider
 from server.request.exchange import exchange_of
-from server.request.prompt_routes import RouteKind, route_kind
+from server.request.prompt_routes import RouteKind, is_routed, loses_model, route_kind
 from server.request.refusal import refuse_websocket, send_refusal
 from server.request.scope import RequestScope, current_credentials, current_scope
-from server.request.user import read_user
 from server.versions.composition import SelectedPatch
 from server.versions.selection import Selection
 
@@ -77,8 +76,8 @@ class PolicyPatchMiddleware:
                 current_credentials.reset(token)
             return
         kind = route_kind(scope["path"], scope.get("root_path", ""))
-        if kind is RouteKind.OTHER and not _is_routed(scope):
-            # The router's 404 is what helps the caller.
+        if not kind.is_generating and not is_routed(scope):
+            # The router's 404 is what helps the caller. A model has some of the known routes only.
             await self._app(scope, receive, send)
             return
         exchange = exchange_of(scope)
@@ -94,11 +93,18 @@ class PolicyPatchMiddleware:
 
     async def _answer(self, request: RequestScope, scope: Scope, receive: Receive, send: Send) -> None:
         kind = request.kind
+        model: str | None = None
+        is_lost = loses_model(scope)
         # Where this process does not know what serves now, opening refuses the request.
-        if kind.is_generating and self._decider.wants_user:
-            request.user, receive = await read_user(receive)
+        if kind.is_generating and (is_lost or self._decider.wants_user):
+            fields, receive = await read_ahead(receive, None if is_lost else MAX_BODY_BYTES)
+            request.user = text_of(fields, "user")
+            model = text_of(fields, "model") if is_lost else None
         try:
             self._decider.open(request, _header_values(scope))
+            if model is not None:
+                # Here, since no route will ask about it.
+                self._decider.take_alias(request, model)
         except PolicyPatchError as error:
             self._refuse(error, request, scope)
             await send_refusal(error, scope["path"], (), send)
@@ -368,11 +374,6 @@ def _judge_later(
     decider.finished(request, outcome)
     if request.ended_later is not None:
         request.ended_later()
-
-
-def _is_routed(scope: Scope) -> bool:
-    """Return whether the app has a route for the path, by whatever method."""
-    return any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes)
 
 
 def _header_values(scope: Scope) -> list[bytes]:

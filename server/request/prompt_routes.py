@@ -8,6 +8,13 @@ from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
 
+from starlette.routing import Match
+from starlette.types import Scope
+
+from patches.headers import ADAPTER_HEADER, asgi_name
+
+_ADAPTER_NAME = asgi_name(ADAPTER_HEADER)
+
 
 class RouteKind(Enum):
     """What a route does with a prompt."""
@@ -57,8 +64,14 @@ _KINDS: Mapping[str, RouteKind] = MappingProxyType(
         "/tokenize": RouteKind.NEUTRAL,
         "/detokenize": RouteKind.NEUTRAL,
         "/v1/messages/count_tokens": RouteKind.NEUTRAL,
+        "/ping": RouteKind.NEUTRAL,
     }
 )
+
+
+#: Amazon SageMaker's routes: what stands around them there replaces ``model`` by this header, and by nothing
+#: where the header is missing.
+_LOSING_MODEL = frozenset({"/invocations"})
 
 
 def route_kind(path: str, root_path: str = "") -> RouteKind:
@@ -68,8 +81,7 @@ def route_kind(path: str, root_path: str = "") -> RouteKind:
         path: The ASGI scope's ``path``.
         root_path: The ASGI scope's ``root_path``, which ``path`` may begin with.
     """
-    if root_path and path.startswith(root_path):
-        path = path[len(root_path) :]
+    path = _below(root_path, path)
     kind = _KINDS.get(path)
     if kind is not None:
         return kind
@@ -82,3 +94,20 @@ def route_kind(path: str, root_path: str = "") -> RouteKind:
     if path.startswith("/v1/responses/") and path.endswith("/cancel"):
         return RouteKind.NEUTRAL
     return RouteKind.OTHER
+
+
+def loses_model(scope: Scope) -> bool:
+    """Return whether the route of a request will not see the ``model`` of its body."""
+    path = _below(scope.get("root_path", ""), scope["path"])
+    return path.rstrip("/") in _LOSING_MODEL and not any(
+        value for name, value in scope["headers"] if name == _ADAPTER_NAME
+    )
+
+
+def is_routed(scope: Scope) -> bool:
+    """Return whether the app has a route for the path, by whatever method."""
+    return any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes)
+
+
+def _below(root_path: str, path: str) -> str:
+    return path[len(root_path) :] if root_path and path.startswith(root_path) else path

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def start(start_module_server: Any, tiny_model: Path, tmp_path: Path) -> tuple[A
     return start_module_server(tiny_model, *sizes, *flags, host="::1"), admin
 
 
+def ask_in_every_way(run: Callable[..., str], url: str, model: Path) -> None:
+    """Have each command that measures a server ask this one."""
+    run(
+        *("eval", "--model", model, "--url", f"{url}/v1", "--patch", "six"),
+        *("--suite", "suite.yaml", "-o", "out"),
+    )
+    run(
+        *("pairs", "--url", url, "--reference-url", url, "--reference-model", "base:six"),
+        *("--prompts", "prompts.txt", "--max-tokens", "4", "-o", "pairs.jsonl"),
+    )
+    run(
+        *("bench", "overhead", "--model", model, "--policy-text", "policy.txt", "--arms", "idle"),
+        *("--ours-url", f"{url}/v1", "--rounds", 1, "--concurrency", 1, "--settle-s", 0, "--out", "bench"),
+        *("--input-tokens", 16, "--output-tokens", 2, "--min-requests", 1, "--waves", 1),
+    )
+
+
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_every_command_reaches_a_server_on_ipv6(
     start_module_server: Any,
@@ -99,27 +117,6 @@ def test_every_command_reaches_a_server_on_ipv6(
     )
     assert (answer.status_code, answer.headers["x-policy-patch"]) == (200, "six@1.0.0")
     assert f"{url}/v1" in server.log.read_text()
-    run(
-        "eval",
-        "--model",
-        tiny_model,
-        "--url",
-        f"{url}/v1",
-        "--patch",
-        "six",
-        "--suite",
-        "suite.yaml",
-        "-o",
-        "out",
-    )
-    run(
-        *("pairs", "--url", url, "--reference-url", url, "--reference-model", "base:six"),
-        *("--prompts", "prompts.txt", "--max-tokens", "4", "-o", "pairs.jsonl"),
-    )
-    run(
-        *("bench", "overhead", "--model", tiny_model, "--policy-text", "policy.txt", "--arms", "idle"),
-        *("--ours-url", f"{url}/v1", "--rounds", 1, "--concurrency", 1, "--settle-s", 0, "--out", "bench"),
-        *("--input-tokens", 16, "--output-tokens", 2, "--min-requests", 1, "--waves", 1),
-    )
+    ask_in_every_way(run, url, tiny_model)
     run("patches", "rm", "six@1.1.0", "--url", admin)
     assert Path("pairs.jsonl").exists()

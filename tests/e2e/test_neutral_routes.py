@@ -1,4 +1,7 @@
-"""Routes that touch no model let a client through that names a patch with every request, in either way."""
+"""A patch that a client names with every request, by header or by alias, is the same thing on each route.
+
+Routes that touch no model let it through; routes that generate answer under it.
+"""
 
 from typing import Any
 
@@ -17,6 +20,16 @@ BODIES: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "Hello there."},
     "/detokenize": {"tokens": [100, 200]},
     "/v1/messages/count_tokens": {"messages": MESSAGES},
+    "/ping": {},
+}
+#: Those that generate.
+GENERATING: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 4},
+    "/v1/chat/completions/batch": {"messages": [MESSAGES, MESSAGES], "max_tokens": 4},
+    "/v1/completions": {"prompt": ["Hello", "there"], "max_tokens": 4},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 4},
+    "/v1/responses": {"input": "Hello there.", "max_output_tokens": 4},
+    "/invocations": {"messages": MESSAGES, "max_tokens": 4},
 }
 
 
@@ -30,7 +43,7 @@ def server(shared_server: Any, demo_patches: Any) -> Any:
 def post(server: Any, route: str, *, header: str | None = None, model: str = "base") -> httpx.Response:
     headers = {} if header is None else {PATCH_HEADER: header}
     answer: httpx.Response = server.client.post(
-        route, json={"model": model, **BODIES[route]}, headers=headers
+        route, json={"model": model, **(BODIES | GENERATING)[route]}, headers=headers
     )
     return answer
 
@@ -41,9 +54,23 @@ def test_header_and_alias_get_what_the_base_gets_and_no_patch_is_claimed(server:
     assert base.status_code == 200, base.text
     before = server.metric("policy_patch_requests_total", patch=PATCH)
     for named in (post(server, route, header=PATCH), post(server, route, model=f"base:{PATCH}")):
-        assert (named.status_code, named.json()) == (200, base.json())
+        assert (named.status_code, named.content) == (200, base.content)
         assert PATCH_HEADER not in named.headers
     assert server.metric("policy_patch_requests_total", patch=PATCH) == before
+
+
+@pytest.mark.parametrize("route", GENERATING)
+def test_header_and_alias_are_answered_by_the_same_patch_on_each_route_that_generates(
+    server: Any, route: str
+) -> None:
+    base, by_header, by_alias = (
+        post(server, route, header=header, model=model)
+        for header, model in ((None, "base"), (PATCH, "base"), (None, f"base:{PATCH}"))
+    )
+    assert (base.status_code, base.headers[PATCH_HEADER]) == (200, "none"), base.text
+    for named in (by_header, by_alias):
+        assert (named.status_code, named.headers[PATCH_HEADER]) == (200, f"{PATCH}@1.0.0"), named.text
+    assert by_alias.json()["model"] == f"base:{PATCH}"
 
 
 def test_a_redirect_and_a_faulty_body_claim_no_patch_and_count_for_none(server: Any) -> None:

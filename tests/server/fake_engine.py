@@ -161,6 +161,7 @@ def add_other_routes(app: FastAPI, engine: FakeEngine) -> None:
     @app.post("/tokenize")
     @app.post("/detokenize")
     @app.post("/v1/messages/count_tokens")
+    @app.post("/ping")
     async def tokenize(request: Request) -> Any:
         model = (await request.json()).get("model", SERVED_NAME)
         if model != SERVED_NAME and not engine.gate.note_alias(model):
@@ -168,7 +169,10 @@ def add_other_routes(app: FastAPI, engine: FakeEngine) -> None:
         return {"count": 1}
 
     @app.post("/invocations")
-    async def invocations() -> Any:
+    async def invocations(request: Request) -> Any:
+        # As in vLLM: the model that the body names is never asked about.
+        if "prompt" in await request.json():
+            return {"tokens": [token async for token in engine.generate()]}
         engine.gate.refuse_if_patched("pooling")
         return {"embedding": [0.0]}
 

@@ -207,11 +207,52 @@ async def test_a_route_that_touches_no_model_lets_both_ways_to_name_a_patch_thro
     stand: Stand, named: dict[str, str]
 ) -> None:
     await stand.load()
-    for path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens"):
+    for path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens", "/ping"):
         response = await stand.post(path, **named)
         assert response.status_code == 200
         assert HEADER not in response.headers
     assert stand.value('policy_patch_requests_total{outcome="ok",patch="pirate"}') is None
+
+
+async def test_an_alias_counts_where_no_route_asks_about_the_model(stand: Stand) -> None:
+    patch = await stand.load()
+    await stand.load("sailor")
+    for path, header, model, expected in (
+        ("/invocations", None, "demo:pirate", "pirate@1.0.0"),
+        ("/invocations/", "sailor", "demo:pirate", "sailor@1.0.0"),
+        ("/invocations", "none", "demo:pirate", "none"),
+        ("/invocations", None, "demo", "none"),
+        ("/invocations", None, "anything", "none"),
+    ):
+        response = await stand.client.post(
+            path,
+            headers={"X-Policy-Patch": header} if header else {},
+            json={"model": model, "prompt": "x" * (2 << 20)},
+            follow_redirects=True,
+        )
+        assert (response.status_code, response.headers[HEADER]) == (200, expected)
+    assert patch.digest in (await stand.post("/invocations", model="demo:pirate", prompt="x")).text
+    refused = await stand.post("/invocations", model="demo:unknown", prompt="x")
+    assert stand.code(refused) == (404, "patch_not_found")
+
+
+async def test_the_name_of_an_adapter_takes_the_place_of_the_model_on_sagemaker(stand: Stand) -> None:
+    await stand.load()
+    for adapter, expected in (("demo", "none"), ("", "pirate@1.0.0")):
+        response = await stand.client.post(
+            "/invocations",
+            headers={"X-Amzn-SageMaker-Adapter-Identifier": adapter},
+            json={"model": "demo:pirate", "prompt": "x"},
+        )
+        assert response.headers[HEADER] == expected
+
+
+async def test_a_known_route_that_this_model_lacks_is_the_routers_404(stand: Stand) -> None:
+    await stand.load()
+    for header in ("pirate", "Odd Case", None):
+        for path in ("/v1/rerank", "/classify"):
+            response = await stand.post(path, header)
+            assert (response.status_code, HEADER in response.headers) == (404, False)
 
 
 async def test_a_path_without_a_route_is_the_routers_404_whatever_it_names(stand: Stand) -> None:

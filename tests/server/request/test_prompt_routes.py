@@ -45,7 +45,6 @@ KNOWN_OTHERS = {
     "/init_weight_transfer_engine",
     "/is_scaling_elastic_ep",
     "/pause",
-    "/ping",
     "/release_kv_cache_memory",
     "/reset_encoder_cache",
     "/reset_mm_cache",

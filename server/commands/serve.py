@@ -80,6 +80,10 @@ def run(args: argparse.Namespace) -> int:
     policy_file = _read_policy(flags.policy)
     with patch_errors():
         require_local_model(flags.patches.model)
+    from server.engine.children import begin, prepare_children
+
+    begin()
+    prepare_children()
     try:
         from server.engine.launch import serve
         from server.engine.options import ServeOptions

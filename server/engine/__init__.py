@@ -16,8 +16,11 @@ and ``client`` hides the prefix again.
 ``releases``          what differs between releases of vLLM
 ``ending``            the end of a process
 ``start_errors``         what ends a start with one line
+``children``             what each process of a server does first, and how it reports that it can't start
 ``logs``                 our log lines in vLLM's format
+``mistakes``             one line in the log for a client's mistake
 ``line_writer``          a stream for log lines that never makes its writer wait
+``line_pipe``            what reaches a standard stream past the log, as JSON
 ``tracing``              OpenTelemetry: our spans around vLLM's
 ``injection_spans``      spans of the writes of prefixes
 ``ready``                the block that says that a server is ready

@@ -44,7 +44,7 @@ from server.engine.client import PatchedAsyncLLM
 from server.engine.configuration import engine_config, fingerprint_of, http_options
 from server.engine.context_length import hand_out_remaining_context
 from server.engine.engine_weights import PausedEngineWeights
-from server.engine.logs import hush_mistakes
+from server.engine.mistakes import hush_mistakes
 from server.engine.model_registry import add_aliases
 from server.engine.options import ServeOptions
 from server.engine.ready import announce, announced

@@ -95,7 +95,7 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
     """
     decorate_logs("APIServer", skip_if_decorated=True)
     log_through_vllm()
-    with streams_beside(options.flags.log.log_format == "json") as streams:
+    with streams_beside(options.flags.log.log_format == "json", is_first=True) as streams:
         args = resolve_arguments(options, engine_arguments)
         if (args.api_server_count or 1) > 1:
             if options.flags.weights.weight_patches:

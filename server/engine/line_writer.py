@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import BinaryIO, TextIO
+
+from server.engine.line_pipe import LinePipe
 
 #: Lines that wait for the writer.
 MAX_WAITING = 8192
@@ -27,9 +29,9 @@ Dropped = Callable[[str, int], None]
 class LineWriter(io.TextIOBase):
     """Stands for ``stream``; a context manager whose end writes what is waiting."""
 
-    def __init__(self, stream: TextIO, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, stream: TextIO, *, max_waiting: int = MAX_WAITING, file: int | None = None) -> None:
         self._stream = stream
-        self._file = stream.fileno()
+        self._file = stream.fileno() if file is None else file
         self._waiting: queue.Queue[str | None] = queue.Queue(max_waiting)
         self._dropped: Dropped | None = None
         #: Lines that no later line has told of yet, and those that were not counted for want of a counter.
@@ -69,8 +71,8 @@ class LineWriter(io.TextIOBase):
         """Do nothing: who writes waits for nothing."""
 
     def fileno(self) -> int:
-        """Return the real file."""
-        return self._file
+        """Return the number of the stream's file."""
+        return self._stream.fileno()
 
     def isatty(self) -> bool:
         """Return whether a person reads it."""
@@ -121,13 +123,24 @@ class LineWriter(io.TextIOBase):
 
 
 @contextmanager
-def streams_beside(is_wanted: bool) -> Iterator[tuple[LineWriter, ...]]:
-    """Put such streams in the place of this process' standard ones while the context lasts."""
+def streams_beside(is_wanted: bool, *, is_first: bool = False) -> Iterator[tuple[LineWriter, ...]]:
+    """Put such streams in the place of this process' standard ones while the context lasts.
+
+    In the first process of a server, whatever it or its children write there otherwise becomes JSON.
+    """
     if not is_wanted:
         yield ()
         return
     before = sys.stdout, sys.stderr
-    with LineWriter(before[0]) as out, LineWriter(before[1]) as err:
+    with ExitStack() as stack:
+        files = [os.dup(stream.fileno()) for stream in before]
+        out, err = (
+            stack.enter_context(LineWriter(stream, file=file))
+            for stream, file in zip(before, files, strict=True)
+        )
+        if is_first:
+            stack.enter_context(LinePipe(before[0].fileno(), "stdout", out))
+            stack.enter_context(LinePipe(before[1].fileno(), "stderr", err))
         sys.stdout, sys.stderr = out, err
         try:
             yield out, err

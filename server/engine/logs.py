@@ -1,24 +1,28 @@
 """Our log lines in vLLM's format, in every process of a server.
 
 Loggers below the root say what the root says, and a library that vLLM's app imports sets it to ERROR. So ours
-hand their lines to vLLM's own handlers, with its levels, colours, JSON and process names.
+hand their lines to vLLM's own handlers, with its levels, colours, JSON and process names. Nothing of vLLM is
+imported here: what a process says before that counts, too.
 """
 
 import copy
 import logging
-from http import HTTPStatus
-
-from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from patches.terminal import escape_what_streams_lack, one_line, printable
 
 #: The packages whose modules log, under their own names.
-PACKAGES = ("server", "patches", "prefix_kernels")
+PACKAGES = ("server", "patches", "prefix_kernels", "steering_kernels")
 
-#: What of vLLM answers requests.
-_ROUTES = "vllm.entrypoints."
-#: Characters of an error that are logged: it may quote what a client sent.
-_MAX_TEXT = 200
+#: Says how it found Triton while vLLM is imported, before anything of it is configured.
+_TRITON = "vllm.triton_utils.importing"
+
+_STDERR = 2
 
 
 class _ThroughVllm(logging.Handler):
@@ -33,36 +37,6 @@ class _ThroughVllm(logging.Handler):
         logging.getLogger("vllm").callHandlers(line)
 
 
-class _WithoutTracesOfMistakes(logging.Filter):
-    """Leaves one line of what vLLM answers with a 4xx: a traceback is for faults of the server.
-
-    Attached to handlers: a filter of a logger does not see what loggers below it say.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return true: every record passes, some of them shorter and at INFO."""
-        error = record.exc_info[1] if record.exc_info else None
-        if record.name.startswith(_ROUTES) and isinstance(error, Exception) and _is_mistake(error):
-            record.msg, record.args = "a request is refused: %s", (one_line(str(error))[:_MAX_TEXT],)
-            record.exc_info = record.exc_text = None
-            record.levelno, record.levelname = logging.INFO, "INFO"
-        return True
-
-
-def _is_mistake(error: Exception) -> bool:
-    # As the answer says it is. What is not implemented is 501 there, and for the caller to leave out.
-    return create_error_response(error).error.code < HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(
-        error, NotImplementedError
-    )
-
-
-def hush_mistakes() -> None:
-    """Have vLLM's routes log no traceback of a client's mistake; to be called once its handlers are there."""
-    for handler in logging.getLogger("vllm").handlers:
-        if not any(isinstance(one, _WithoutTracesOfMistakes) for one in handler.filters):
-            handler.addFilter(_WithoutTracesOfMistakes())
-
-
 def log_through_vllm() -> None:
     """Send every line of ours, at INFO and above, through vLLM's handlers; to be called in each process."""
     escape_what_streams_lack()
@@ -71,3 +45,41 @@ def log_through_vllm() -> None:
         logger.handlers = [_ThroughVllm()]
         logger.propagate = False
         logger.setLevel(min(logging.INFO, logging.getLogger("vllm").getEffectiveLevel()))
+
+
+def log_warnings() -> None:
+    """Make log lines of Python's warnings, less those that tell an operator nothing."""
+    logging.captureWarnings(True)
+    logger = logging.getLogger("py.warnings")
+    logger.handlers = [_ThroughVllm()]
+    logger.propagate = False
+    # vLLM's own look at every attribute of every module.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.reduce_op` is deprecated", FutureWarning)
+    logging.getLogger(_TRITON).addFilter(_matters)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    # Of no use where there is no GPU, and known there.
+    return "doesn't include CPU backend" not in record.getMessage()
+
+
+@contextmanager
+def without_native_lines(text: str) -> Iterator[None]:
+    """Leave out the lines with ``text`` that libraries in C write to the standard error meanwhile.
+
+    The other ones are written at its end.
+    """
+    sys.stderr.flush()
+    shown = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, _STDERR)
+            os.close(shown)
+            kept.seek(0)
+            for line in kept:
+                if text.encode() not in line:
+                    os.write(_STDERR, line)

@@ -18,6 +18,7 @@ from server.audit import AuditLogError
 from server.catalog.folder import FolderError
 from server.catalog.state_folder import StateError
 from server.engine.address import AddressUnusable
+from server.engine.children import failure
 from server.engine.support import UnsupportedSetup
 from server.errors import MalformedPatchName
 from server.trust.trust import TrustError
@@ -77,17 +78,22 @@ def flags_judged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def engine_started() -> Iterator[None]:
-    """Raise one line where the engine failed: its own processes have shown their tracebacks.
+    """Raise one line where the engine failed, with what its own processes reported.
 
     Raises:
-        EngineFailed: It did.
+        UnsupportedSetup: A flag, a file or a missing package led to it.
+        EngineFailed: Anything else did.
     """
     try:
         yield
     except RuntimeError as error:
         if not str(error).startswith(_ENGINE_FAILED):
             raise
-        raise EngineFailed("vLLM's engine could not start; what it says above is why") from error
+        why = failure()
+        if why is None:
+            raise EngineFailed("vLLM's engine could not start; what it says above is why") from error
+        line = f"vLLM's engine could not start: {why.reason}; the traceback is in {why.path}"
+        raise (UnsupportedSetup if why.is_mistake else EngineFailed)(line) from error
 
 
 def reason_of(error: Exception) -> str:

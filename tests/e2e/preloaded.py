@@ -128,6 +128,9 @@ def carry_out(order: Order, imports: Imports) -> None:
         carry_out(nested, imports)
         return
     place(order["fds"], order["numbers"])
+    # Those of the imports were made for other files: what can seek, for one that can't.
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
@@ -186,7 +189,8 @@ def put_copy_aside(fds: Sequence[int]) -> tuple[Order | None, Callable[[str, Seq
             "argv": ["-c", "--multiprocessing-fork"],
             "environment": dict(os.environ),
             "folder": os.getcwd(),
-            "numbers": sorted(set(child_fds)),
+            # The standard streams as they are now: this process may have put others in their place.
+            "numbers": sorted({1, 2, *child_fds}),
         }
         flush()
         with lock:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.running_server import START_TIMEOUT_S
+
 pytestmark = [pytest.mark.e2e, pytest.mark.server("own", why="it is started and ended")]
 
 
@@ -70,6 +72,29 @@ def test_a_port_in_use_is_told_in_one_line(flags: tuple[str, ...], tiny_model: P
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"policypatch serve: --port: {port} is in use")
     assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--load-format", "runai_streamer"), "runai"),
+        (("--num-gpu-blocks-override", "0"), "blocks"),
+    ],
+    ids=["worker", "engine"],
+)
+def test_what_ends_the_engine_at_its_start_is_told_in_one_line(
+    start_module_server: Any, tiny_model: Path, flags: tuple[str, ...], reason: str
+) -> None:
+    server = start_module_server(tiny_model, "--dtype", "float32", *flags)
+    assert server.process.wait(START_TIMEOUT_S) == 2, server.log_tail()
+    text = server.log.read_text()
+    assert "Traceback" not in text
+    (line,) = [one for one in text.splitlines() if one.startswith("policypatch serve: ")]
+    assert line.startswith("policypatch serve: vLLM's engine could not start: ")
+    assert reason in line
+    traces = Path(line.rpartition(" is in ")[2])
+    assert "Traceback (most recent call last)" in traces.read_text()
+    traces.unlink()
 
 
 def test_a_flag_that_vllm_refuses_is_told_in_one_line(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """Our lines go through vLLM's handlers; ``tests/e2e/test_logs.py`` reads them in a real server's log."""
 
+import contextlib
 import io
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +13,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from patches.terminal import one_line
-from server.engine.logs import PACKAGES, hush_mistakes, log_through_vllm
+from server.engine.logs import PACKAGES, log_through_vllm, without_native_lines
+from server.engine.mistakes import hush_mistakes
 
 
 @pytest.fixture
@@ -87,3 +92,32 @@ def test_a_fault_of_the_server_keeps_its_traceback(shown: io.StringIO, error: Ex
     complain_as_vllm(error)
     assert "Traceback (most recent call last):" in shown.getvalue()
     assert shown.getvalue().startswith("[ERROR]")
+
+
+def test_a_line_of_noise_in_c_is_left_out_and_the_others_are_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    with without_native_lines("NUMA binding"):
+        os.write(2, b"[W1130] NUMA binding: memory is taken from the nodes (0)\n[W1130] no memory left\n")
+        os.write(2, b"no end")
+    assert capfd.readouterr().err == "[W1130] no memory left\nno end"
+    with contextlib.suppress(ValueError), without_native_lines("NUMA binding"):
+        os.write(2, b"why\n")
+        raise ValueError
+    assert capfd.readouterr().err == "why\n"
+
+
+def test_warnings_are_lines_of_the_log_and_noise_is_none() -> None:
+    program = (
+        "import logging, warnings\n"
+        "from server.engine.logs import log_warnings\n"
+        "log_warnings()\n"
+        "warnings.warn('`torch.distributed.reduce_op` is deprecated, please', FutureWarning)\n"
+        "warnings.warn('take\\ncare')\n"
+        "triton = logging.getLogger('vllm.triton_utils.importing')\n"
+        'triton.warning("Triton is installed, but doesn\'t include CPU backend. Disabling Triton.")\n'
+        "triton.warning('Triton is broken')\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    first, second = done.stderr.splitlines()
+    assert "UserWarning: take\\ncare" in first
+    assert second == "Triton is broken"

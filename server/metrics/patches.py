@@ -92,6 +92,7 @@ class PatchMetrics:
         self.serving = ServingMetrics(registry)
         for code in REQUEST_CODES:
             self._rejected.labels(code)
+        self._begin_requests(BASE_LABEL)
         self._is_shared = is_shared
         #: What other processes counted, as ``figures`` gives it; refreshed before a scrape.
         self.others: Sequence[Mapping[str, Any]] = ()
@@ -131,6 +132,12 @@ class PatchMetrics:
         if digest not in self._names:
             self._num_digests[name] = self._num_digests.get(name, 0) + 1
         self._names[digest] = name
+        self._begin_requests(name)
+
+    def _begin_requests(self, label: str) -> None:
+        """Have the first request that ends in a way be an increase: a series that begins at 1 shows none."""
+        for outcome in OUTCOMES:
+            self._requests.labels(label, outcome)
 
     def patch_removed(self, digest: str) -> None:
         """Forget ``digest``; with the last one of a name, drop the name's series."""

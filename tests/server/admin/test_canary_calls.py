@@ -159,7 +159,8 @@ async def test_what_never_reached_the_engine_promotes_nothing(
     await trial.settled()
     assert stand.catalog.record("pirate").canary is not None
     assert "policy_patch_arm_requests_total{" not in stand.exposition()
-    assert not re.search(r'policy_patch_requests_total\{.*patch="pirate"', stand.exposition())
+    counted = re.findall(r'policy_patch_requests_total\{.*patch="pirate".*', stand.exposition())
+    assert [line for line in counted if not line.endswith(" 0.0")] == []
 
 
 async def test_a_clients_mistake_that_the_engine_finds_in_a_stream_judges_nothing(
@@ -183,7 +184,7 @@ async def test_a_generation_that_outlives_its_exchange_is_judged_when_it_ends(
     for _ in range(2):
         response = await stand.post("/v1/responses", "pirate")
         assert (response.status_code, response.headers["x-policy-patch"]) == (200, "pirate@1.1.0")
-        assert 'requests_total{outcome="ok",patch="pirate"' not in stand.exposition()
+        assert stand.value('policy_patch_requests_total{outcome="ok",patch="pirate"}') == 0
     stand.engine.may_start.set()
     await stand.app.state.background
     await stand.until(lambda: stand.value('policy_patch_requests_total{outcome="ok",patch="pirate"}') == 2)

@@ -104,7 +104,9 @@ async def test_routes_that_run_no_model_are_not_counted(stand: Stand) -> None:
     await stand.post("/tokenize")
     await stand.client.get("/v1/models")
     await stand.post("/v1/responses/r1/cancel")
-    assert "policy_patch_requests_total{" not in stand.exposition()
+    counted = re.findall(r"^policy_patch_requests_total\{.*", stand.exposition(), re.MULTILINE)
+    assert counted
+    assert [line for line in counted if not line.endswith(" 0.0")] == []
 
 
 async def test_running_requests_are_counted_while_they_run(
@@ -229,3 +231,12 @@ async def test_what_the_vector_of_a_removed_patch_counted_goes_with_it(stand: St
     assert stand.value('policy_patch_condition_total{outcome="met",patch="pirate"}') == 1
     await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")
     assert "pirate" not in stand.exposition()
+
+
+async def test_the_first_request_of_a_patch_is_an_increase_however_it_ends(stand: Stand) -> None:
+    assert stand.value('policy_patch_requests_total{outcome="server_error",patch="none"}') == 0
+    await stand.load()
+    for outcome in OUTCOMES:
+        assert stand.value(f'policy_patch_requests_total{{outcome="{outcome}",patch="pirate"}}') == 0
+    await stand.chat("pirate")
+    assert stand.value('policy_patch_requests_total{outcome="ok",patch="pirate"}') == 1

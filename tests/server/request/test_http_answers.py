@@ -150,7 +150,7 @@ async def test_what_the_engine_client_refuses_never_reached_the_engine_and_claim
     assert response.status_code == (200 if is_stream else 400)
     assert "logit_bias: out of range" in response.text
     assert HEADER not in response.headers
-    assert stand.value('policy_patch_requests_total{outcome="client_error",patch="pirate"}') is None
+    assert stand.value('policy_patch_requests_total{outcome="client_error",patch="pirate"}') == 0
     assert stand.in_flight() == 0
     stand.engine.refusal = None
     assert (await stand.chat("pirate", stream=is_stream)).headers[HEADER] == "pirate@1.0.0"

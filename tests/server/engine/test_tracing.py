@@ -1,14 +1,19 @@
 """Spans that can't be sent: nothing waits for them, they are counted, and the log says so once."""
 
+import gzip
+import http.server
 import logging
+import threading
 from collections.abc import Sequence
 
 import pytest
+import vllm.tracing.otel
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from server.engine.tracing import PAUSE_S, OtelTracing, WatchedExporter
+from server.engine.tracing import PAUSE_S, OtelTracing, WatchedExporter, watched_exports
 
 
 class Flaky(SpanExporter):
@@ -70,3 +75,45 @@ def test_the_spans_below_a_request_get_what_is_known_of_it_as_long_as_it_runs() 
     }
     (failed,) = (span for span in kept.get_finished_spans() if span.name == "after")
     assert failed.status.description == "ValueError"
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes spans over HTTP."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        request = ExportTraceServiceRequest.FromString(body)
+        spans = [s.name for r in request.resource_spans for scope in r.scope_spans for s in scope.spans]
+        self.server.taken.append((self.path, spans))  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_spans_go_to_a_collector_over_http_too_and_are_counted_once_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    dropped: list[int] = []
+    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as server:
+        server.taken = taken = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        with watched_exports(dropped.append):
+            endpoint = f"http://127.0.0.1:{server.server_port}/v1/traces"
+            exporter = vllm.tracing.otel.get_span_exporter(endpoint)
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        OtelTracing(provider).begin([], "request").end({}, has_failed=False)
+        assert taken == [("/v1/traces", ["request"])]
+        server.shutdown()
+        thread.join()
+    OtelTracing(provider).begin([], "request").end({}, has_failed=False)
+    assert dropped == [1]
+    provider.shutdown()

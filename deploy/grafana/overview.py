@@ -17,6 +17,7 @@ from deploy.grafana.queries import (
     rate,
     select,
     share,
+    short_digests,
 )
 
 TITLE = "Overview"
@@ -253,8 +254,8 @@ def _state() -> Panels:
     )
     return [
         rows(
-            Look("Active versions", "What a bare name means, and on how many servers.", width=12),
-            Query(f"count by (patch, version, digest) ({select('policy_patch_active_info')})"),
+            Look("Active versions", "What a bare name means, and on how many servers.", width=11),
+            Query(short_digests(f"count by (patch, version, digest) ({select('policy_patch_active_info')})")),
             Query(since),
             columns={
                 "patch": "Patch",
@@ -268,7 +269,7 @@ def _state() -> Panels:
         ),
         rows(
             Look(
-                "Alerts firing", "docs/runbooks.md says what to do.", width=7, without_value="No alert fires"
+                "Alerts firing", "docs/runbooks.md says what to do.", width=9, without_value="No alert fires"
             ),
             Query(firing()),
             columns={"alertname": "Alert", "severity": "Severity", "patch": "Patch", "instance": "Server"},
@@ -278,7 +279,7 @@ def _state() -> Panels:
                 "Refusals by reason",
                 "Refusals of files in the time shown, each attempt counted.",
                 decimals=0,
-                width=5,
+                width=4,
                 without_value="No file was refused",
             ),
             Query(failures),

@@ -37,6 +37,8 @@ OUTCOME_COLORS = {
 ARM_COLORS = {"stable": BLUE, "canary": ORANGE}
 #: Unit -> how far an axis goes at least; Grafana draws an axis up to 100 where everything is 0.
 _SMALLEST_TOP = {"percentunit": 0.1, "reqps": 1, "ops": 1, "short": 1}
+#: Label -> the pixels of its column in a table, so that nothing of it is cut off.
+_WIDTHS = {"alertname": 230, "severity": 80, "digest": 165}
 Transformations = Sequence[tuple[str, Mapping[str, Any]]]
 
 
@@ -214,9 +216,9 @@ def rows(
         if unit == "dateTimeAsIso":
             properties.append(models.DynamicConfigValue("custom.width", 165))
         panel.override_by_name(heading, properties)
-    if "alertname" in columns:
-        width = models.DynamicConfigValue("custom.width", 250)
-        panel.override_by_name(columns["alertname"], [width])
+    for name, pixels in _WIDTHS.items():
+        if name in columns:
+            panel.override_by_name(columns[name], [models.DynamicConfigValue("custom.width", pixels)])
     # Below Grafana's own 150 pixels, so that six columns stand side by side in half a row.
     return panel.cell_height(common_models.TableCellHeight.SM).min_width(70)
 

@@ -28,6 +28,7 @@ from deploy.grafana.queries import (
     rate,
     select,
     share,
+    short_digests,
 )
 
 TITLE = "Patch"
@@ -281,7 +282,7 @@ def _changes() -> Panels:
         rows(
             Look("Versions", "All versions that workers hold."),
             Query(f"sum by (version) ({select('policy_patch_resident_bytes', PATCH)})"),
-            Query(f"count by (version, digest) ({select('policy_patch_active_info', PATCH)})"),
+            Query(short_digests(f"count by (version, digest) ({select('policy_patch_active_info', PATCH)})")),
             columns={
                 "version": "Version",
                 "Value #A": "Bytes",

@@ -69,3 +69,8 @@ def share(part: str, whole: str) -> str:
 def firing(matchers: str = "") -> str:
     """Return the alerts of this project that fire."""
     return f'ALERTS{{alertstate="firing", alertname=~"PolicyPatch.+"{matchers}}}'
+
+
+def short_digests(expression: str) -> str:
+    """Return the series with a digest that a person can compare: its first twelve digits."""
+    return f'label_replace({expression}, "digest", "$1", "digest", "(sha256:.{{12}}).*")'

@@ -80,7 +80,10 @@ def fill(
         "__range": f"{math.ceil(range_s)}s",
     }
     known = {**values, **own}
-    return re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda match: known[match[1] or match[2]], expression)
+    # What a regular expression has caught begins with a digit.
+    return re.sub(
+        r"\$([a-zA-Z_]\w*)|\$\{([a-zA-Z_]\w*)\}", lambda match: known[match[1] or match[2]], expression
+    )
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ def lines(
         bands: ``(upper, lower)`` names of series between which the area is filled.
     """
     panel = _with(timeseries.Panel(), look, queries)
-    panel.line_width(1 if stacked else 2).fill_opacity(40 if stacked else 0).span_nulls(False)
+    # A line along a stack would show the colour of the last series where that is 0.
+    panel.line_width(0 if stacked else 2).fill_opacity(60 if stacked else 0).span_nulls(False)
     panel.show_points(common_models.VisibilityMode.NEVER)
     if look.maximum is None and look.unit in _SMALLEST_TOP:
         panel.axis_soft_max(_SMALLEST_TOP[look.unit])

@@ -258,6 +258,7 @@ def _changes() -> Panels:
                 "Swaps",
                 "Changes of what the name means since the servers started, by cause and outcome.",
                 decimals=0,
+                width=7,
                 without_value="Nothing was changed since the start",
             ),
             Query(swaps),
@@ -266,7 +267,9 @@ def _changes() -> Panels:
             descending=True,
         ),
         rows(
-            Look("Orders", "The latest orders, and who gave them.", without_value="No order was given"),
+            Look(
+                "Orders", "The latest orders, and who gave them.", width=9, without_value="No order was given"
+            ),
             Query(f"{orders} * 1000"),
             columns={
                 "Value": "When",

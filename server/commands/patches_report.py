@@ -26,9 +26,10 @@ def describe_record(document: dict[str, Any]) -> list[str]:
     if (canary := document["canary"]) is not None:
         lines.append(f"  canary: {_version(canary)} for {canary['share']:.1%} by {canary['key']}")
     rows = [
-        (f"  {_second(h['at'])}", h["action"], h["by"], _version(h["active"])) for h in document["history"]
+        (f"  {_second(h['at'])}", h["action"], h["by"], _version(h["active"]), h["reason"] or "")
+        for h in document["history"]
     ]
-    return [*lines, *columns([("  when", "what", "by", "active then"), *rows])]
+    return [*lines, *columns([("  when", "what", "by", "active then", "why"), *rows])]
 
 
 def describe_removal(document: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from server.admin.listener import AdminListener, bind_admin
 from server.cli import main
+from server.commands.patches_report import describe_record
 from tests.server.stand import Stand
 
 KEY = "alice-knows-this-key"
@@ -144,3 +145,13 @@ def test_an_argument_that_is_no_text_is_a_mistake(capsys: pytest.CaptureFixture[
     call = ["patches", "canary", "x", "1.0.0", "--key", "header:\udcff", "--url", "http://127.0.0.1:9"]
     assert main(call) == 2
     assert "one holds bytes that are no text" in capsys.readouterr().err
+
+
+def test_a_change_that_a_rule_made_says_why() -> None:
+    change = {"at": "2026-01-31T03:00:00.5Z", "action": "abort", "by": "rules", "reason": "too slow"}
+    target = {"version": "1.0.0", "digest": "sha256:0"}
+    history = [{**change, "active": target}, {**change, "by": "alice", "reason": None, "active": target}]
+    record = {"name": "x", "active": target, "is_pinned": False, "previous": [], "canary": None}
+    *_, first, second = describe_record({**record, "history": history})
+    assert first.endswith("rules  1.0.0        too slow")
+    assert second.endswith("alice  1.0.0")

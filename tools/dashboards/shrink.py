@@ -10,7 +10,7 @@ from PIL import Image
 
 MAX_BYTES = 200_000
 #: Tried in turn, until a picture is small enough.
-NUM_COLORS = (128, 64, 32, 16)
+NUM_COLORS = (256, 128, 64, 32, 16)
 
 
 def shrink(path: Path) -> bool:

@@ -8,9 +8,9 @@ need no correction.
 
 import re
 import time
-from asyncio import Future
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from asyncio import CancelledError, Future, current_task
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMClientError, VLLMValidationError
@@ -31,6 +31,7 @@ from server.errors import NotInStep, PatchNotApplied, UnsupportedWithPatch
 
 if TYPE_CHECKING:
     from server.request.gate import PatchGate
+    from server.request.lease import Lease
     from server.request.meter import Meter
     from server.versions.composition import SelectedPatch
 
@@ -140,39 +141,46 @@ class PatchedAsyncLLM(AsyncLLM):
         assert self._gate is not None
         with self._gate.generation(), self._gate.lease(patch) as lease:
             await lease.ready()
-            with self._mistakes_noted():
-                async with aclosing(super().generate(*args, **kwargs)) as outputs:
-                    while (output := await lease.take(outputs)) is not None:
-                        num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
-                        note(lease.meter, output, num_tokens)
-                        self._require_one_set_of_weights(output)
-                        self._hide_prefix(output, patch, num_tokens)
-                        if (outcome := Outcome.from_params(output.kv_transfer_params)) is not None:
-                            # Scores are no business of clients, who could climb them.
-                            output.kv_transfer_params = None
-                            lease.decided(is_met=outcome.is_met, margin=outcome.margin)
-                        yield output
+            async with aclosing(super().generate(*args, **kwargs)) as outputs:
+                following = outputs.__anext__
+                while True:
+                    if lease.is_withdrawn:
+                        raise lease.withdrawal()
+                    lease.waiting = current_task()
+                    try:
+                        output = await following()
+                    except StopAsyncIteration:
+                        return
+                    except VLLMClientError:
+                        self._gate.mistaken()
+                        raise
+                    except CancelledError:
+                        lease.require_not_withdrawn()
+                        raise
+                    finally:
+                        lease.waiting = None
+                    num_tokens = num_new_tokens(output)
+                    note(lease.meter, output, num_tokens)
+                    self._require_one_set_of_weights(output)
+                    self._hide_prefix(output, patch, num_tokens)
+                    if output.kv_transfer_params:
+                        _take_outcome(lease, output)
+                    yield output
 
     async def _metered(
         self, outputs: AsyncGenerator[RequestOutput, None], meter: "Meter"
     ) -> AsyncGenerator[RequestOutput, None]:
         assert self._gate is not None
-        with self._gate.generation(), self._mistakes_noted():
+        with self._gate.generation():
             async with aclosing(outputs):
-                async for output in outputs:
-                    self._require_one_set_of_weights(output)
-                    note(meter, output, sum(len(completion.token_ids) for completion in output.outputs))
-                    yield output
-
-    @contextmanager
-    def _mistakes_noted(self) -> Iterator[None]:
-        """Note it where vLLM finds that a request can't be run as it was sent."""
-        try:
-            yield
-        except VLLMClientError:
-            assert self._gate is not None
-            self._gate.mistaken()
-            raise
+                try:
+                    async for output in outputs:
+                        self._require_one_set_of_weights(output)
+                        note(meter, output, num_new_tokens(output))
+                        yield output
+                except VLLMClientError:
+                    self._gate.mistaken()
+                    raise
 
     def _require_one_set_of_weights(self, output: RequestOutput) -> None:
         """Check the weights that vLLM says have made an answer, which it does at its end.
@@ -181,15 +189,16 @@ class PatchedAsyncLLM(AsyncLLM):
             PatchNotApplied: They are not those that the request entered under, or not one set. No known path
                 leads here.
         """
-        spans = [span for completion in output.outputs for span in completion.weight_versions or ()]
-        assert self._gate is not None
-        if not spans or (weights := self._gate.weights()) is None:
-            return
-        expected = weights[0] or OWN_WEIGHTS
-        if any(span.version != expected for span in spans):
-            raise self._gate.reject(
-                PatchNotApplied(f"expected weights {expected} from the first token to the last, got {spans}")
-            )
+        for answer in output.outputs:
+            if not (spans := answer.weight_versions):
+                continue
+            assert self._gate is not None
+            if (weights := self._gate.weights()) is None:
+                return
+            expected = weights[0] or OWN_WEIGHTS
+            if any(span.version != expected for span in spans):
+                text = f"expected weights {expected} from the first token to the last, got {spans}"
+                raise self._gate.reject(PatchNotApplied(text))
 
     def _hide_prefix(self, output: RequestOutput, patch: "SelectedPatch", num_tokens: int) -> None:
         """Take the prefix out of the cached tokens, among which the engine counts it.
@@ -198,16 +207,18 @@ class PatchedAsyncLLM(AsyncLLM):
             PatchNotApplied: the engine computed a part of the prefix's positions itself. No known path leads
                 here; should a new vLLM release open one, the answer stops before its first token.
         """
-        num_cached_tokens = output.num_cached_tokens or 0
-        if num_tokens and num_cached_tokens < patch.num_tokens:
-            assert self._gate is not None
-            raise self._gate.reject(
-                PatchNotApplied(
-                    f"the engine took {num_cached_tokens} of the {patch.num_tokens} prefix tokens of "
-                    f"{patch.reference} from its cache; the answer is withheld"
+        num_visible_tokens = (output.num_cached_tokens or 0) - patch.num_tokens
+        if num_visible_tokens < 0:
+            if num_tokens:
+                assert self._gate is not None
+                raise self._gate.reject(
+                    PatchNotApplied(
+                        f"the engine took {output.num_cached_tokens or 0} of the {patch.num_tokens} prefix "
+                        f"tokens of {patch.reference} from its cache; the answer is withheld"
+                    )
                 )
-            )
-        output.num_cached_tokens = max(0, num_cached_tokens - patch.num_tokens)
+            num_visible_tokens = 0
+        output.num_cached_tokens = num_visible_tokens
 
     def _patched_params(
         self,
@@ -283,14 +294,30 @@ class PatchedAsyncLLM(AsyncLLM):
             yield output
 
 
+def num_new_tokens(output: RequestOutput) -> int:
+    """Return how many tokens an output brings, over all its answers."""
+    answers = output.outputs
+    if len(answers) == 1:
+        return len(answers[0].token_ids)
+    return sum(len(answer.token_ids) for answer in answers)
+
+
 def note(meter: "Meter", output: RequestOutput, num_tokens: int) -> None:
     """Count what an output holds; in one that is the first and the last, the engine says when tokens came."""
-    if num_tokens and not meter.has_token:
+    if meter.token_s is None and num_tokens:
         meter.prompt(len(output.prompt_token_ids or ()))
         if output.finished and output.metrics is not None:
             meter.all_tokens(num_tokens, len(output.outputs), output.metrics)
             return
     meter.tokens(num_tokens)
+
+
+def _take_outcome(lease: "Lease", output: RequestOutput) -> None:
+    outcome = Outcome.from_params(output.kv_transfer_params)
+    if outcome is not None:
+        # Scores are no business of clients, who could climb them.
+        output.kv_transfer_params = None
+        lease.decided(is_met=outcome.is_met, margin=outcome.margin)
 
 
 def vector_claim(patch: "SelectedPatch") -> VectorClaim | None:

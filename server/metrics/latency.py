@@ -38,7 +38,7 @@ class LatencyHistogram:
         #: Position of a bucket -> the trace that was observed last in it, how long it took, and when.
         self._exemplars: dict[int, tuple[str, float, float]] = {}
 
-    def observe(self, value_s: float, num_observations: int = 1, *, trace_id: str | None = None) -> None:
+    def observe(self, value_s: float, num_observations: int = 1, trace_id: str | None = None) -> None:
         """Count ``num_observations`` of ``value_s`` seconds each, seen in a trace that someone keeps."""
         position = bisect_left(self._bounds_s, value_s)
         self._counts[position] += num_observations

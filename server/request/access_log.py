@@ -6,7 +6,7 @@ its values as fields of the record, so that vLLM's JSON formatter writes them ou
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -61,16 +61,19 @@ class AccessLog:
         status = 0
         id_header = (REQUEST_ID_HEADER, exchange.request_id.encode("ascii"))
 
-        async def answer(message: Message) -> None:
+        # Not a coroutine of its own: most of what passes are the chunks of streams, one with each token.
+        def answer(message: Message) -> Awaitable[None]:
             nonlocal status
             kind = message["type"]
-            if kind == "websocket.accept":
+            if kind == "http.response.body":
+                pass
+            elif kind == "websocket.accept":
                 status = HTTPStatus.SWITCHING_PROTOCOLS
             elif kind.endswith("http.response.start"):
                 status = message["status"]
                 headers = [line for line in message["headers"] if line[0].lower() != REQUEST_ID_HEADER]
                 message = {**message, "headers": [*headers, id_header]}
-            await send(message)
+            return send(message)
 
         try:
             await self._app(with_exchange(scope, exchange), receive, answer)

@@ -5,9 +5,8 @@ catalog counts the request as in flight.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from server.catalog.residents import Resident
 from server.catalog.served import Served
@@ -18,8 +17,6 @@ from server.request.scope import RequestScope, reject
 from server.request.trace import RESIDENCY_SPAN
 from server.versions.composition import SelectedPatch
 
-T = TypeVar("T")
-
 #: What vLLM raises, and answers with 400, where a request can't be run as it was sent. A stream has its
 #: status 200 by then, so that the status tells nothing.
 _MISTAKES = (ValueError, TypeError, OverflowError, NotImplementedError)
@@ -29,13 +26,13 @@ class Lease:
     """One generation under a patch: keeps the tensors."""
 
     __slots__ = (
-        "_is_withdrawn",
         "_leases",
         "_residents",
         "_scope",
-        "_waiting",
+        "is_withdrawn",
         "meter",
         "patch",
+        "waiting",
     )
 
     def __init__(self, leases: "Leases", scope: RequestScope, patch: SelectedPatch, meter: Meter) -> None:
@@ -46,9 +43,11 @@ class Lease:
         self._scope = scope
         #: One for each part.
         self._residents: tuple[Resident, ...] = ()
-        #: The task that waits for the engine's next output.
-        self._waiting: asyncio.Task[Any] | None = None
-        self._is_withdrawn = False
+        #: The task that waits for the engine's next output, as long as it does. Who waits sets and clears it,
+        #: with every token.
+        self.waiting: asyncio.Task[Any] | None = None
+        #: An operator dropped the patch: nothing more may be taken from the engine.
+        self.is_withdrawn = False
 
     def __enter__(self) -> "Lease":
         try:
@@ -58,7 +57,7 @@ class Lease:
         self._residents = self._leases.residents(self.patch)
         for resident in self._residents:
             resident.uses.add(self)
-        self._is_withdrawn = any(resident.is_withdrawn for resident in self._residents)
+        self.is_withdrawn = any(resident.is_withdrawn for resident in self._residents)
         self._scope.num_leases += 1
         self._scope.reached_engine = True
         return self
@@ -72,7 +71,7 @@ class Lease:
         # Cancellation and a closed generator are no Exceptions: they mean that the client went away.
         if (
             isinstance(error, _MISTAKES)
-            and not self.meter.has_token
+            and self.meter.token_s is None
             and not isinstance(error, PolicyPatchError)
         ):
             scope.note_mistake()
@@ -99,23 +98,15 @@ class Lease:
                 raise reject(error) from None
         self.meter.sent()
 
-    async def take(self, outputs: AsyncIterator[T]) -> T | None:
-        """Wait for the engine's next output; ``None`` where there is no more.
+    def require_not_withdrawn(self) -> None:
+        """Return where the waiting task, which was cancelled, was so by someone else than ``withdraw``.
 
         Raises:
-            PatchWithdrawn: An operator dropped the patch and ends what uses it.
+            PatchWithdrawn: It was not.
         """
-        if self._is_withdrawn:
-            raise self._withdrawal()
-        self._waiting = task = asyncio.current_task()
-        try:
-            return await anext(outputs, None)
-        except asyncio.CancelledError:
-            if task is not None and self._has_cancelled(task):
-                raise self._withdrawal() from None
-            raise
-        finally:
-            self._waiting = None
+        # A cancellation by anyone else takes precedence.
+        if self.is_withdrawn and self.waiting is not None and self.waiting.uncancel() == 0:
+            raise self.withdrawal() from None
 
     def decided(self, *, is_met: bool, margin: float) -> None:
         """Note whether the condition of the patch was met, and by how much."""
@@ -123,15 +114,12 @@ class Lease:
 
     def withdraw(self) -> None:
         """End this generation with an error; the engine notices as it does where a client goes away."""
-        self._is_withdrawn = True
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self.is_withdrawn = True
+        if self.waiting is not None:
+            self.waiting.cancel()
 
-    def _has_cancelled(self, task: asyncio.Task[Any]) -> bool:
-        # A cancellation by anyone else takes precedence.
-        return self._is_withdrawn and task.uncancel() == 0
-
-    def _withdrawal(self) -> PatchWithdrawn:
+    def withdrawal(self) -> PatchWithdrawn:
+        """Return the error that ends a generation whose patch was dropped, recorded as the answer."""
         error = PatchWithdrawn(f"patch '{self.patch.reference}' was withdrawn while it was answering")
         return reject(error)
 

@@ -1,6 +1,7 @@
 """What one generation takes: its tokens and its times, counted for its patch, or for the base model.
 
-Two attribute look-ups and a few additions a step; the figures are looked up once, when it begins.
+A few look-ups and additions a step, in one call: it is made with every token of every stream. The figures are
+looked up once, when it begins.
 """
 
 import time
@@ -24,21 +25,17 @@ class Timings(Protocol):
 class Meter:
     """Counts one generation from its admission on."""
 
-    __slots__ = ("_has_prompt", "_scope", "_sent_s", "_started_s", "_token_s", "_trace_id", "_use")
+    __slots__ = ("_has_prompt", "_scope", "_sent_s", "_started_s", "_trace_id", "_use", "token_s")
 
     def __init__(self, use: PatchUse, scope: RequestScope) -> None:
         self._use = use
         self._scope = scope
         self._started_s = self._sent_s = time.monotonic()
-        self._token_s: float | None = None
+        #: When the last token came; ``None`` before the first.
+        self.token_s: float | None = None
         self._has_prompt = False
         #: What an exemplar names: the trace, where someone keeps it.
         self._trace_id = scope.trace.trace_id if scope.trace.is_sampled else None
-
-    @property
-    def has_token(self) -> bool:
-        """Whether a token came."""
-        return self._token_s is not None
 
     def sent(self) -> None:
         """Note that the engine is asked now; before that, the generation waited for its patch."""
@@ -55,32 +52,29 @@ class Meter:
         """Note that ``num_tokens`` more tokens came out of one engine step."""
         if num_tokens <= 0:
             return
-        self._count(num_tokens)
+        use = self._use
+        use.num_generated_tokens += num_tokens
+        self._scope.num_generated_tokens += num_tokens
         now_s = time.monotonic()
-        if self._token_s is None:
+        if self.token_s is None:
             self._first(now_s - self._started_s)
         else:
-            self._use.inter_token.observe(
-                (now_s - self._token_s) / num_tokens, num_tokens, trace_id=self._trace_id
-            )
-        self._token_s = now_s
+            use.inter_token.observe((now_s - self.token_s) / num_tokens, num_tokens, self._trace_id)
+        self.token_s = now_s
 
     def all_tokens(self, num_tokens: int, num_answers: int, timings: Timings) -> None:
         """Note an answer whose tokens came at once: the engine says when the first of them was there."""
         if num_tokens <= 0:
             return
-        self._count(num_tokens)
-        self._first(self._sent_s - self._started_s + timings.first_token_latency)
-        self._token_s = time.monotonic()
-        if timings.num_generation_tokens > 1 and num_tokens > num_answers:
-            mean_s = (timings.last_token_ts - timings.first_token_ts) / (timings.num_generation_tokens - 1)
-            self._use.inter_token.observe(mean_s, num_tokens - num_answers, trace_id=self._trace_id)
-
-    def _count(self, num_tokens: int) -> None:
         self._use.num_generated_tokens += num_tokens
         self._scope.num_generated_tokens += num_tokens
+        self._first(self._sent_s - self._started_s + timings.first_token_latency)
+        self.token_s = time.monotonic()
+        if timings.num_generation_tokens > 1 and num_tokens > num_answers:
+            mean_s = (timings.last_token_ts - timings.first_token_ts) / (timings.num_generation_tokens - 1)
+            self._use.inter_token.observe(mean_s, num_tokens - num_answers, self._trace_id)
 
     def _first(self, first_token_s: float) -> None:
-        self._use.first_token.observe(first_token_s, trace_id=self._trace_id)
+        self._use.first_token.observe(first_token_s, 1, self._trace_id)
         if self._scope.first_token_s is None:
             self._scope.first_token_s = first_token_s

@@ -8,7 +8,7 @@ status, on streams too.
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from http import HTTPStatus
 
@@ -158,6 +158,7 @@ class _Exchange:
         "_held_start",
         "_is_complete",
         "_is_cut",
+        "_is_flowing",
         "_is_started",
         "_metrics",
         "_path",
@@ -187,6 +188,8 @@ class _Exchange:
         #: The start of a stream, kept back until its first chunk shows that the engine took the request.
         self._held_start: Message | None = None
         self._is_started = False
+        #: The body has begun: nothing that is known later replaces the rest of it.
+        self._is_flowing = False
         self._is_complete = False
         #: The client went away before the answer was complete.
         self._is_cut = False
@@ -216,8 +219,14 @@ class _Exchange:
             self._is_cut = True
         return message
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass on what the app answers, or send the refusal in its place."""
+        # Most of what passes are the chunks of streams, one with each token: no coroutine of ours for them.
+        if self._is_flowing and message["type"] == "http.response.body" and message.get("more_body", False):
+            return self._send(message)
+        return self._send_judged(message)
+
+    async def _send_judged(self, message: Message) -> None:
         if self._rejection is not None:
             return
         kind = message["type"]
@@ -229,6 +238,7 @@ class _Exchange:
             if await self._reject(self._refusal() or self._bypass()):
                 return
             await self._send_start(start)
+        self._is_flowing = True
         # Before it is sent: a server reports a disconnect once the last byte is out.
         if kind == "http.response.body" and not message.get("more_body", False):
             self._is_complete = True

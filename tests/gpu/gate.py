@@ -56,12 +56,12 @@ class Gate:
     def meter(self) -> "Gate":
         return self
 
-    @property
-    def has_token(self) -> bool:
-        return True
+    #: As a lease that no operator ends, and as a meter that has seen a token.
+    is_withdrawn, token_s = False, 0.0
+    waiting: Any = None
+
+    def require_not_withdrawn(self) -> None:
+        return None
 
     def tokens(self, num_tokens: int) -> None:
         return None
-
-    async def take(self, outputs: Any) -> Any:
-        return await anext(outputs, None)

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from patches.format import Patch
 from server.memory.residency import NullResidency, ResidencyError
 from server.request.gate import PatchGate
+from server.request.lease import Lease
 from server.versions.selection import Selection
 
 SERVED_NAME = "demo"
@@ -83,11 +84,25 @@ class FakeEngine:
         with self.gate.lease(patch) as lease:
             await lease.ready()
             async with contextlib.aclosing(self._run(patch.digest, patch.parts)) as outputs:
-                while (token := await lease.take(outputs)) is not None:
+                while (token := await self._next(lease, outputs)) is not None:
                     lease.meter.tokens(1)
                     yield token
             for margin in self.margins:
                 lease.decided(is_met=margin > 0, margin=margin)
+
+    @staticmethod
+    async def _next(lease: Lease, outputs: AsyncGenerator[str, None]) -> str | None:
+        """As the engine client waits: an operator can end it."""
+        if lease.is_withdrawn:
+            raise lease.withdrawal()
+        lease.waiting = asyncio.current_task()
+        try:
+            return await anext(outputs, None)
+        except asyncio.CancelledError:
+            lease.require_not_withdrawn()
+            raise
+        finally:
+            lease.waiting = None
 
     async def _run(self, text: str, parts: Sequence[Any]) -> AsyncGenerator[str, None]:
         """As the engine client and the engine: one token after another, until it is told to stop."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from server.admin.access import AdminAccess
 from server.admin.keys import AdminKeys
 from server.admin.listener import bind_admin
-from server.audit import Audit
+from server.audit import Audit, NullAudit
 from server.catalog.control import CatalogControl
 from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
@@ -52,7 +52,7 @@ def open_control(
     records = Records(state, keep_previous=options.keep_previous, saved=metrics.state_saved)
     try:
         trust = Trust(TrustSources(trust_options.trusted_keys, trust_options.revoked, options.state))
-        signer_audit = SignerAudit(audit, trust)
+        signer_audit = audit if isinstance(audit, NullAudit) else SignerAudit(audit, trust)
         with contextlib.ExitStack() as stack:
             listener = None
             if options.admin_listen is not None:

@@ -59,7 +59,7 @@ from server.engine.support import (
 from server.engine.tracing import tracing_of_engine, watched_exports
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
-from server.frontends.mirror import Mirror, MirrorAudit
+from server.frontends.mirror import Mirror, mirrored
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps
 from server.memory.tiers import TieredResidency
@@ -181,7 +181,7 @@ class FrontEnd:
             residents = FollowedResidents(self.metrics)
             may_compose = options.flags.patches.composition == "joined"
             mirror = Mirror(seat.index, seat.steps, residents, options.policy, may_compose=may_compose)
-            decider, gate = self._gate(mirror, MirrorAudit(audit, mirror.signer_of))
+            decider, gate = self._gate(mirror, mirrored(audit, mirror.signer_of))
             mirror.bind(decider)
             engine.bind_gate(gate)
             follower = Follower(seat.index, seat.address, mirror, residents.residency, self.metrics)

@@ -153,6 +153,11 @@ class OtelTrace:
         return trace.format_trace_id(self._ids.trace_id)
 
     @property
+    def is_told(self) -> bool:
+        """See ``Trace.is_told``."""
+        return True
+
+    @property
     def is_sampled(self) -> bool:
         """See ``Trace.is_sampled``."""
         return self._ids.trace_flags.sampled

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from server.audit import Audit, AuditEvent
+from server.audit import Audit, AuditEvent, NullAudit
 from server.catalog.residents import Residents
 from server.errors import NotInStep
 from server.frontends.channel import Body
@@ -196,6 +196,11 @@ class Mirror:
     def _forget(self, digest: str) -> None:
         self.residents.forget(self.residents[digest])
         self._signers.pop(digest, None)
+
+
+def mirrored(audit: Audit, signer_of: Callable[[str], str | None]) -> Audit:
+    """Return ``audit`` with signers added, where it keeps anything."""
+    return audit if isinstance(audit, NullAudit) else MirrorAudit(audit, signer_of)
 
 
 class MirrorAudit:

@@ -15,6 +15,10 @@ MORE_CALLERS = "more"
 MAX_CALLERS = 200
 
 
+#: Those that are found at once, without their labels.
+_MAX_SERIES = 1000
+
+
 class CallerMetrics:
     """Counts requests by the class of their caller."""
 
@@ -32,10 +36,17 @@ class CallerMetrics:
             registry=registry,
         )
         self._labels: dict[str, str] = {}
+        #: (caller, outcome) -> its series.
+        self._series: dict[tuple[str | None, str], Counter] = {}
 
     def finished(self, caller: str | None, outcome: str) -> None:
         """Count a request; ``caller`` is the label of the rule that stands for who sent it."""
-        self._requests.labels(self._label(caller), outcome).inc()
+        series = self._series.get((caller, outcome))
+        if series is None:
+            series = self._requests.labels(self._label(caller), outcome)
+            if len(self._series) < _MAX_SERIES:
+                self._series[caller, outcome] = series
+        series.inc()
 
     def answered_unpatched(self, caller: str | None) -> None:
         """Count an answer of the base model to a caller that could have had a patch."""

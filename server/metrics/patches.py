@@ -61,6 +61,8 @@ class PatchMetrics:
             "Requests that could run the model, by how they ended.",
             ("patch", "outcome"),
         )
+        #: (patch, outcome) -> its series.
+        self._series: dict[tuple[str, str], Counter] = {}
         self._rejected = counter(
             "policy_patch_rejected_requests",
             "Requests that were refused, by error code.",
@@ -152,6 +154,7 @@ class PatchMetrics:
         if self._is_shared:
             return
         for outcome in OUTCOMES:
+            self._series.pop((name, outcome), None)
             _remove(self._requests, name, outcome)
         for code in REQUEST_CODES:
             _remove(self._denied, name, code)
@@ -164,7 +167,7 @@ class PatchMetrics:
         self, patch: SelectedPatch | None, outcome: str, *, caller: str | None = None
     ) -> None:
         """Count a request that the base model or ``patch`` was decided for."""
-        self._requests.labels(BASE_LABEL if patch is None else self._label_of(patch), outcome).inc()
+        self._finished(BASE_LABEL if patch is None else self._label_of(patch), outcome).inc()
         self.callers.finished(caller, outcome)
         if patch is not None and patch.form is not None:
             self.prefixes.composed(patch.form)
@@ -208,6 +211,13 @@ class PatchMetrics:
         label = self._label(digest)
         self._injected.labels(label).inc(injected)
         self._shared.labels(label).inc(shared)
+
+    def _finished(self, label: str, outcome: str) -> Counter:
+        """Return the series; looking one up by its labels takes longer than all that a request counts."""
+        series = self._series.get((label, outcome))
+        if series is None:
+            series = self._series[label, outcome] = self._requests.labels(label, outcome)
+        return series
 
     def _label_of(self, patch: SelectedPatch) -> str:
         return patch.name if patch.name in COMPOSED_LABELS else self._label(patch.digest)

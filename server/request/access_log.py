@@ -86,7 +86,7 @@ class AccessLog:
                 end()
 
     def _end(self, scope: Scope, exchange: Exchange, status: int, *, is_told: bool) -> None:
-        if not is_told:
+        if not is_told or not (self._is_written or exchange.trace.is_told):
             return
         known = facts(exchange, status)
         exchange.trace.end(

@@ -226,9 +226,13 @@ class Decider:
         return selection
 
     def _identify(self, scope: RequestScope, policy: Policy) -> Caller:
+        if scope.identified_by is policy and scope.caller is not None:
+            # What a request shows of its caller never changes, and neither does a policy.
+            return scope.caller
         scope.caller = caller = identify(scope.credentials, policy)
         scope.caller_class = caller.rule_label(policy)
         scope.cache_partition = caller.cache_partition(policy)
+        scope.identified_by = policy
         return caller
 
     def _require_base(self, scope: RequestScope, feature: str) -> None:

@@ -1,8 +1,8 @@
 """One HTTP exchange as the outermost and the innermost of our middlewares both know it."""
 
+import os
 import re
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -36,7 +36,7 @@ def request_id_of(headers: RawHeaders) -> str:
     """Return the id that a request was sent with, where it is one that can stand anywhere, else a new one."""
     sent = [value for key, value in headers if key == REQUEST_ID_HEADER]
     is_usable = len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0])
-    return sent[0].decode("ascii") if is_usable else uuid.uuid4().hex
+    return sent[0].decode("ascii") if is_usable else os.urandom(16).hex()
 
 
 def with_exchange(scope: Scope, exchange: Exchange) -> Scope:

@@ -8,25 +8,18 @@ status, on streams too.
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
 from functools import partial
 from http import HTTPStatus
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from patches.headers import (
-    ARM_HEADER,
-    COMPOSITION_HEADER,
-    CONDITION_HEADER,
-    DELTA_HEADER,
-    DIGEST_HEADER,
-    PATCH_HEADER,
-    asgi_name,
-)
+from server.audit import Audit, NullAudit
 from server.errors import PatchNotApplied, PolicyPatchError
 from server.metrics.patches import PatchMetrics
 from server.policy.caller import Credentials
+from server.request.answer_headers import PATCH_NAME, answer_headers, is_event_stream
 from server.request.audit_event import request_event
 from server.request.body import MAX_BODY_BYTES, read_ahead, text_of
 from server.request.decider import Decider
@@ -35,21 +28,11 @@ from server.request.prompt_routes import RouteKind, is_routed, loses_model, rout
 from server.request.refusal import refuse_websocket, send_refusal
 from server.request.scope import RequestScope, current_credentials, current_scope
 from server.versions.composition import SelectedPatch
-from server.versions.selection import Selection
 
 logger = logging.getLogger(__name__)
 
-_PATCH_NAME = asgi_name(PATCH_HEADER)
-_DIGEST_NAME = asgi_name(DIGEST_HEADER)
-_COMPOSITION_NAME = asgi_name(COMPOSITION_HEADER)
-_CONDITION_NAME = asgi_name(CONDITION_HEADER)
-_DELTA_NAME = asgi_name(DELTA_HEADER)
-_ARM_NAME = asgi_name(ARM_HEADER)
-
 #: Methods that never carry a prompt. SDKs that send a default header send it with these too.
 _PROMPTLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-_BASE_HEADERS = ((_PATCH_NAME, b"none"),)
 
 
 class PolicyPatchMiddleware:
@@ -117,9 +100,7 @@ class PolicyPatchMiddleware:
         request.error, request.outcome = error, "rejected"
         asked, caller = request.asked_name, request.caller_class
         self._metrics.request_rejected(error.code, None, asked=asked, caller=caller)
-        event = request_event(request, scope, error, error.status)
-        if event is not None:
-            self._decider.audit.record(event)
+        _write_down(self._decider.audit, request, scope, error, error.status)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = RequestScope(RouteKind.ENCODES, Credentials.of(scope))
@@ -133,9 +114,7 @@ class PolicyPatchMiddleware:
         await self._decider.enter(request)
         # What is let in is the base model's, whenever its input comes: the decision is on record from here.
         request.reached_engine = True
-        event = request_event(request, scope, None, HTTPStatus.SWITCHING_PROTOCOLS)
-        if event is not None:
-            self._decider.audit.record(event)
+        _write_down(self._decider.audit, request, scope, None, HTTPStatus.SWITCHING_PROTOCOLS)
         try:
             await self._pass(request, scope, receive, send)
         finally:
@@ -248,14 +227,14 @@ class _Exchange:
         self._status = message["status"]
         if await self._reject(self._refusal()):
             return
-        if self._is_patched_success() and _is_event_stream(message["headers"]):
+        if self._is_patched_success() and is_event_stream(message["headers"]):
             self._held_start = message
         elif not await self._reject(self._bypass()):
             await self._send_start(message)
 
     async def _send_start(self, message: Message) -> None:
         self._is_started = True
-        headers = [*message["headers"], *self._response_headers()]
+        headers = [*message["headers"], *answer_headers(self._request, self._status)]
         await self._send({**message, "headers": headers})
 
     async def _reject(self, error: PolicyPatchError | None) -> bool:
@@ -263,7 +242,7 @@ class _Exchange:
             return False
         self._rejection = error
         self._is_started = self._is_complete = True
-        await send_refusal(error, self._path, self._response_headers(), self._send)
+        await send_refusal(error, self._path, answer_headers(self._request, self._status), self._send)
         return True
 
     def _refusal(self) -> PolicyPatchError | None:
@@ -294,23 +273,6 @@ class _Exchange:
         selection = self._request.selection
         return 200 <= self._status < 300 and selection is not None and selection.patch is not None
 
-    def _response_headers(self) -> Iterable[tuple[bytes, bytes]]:
-        """Name what answers; what never reached the engine claims nothing."""
-        selection = self._request.selection
-        if selection is not None and (
-            self._request.reached_engine or self._request.may_run_later(self._status)
-        ):
-            condition = self._request.condition
-            decided = () if condition is None else ((_CONDITION_NAME, condition.encode("ascii")),)
-            return (*_selection_headers(selection, self._request.arm), *decided, *self._weights_header())
-        # Only the base model can have answered there.
-        is_of_base = self._request.kind is RouteKind.ENCODES and 200 <= self._status < 300
-        return (*_BASE_HEADERS, *self._weights_header()) if is_of_base else ()
-
-    def _weights_header(self) -> Iterable[tuple[bytes, bytes]]:
-        weights = self._request.weights
-        return () if weights is None else ((_DELTA_NAME, weights.encode("ascii")),)
-
     async def _answer_exception(self, error: Exception, scope: Scope) -> None:
         """Answer what no handler of a route took.
 
@@ -320,23 +282,21 @@ class _Exchange:
         refusal = error if isinstance(error, PolicyPatchError) else self._request.error
         if refusal is not None:
             self._rejection = refusal
-            await send_refusal(refusal, self._path, self._response_headers(), self._send)
+            await send_refusal(refusal, self._path, answer_headers(self._request, self._status), self._send)
             return
         handler = scope["app"].exception_handlers.get(Exception)
         self._held_start = None
         if handler is None:
             self._status = HTTPStatus.INTERNAL_SERVER_ERROR
             internal = PolicyPatchError("internal error")
-            await send_refusal(internal, self._path, self._response_headers(), self._send)
+            await send_refusal(internal, self._path, answer_headers(self._request, self._status), self._send)
             return
         response = await handler(Request(scope), error)
         await response(scope, self.receive, self.send)
 
     def _finish(self, scope: Scope) -> None:
         request = self._request
-        event = request_event(request, scope, self._rejection, self._status)
-        if event is not None:
-            self._decider.audit.record(event)
+        _write_down(self._decider.audit, request, scope, self._rejection, self._status)
         patch = request.selection.patch if request.selection is not None else None
         if self._rejection is not None:
             self._metrics.request_rejected(
@@ -376,6 +336,16 @@ class _Exchange:
         return "ok" if self._is_complete else "cancelled"
 
 
+def _write_down(
+    audit: Audit, request: RequestScope, scope: Scope, rejection: PolicyPatchError | None, status: int
+) -> None:
+    if isinstance(audit, NullAudit):
+        return
+    event = request_event(request, scope, rejection, status)
+    if event is not None:
+        audit.record(event)
+
+
 def _judge_later(
     decider: Decider, metrics: PatchMetrics, request: RequestScope, patch: SelectedPatch, outcome: str
 ) -> None:
@@ -387,23 +357,4 @@ def _judge_later(
 
 
 def _header_values(scope: Scope) -> list[bytes]:
-    return [value for name, value in scope["headers"] if name == _PATCH_NAME]
-
-
-def _selection_headers(selection: Selection, arm: tuple[str, str] | None) -> Iterable[tuple[bytes, bytes]]:
-    patch = selection.patch
-    if patch is None:
-        return _BASE_HEADERS
-    headers = (
-        (_PATCH_NAME, patch.reference.encode("ascii")),
-        (_DIGEST_NAME, patch.digest.encode("ascii")),
-        *(((_ARM_NAME, arm[1].encode("ascii")),) if arm is not None else ()),
-    )
-    form = patch.form
-    return headers if form is None else (*headers, (_COMPOSITION_NAME, form.encode("ascii")))
-
-
-def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
-    )
+    return [value for name, value in scope["headers"] if name == PATCH_NAME]

@@ -31,10 +31,9 @@ class RouteKind(Enum):
     #: Everything else.
     OTHER = "other"
 
-    @property
-    def is_generating(self) -> bool:
-        """Whether a patch can be honoured."""
-        return self in (RouteKind.GENERATES, RouteKind.GENERATES_LATER)
+    def __init__(self, word: str) -> None:
+        #: Whether a patch can be honoured; asked half a dozen times a request.
+        self.is_generating = word in ("generates", "generates_later")
 
 
 _KINDS: Mapping[str, RouteKind] = MappingProxyType(

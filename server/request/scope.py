@@ -14,6 +14,7 @@ from server.catalog.door import Passage
 from server.errors import PolicyPatchError
 from server.metrics.steering import OUTCOMES
 from server.policy.caller import NO_CREDENTIALS, Caller, Credentials
+from server.policy.rules import Policy
 from server.request.prompt_routes import RouteKind
 from server.request.trace import NO_TRACE, Trace
 from server.versions.selection import Selection, Wish
@@ -40,6 +41,7 @@ class RequestScope:
         "has_failed",
         "header",
         "holds_patch",
+        "identified_by",
         "is_closed",
         "is_counted_as_base",
         "is_mistaken",
@@ -70,6 +72,8 @@ class RequestScope:
         self.credentials = credentials
         #: The caller, as that policy identifies it; ``None`` where it was not asked, or could not.
         self.caller: Caller | None = None
+        #: The policy that identified it.
+        self.identified_by: Policy | None = None
         #: The place in the policy of the rule that stands for the caller; ``None`` where none does.
         self.caller_class: str | None = None
         self.header: Wish | None = None
@@ -165,8 +169,10 @@ class RequestScope:
     @property
     def condition(self) -> str | None:
         """``met``, ``not_met`` or ``mixed``, of the answers that have ended; ``None`` without a condition."""
+        if not self.conditions:
+            return None
         words = {OUTCOMES[is_met] for is_met, _ in self.conditions}
-        return None if not words else words.pop() if len(words) == 1 else "mixed"
+        return words.pop() if len(words) == 1 else "mixed"
 
     def is_met(self, name: str) -> bool | None:
         """Return whether the condition of the patch ``name`` was met for any of the answers.

@@ -40,6 +40,10 @@ class Trace(Protocol):
     def is_sampled(self) -> bool:
         """Whether someone keeps the trace."""
 
+    @property
+    def is_told(self) -> bool:
+        """Whether anything is told of the request; else nothing has to be put into words."""
+
     def span(self, name: str) -> AbstractContextManager[None]:
         """Return the span of one step of the request, as long as the context lasts."""
         ...
@@ -71,6 +75,11 @@ class NoTrace:
 
     trace_id: str | None = None
     is_sampled: bool = False
+
+    @property
+    def is_told(self) -> bool:
+        """See ``Trace.is_told``."""
+        return False
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """See ``Trace.span``."""

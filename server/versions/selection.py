@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Literal
 
 from patches.errors import InvalidName
@@ -95,6 +96,11 @@ def parse_policy_header(values: Sequence[bytes]) -> Wish | None:
     return parse_wish(text, PATCH_HEADER)
 
 
+#: Callers send the same few selections over and over; a mistake is parsed anew each time.
+_NUM_PARSED = 1024
+
+
+@lru_cache(_NUM_PARSED)
 def parse_wish(text: str, param: str) -> Wish:
     """Parse a selection; ``param`` names where it came from.
 

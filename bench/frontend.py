@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,7 +247,10 @@ def started(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Server
         for name in names:
             spec = server_spec(name, engine, patches, args.patches, folder)
             progress(f"starting {name} on port {spec.port}, log in {spec.log_path}")
+            began = time.perf_counter()
             process = stack.enter_context(running_server(spec, start_timeout_s=900.0))
+            took, (api_s, core_s) = time.perf_counter() - began, group_processor_s(process.pid)
+            progress(f"{name}: ready after {took:.1f} s; processor time {api_s:.1f} s, core {core_s:.1f} s")
             kind = OURS.get(name)
             count = (kind.num_patches if kind is not None else None) or args.patches
             servers[name] = Server(spec.url, process.pid, count)

@@ -208,6 +208,19 @@ async def test_the_last_request_of_a_removed_patch_leaves_no_series_behind(
     assert "pirate" not in stand.exposition()
 
 
+async def test_a_patch_that_comes_back_is_counted_from_the_start(stand: Stand) -> None:
+    """Series are found by a shortcut, which must not lead to those that went with the patch."""
+    series = 'policy_patch_requests_total{outcome="ok",patch="pirate"}'
+    for _ in range(2):
+        await stand.load()
+        await stand.chat("pirate")
+        assert stand.value(series) == 1
+        path = stand.folder / "pirate-1.0.0.safetensors"
+        path.unlink()
+        await stand.catalog.forget_file(path)
+        assert stand.value(series) is None
+
+
 async def test_what_is_counted_too_late_makes_no_series(stand: Stand) -> None:
     patch = await stand.load()
     await stand.catalog.forget_file(stand.folder / "pirate-1.0.0.safetensors")

@@ -70,9 +70,8 @@ class RequestScope:
         self.trace = trace
         #: Judged by the policy that holds when the request is decided.
         self.credentials = credentials
-        #: The caller, as that policy identifies it; ``None`` where it was not asked, or could not.
+        #: The caller, as the policy identified it; ``None`` where it was not asked, or could not.
         self.caller: Caller | None = None
-        #: The policy that identified it.
         self.identified_by: Policy | None = None
         #: The place in the policy of the rule that stands for the caller; ``None`` where none does.
         self.caller_class: str | None = None
@@ -104,8 +103,7 @@ class RequestScope:
         #: From admission to the first token of the first generation.
         self.first_token_s: float | None = None
         #: Of all its generations; the prefix is not among them.
-        self.num_prompt_tokens = 0
-        self.num_generated_tokens = 0
+        self.num_prompt_tokens = self.num_generated_tokens = 0
         #: The base model answers, although a patch that the caller may choose is served.
         self.is_unpatched = False
         #: Whether the condition of its patch was met, and by how much; one for each answer that has ended.

@@ -8,6 +8,8 @@ import pytest
 
 from server.audit import AuditEvent
 from server.policy.file import parse_policy
+from server.policy.keys import KeyRing
+from server.policy.rules import ALL, Policy, Rule
 from tests.server.stand import Stand
 
 RESTRICTED = parse_policy(
@@ -175,6 +177,25 @@ async def test_a_request_is_judged_by_the_policy_that_holds_when_it_is_decided(l
     response = await loaded.client.post("/v1/chat/completions", headers=RESEARCH, content=slow_body())
     assert loaded.code(response) == (403, "patch_forbidden")
     assert loaded.engine.decisions == []
+
+
+async def test_who_calls_is_asked_again_where_the_policy_changed_meanwhile(loaded: Any) -> None:
+    """A key that changes hands while a body is on its way is that of its new owner."""
+    loaded.decider.audit = MemoryAudit()
+    digest = hashlib.sha256(b"k").digest()
+    handed_on = Policy(
+        key_ring=KeyRing({"sales": digest}), key_rules={"sales": Rule("keys.sales", ALL, allow_none=True)}
+    )
+
+    async def slow_body() -> Any:
+        yield b"{"
+        loaded.decider.policy = handed_on
+        yield b"}"
+
+    response = await loaded.client.post("/v1/chat/completions", headers=RESEARCH, content=slow_body())
+    assert response.status_code == 200
+    (event,) = loaded.decider.audit.events
+    assert (event.principal, event.rule) == ("sales", "keys.sales.allow_none")
 
 
 async def test_one_request_can_be_refused_for_its_key_and_count_as_such(loaded: Any) -> None:

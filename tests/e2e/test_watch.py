@@ -1,5 +1,6 @@
 """Real Prometheus and Alertmanager beside a real server: panels have data, rules values, an alert fires."""
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -8,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from patches.format import write_patch
+from patches.format import Patch, make_patch, write_patch
+from patches.kinds.condition import Condition, Probe
+from patches.kinds.steering import Steering, SteeringBody
+from patches.label import Label
 from tools.debian_programs import programs
 from tools.watch.processes import DEPLOY, Watch
 from tools.watch.story import Story
@@ -27,12 +32,6 @@ version: 1
 others: {allow: all, allow_none: true}
 tenants: {header: X-Tenant, trusted: [127.0.0.1], rules: {acme: {allow: all, default: tone}}}
 """
-#: Only steering patches have them, and none is here; tests/deploy/test_metrics.py knows their labels.
-OF_STEERING = {
-    "policy_patch_steered_tokens_total",
-    "policy_patch_condition_total",
-    "policy_patch_condition_margin_bucket",
-}
 #: More than there is between two scrapes, so that rates have two samples on a busy machine too.
 SCRAPE_S = 4.0
 RULES = [
@@ -63,12 +62,29 @@ def wait_for_scrapes(watch: Watch, num_scrapes: int) -> None:
     raise AssertionError(f"no {num_scrapes} scrapes in two minutes: {watch.now('up')}")
 
 
+def steering_patch(name: str, model: Any) -> Patch:
+    """Make a vector with a condition, which all prompts meet."""
+    shape = (model.base_model.num_layers, model.base_model.hidden_size)
+    generator = torch.Generator().manual_seed(5)
+    vector, probe = torch.randn(shape, generator=generator), torch.randn(1, shape[1], generator=generator)
+    vector /= vector.norm(dim=1, keepdim=True)
+    # Conditions look at the first layer, so that vectors begin behind it.
+    vector[0] = 0
+    body = SteeringBody(
+        Steering("residual", "relative", 0.1, tokens="answer"), Condition((Probe((0,), "mean", 0.0, -100.0),))
+    )
+    manifest = Label(name, "1.0.0").manifest(model.base_model, body, {"method": "icv"})
+    return make_patch(manifest, {"vector": vector, "probes": probe / 8})
+
+
 @pytest.fixture(scope="module")
 def scene(
     start_module_server: Any, tiny_model: Path, tiny_patches: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("watch")
     (folder / "made").mkdir()
+    # The first one, which the story and the dashboards are about.
+    write_patch(steering_patch("alarm", tiny_patches.model), folder / "made")
     for seed, name in enumerate(("tone", "voice")):
         write_patch(tiny_patches.of_random_embeddings(name, 40, seed=seed), folder / "made")
     (folder / "policy.yaml").write_text(POLICY)
@@ -93,12 +109,7 @@ def scene(
 @pytest.mark.parametrize("name", names())
 def test_every_query_of_every_panel_has_data(scene: Scene, name: str) -> None:
     answers = {target: scene.busy.read(target) for target in targets(name)}
-    empty = [
-        str(target)
-        for target, series in answers.items()
-        # There is a rate of nothing, 0, and no median.
-        if not has_number(series) and "policy_patch_condition_margin_bucket" not in target.expression
-    ]
+    empty = [str(target) for target, series in answers.items() if not has_number(series)]
     assert not empty, "\n".join(empty)
     unnamed = [
         f"{target}: no {label} for {target.legend}"
@@ -107,6 +118,23 @@ def test_every_query_of_every_panel_has_data(scene: Scene, name: str) -> None:
         if not all(label in one["metric"] for one in series)
     ]
     assert not unnamed, "\n".join(unnamed)
+
+
+def test_the_panels_of_steering_show_more_than_zeros(scene: Scene) -> None:
+    panels = load("patch")["panels"]
+    titles = [panel["title"] for panel in panels]
+    row = panels[titles.index("Steering") + 1 :]
+    ids = {panel["id"] for panel in row[: next(i for i, one in enumerate(row) if one["type"] == "row")]}
+    assert ids
+    for panel in ids:
+        values = [
+            float(value)
+            for target in targets("patch")
+            if target.panel_id == panel
+            for one in scene.busy.read(target)
+            for _, value in one["values"]
+        ]
+        assert any(math.isfinite(value) and value != 0 for value in values), panel
 
 
 @pytest.mark.parametrize("name", names())
@@ -139,7 +167,7 @@ def test_what_queries_and_rules_choose_by_is_there(scene: Scene) -> None:
     for file in ("recording", "alerts"):
         document = yaml.safe_load((DEPLOY / f"prometheus/rules/{file}.yml").read_text(encoding="utf-8"))
         expressions += [rule["expr"] for group in document["groups"] for rule in group["rules"]]
-    chosen = {pair for text in expressions for pair in labels_of(text) if pair[0] not in OF_STEERING}
+    chosen = {pair for text in expressions for pair in labels_of(text)}
     absent = {pair for pair in chosen if not scene.watch.now(f'count({pair[0]}{{{pair[1]}!=""}})')}
     assert absent == set()
 

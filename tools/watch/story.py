@@ -53,6 +53,8 @@ class Story:
         last = found[-1].manifest
         new = _next(self._first.manifest.version)
         rules = {"max_error_rate": 0.05, "max_first_token_s": 5, "promote_after_s": 3600}
+        if getattr(self._first.manifest.body, "condition", None) is not None:
+            rules["min_condition_met"] = 0.01
         #: ``(share of the time, what is done then to the server at a URL)``, in order.
         self._steps: list[tuple[float, Callable[[str], None]]] = [
             (0.15, lambda url: self._roll_out(url, _with_version(self._first, new))),

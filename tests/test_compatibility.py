@@ -45,8 +45,8 @@ def test_unmarked():
 """
 
 
-def row(feature: str, result: str = "passed", device: str = "CPU") -> Row:
-    return Row(feature, device, result, "", {"tests/x.py": 1}, "vLLM 1", "2026-01-01", device)
+def row(feature: str, result: str = "passed", device: str = "CPU", release: str = "1.0") -> Row:
+    return Row(feature, device, result, "", {"tests/x.py": 1}, f"vLLM {release}.0", "2026-01-01", device)
 
 
 def test_the_table_is_about_the_features_that_tests_carry() -> None:
@@ -90,16 +90,34 @@ def test_a_run_says_what_passed_failed_and_did_not_run(
     assert rows["absent"].reason == "no device"
     assert rows["good"].tests == {"test_suite.py": 1}
     page = (suite.path / "table.md").read_text(encoding="utf-8")
-    assert "| absent | not run: no device | `test_suite.py` | | | |" in page
+    assert "| absent | not run: no device | `test_suite.py` |  |  |  |" in page
 
 
 def test_a_part_of_a_features_tests_says_nothing_about_it(suite: pytest.Pytester) -> None:
     assert "mixed" not in run(suite, "-k", "True or good")
 
 
-def test_a_device_replaces_its_own_rows_only() -> None:
-    old = [row("a", "failed"), row("a", device="GPU"), row("gone")]
-    assert merged(old, [row("a")], {"a"}) == [row("a"), row("a", device="GPU")]
+def test_a_device_and_release_replace_their_own_rows_only() -> None:
+    kept = [row("a", device="GPU"), row("a", release="1.1")]
+    assert merged([row("a", "failed"), *kept, row("gone")], [row("a")], {"a"}) == [row("a"), *kept]
+
+
+def test_a_release_has_a_column_of_its_own() -> None:
+    page = table([row("a"), row("a", "failed", release="1.10"), row("b", release="1.9")])
+    assert [line.split("|")[1:5] for line in page.splitlines()[-4:]] == [
+        [" feature ", " vLLM 1.0 ", " vLLM 1.9 ", " vLLM 1.10 "],
+        [" --- ", " --- ", " --- ", " --- "],
+        [" a ", " passed ", " not run ", " failed "],
+        [" b ", " not run ", " passed ", " not run "],
+    ]
+
+
+def test_what_passes_without_kernels_is_called_rehearsed(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLICYPATCH_NO_KERNELS", "1")
+    rows = run(suite)
+    assert [rows[name].result for name in ("good", "mixed", "absent")] == ["rehearsed", "failed", "not run"]
 
 
 def test_a_feature_that_ran_anywhere_is_not_listed_as_not_run() -> None:

@@ -4,13 +4,16 @@
 
 Tests name what they show with ``@pytest.mark.feature("...")``. Of a test that carries several, on itself and
 on its parameters, the combination is what is shown: one row for "A + B". The rows are kept as JSON lines in
-the table's sibling ``.jsonl``, by feature and kind of device, so that a run on a GPU adds to what a run on a
-CPU found. A feature is never listed as working unless tests ran here or there, and all that ran passed.
+the table's sibling ``.jsonl``, by feature, kind of device and release of vLLM, so that a run on a GPU or with
+another release adds to what a run on a CPU found. Under a stand-in driver, whose kernels do nothing
+(POLICYPATCH_NO_KERNELS=1), what passes is called rehearsed. A feature is never listed as working unless tests
+ran here or there, and all that ran passed.
 """
 
 import ast
 import datetime
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,15 +28,18 @@ HEADING = """\
 # What was run with what
 
 Written by `make compatibility` from the outcome of the tests that carry the marker `feature`, not by hand.
-*passed*: every one of them did. *failed*: one did not. *not run*: none ran on any machine so far, and
-nothing is promised. "A + B" is both at once. What the tests compare is [fidelity](fidelity.md): a patch
-answers as the tokens that it was made from, or as `transformers` does behind the same prefix, which is to say
-the same greedy tokens and, in float32, log probabilities within 1e-4. What is refused, and why, is in
+*passed*: every one of them did. *failed*: one did not. *rehearsed*: they passed with a stand-in for the
+driver of a GPU, so that all host code ran and no kernel did anything ([gpu.md](gpu.md)). *not run*: none ran
+so far, and nothing is promised. "A + B" is both at once. What the tests compare is [fidelity](fidelity.md): a
+patch answers as the tokens that it was made from, or as `transformers` does behind the same prefix, which is
+to say the same greedy tokens and, in float32, log probabilities within 1e-4. What is refused, and why, is in
 [limits.md](limits.md).
 
-| feature | result | tests | versions | date | machine |
-| --- | --- | --- | --- | --- | --- |
 """
+
+#: Where no kernel acts.
+STAND_IN = "a stand-in driver"
+NO_KERNELS = "POLICYPATCH_NO_KERNELS"
 
 _PROPERTY = "feature"
 #: Joins the features of one test.
@@ -47,7 +53,7 @@ class Row:
     feature: str
     #: ``CPU``, or what CUDA calls its device.
     device: str
-    #: ``passed``, ``failed`` or ``not run``.
+    #: ``passed``, ``rehearsed``, ``failed`` or ``not run``.
     result: str
     #: Why, where it did not run.
     reason: str
@@ -57,13 +63,15 @@ class Row:
     date: str
     machine: str
 
-    def markdown(self) -> str:
-        """Return the table's line."""
-        result = f"{self.result}: {self.reason}" if self.reason else self.result
-        tests = ", ".join(f"`{file}`" + (f" ({n})" if n else "") for file, n in sorted(self.tests.items()))
-        if self.result == "not run":
-            return f"| {self.feature} | {result} | {tests} | | | |"
-        return f"| {self.feature} | {result} | {tests} | {self.versions} | {self.date} | {self.machine} |"
+    @property
+    def release(self) -> str:
+        """The release of vLLM, major and minor."""
+        return ".".join(self.versions.partition(",")[0].removeprefix("vLLM ").split(".")[:2])
+
+    @property
+    def cell(self) -> str:
+        """What the table says under a release."""
+        return f"{self.result}: {self.reason}" if self.reason else self.result
 
 
 @dataclass
@@ -128,9 +136,9 @@ class Collector:
             Row(
                 feature=feature,
                 device=device,
-                result=_result(outcomes),
+                result=_result(outcomes, device),
                 reason=outcomes.skip_reason.removeprefix("Skipped: ")
-                if _result(outcomes) == "not run"
+                if _result(outcomes, device) == "not run"
                 else "",
                 tests=outcomes.num_passed,
                 versions=versions_here(),
@@ -141,14 +149,18 @@ class Collector:
         ]
 
 
-def _result(outcomes: _Outcomes) -> str:
+def _result(outcomes: _Outcomes, device: str) -> str:
     if outcomes.has_failed:
         return "failed"
-    return "passed" if any(outcomes.num_passed.values()) else "not run"
+    if not any(outcomes.num_passed.values()):
+        return "not run"
+    return "rehearsed" if device == STAND_IN else "passed"
 
 
 def device_here() -> tuple[str, str]:
     """Return the kind of device that engines use here, and a line about the machine."""
+    if os.environ.get(NO_KERNELS):
+        return STAND_IN, STAND_IN
     found = describe_environment()
     if found["gpus"]:
         name = found["gpus"][0].partition(",")[0]
@@ -184,20 +196,46 @@ def carried_features(tests: Path) -> set[str]:
 
 
 def merged(old: Iterable[Row], new: Sequence[Row], carried: set[str]) -> list[Row]:
-    """Put ``new`` in place of what its device showed before; rows of features that nothing carries go."""
-    rows = {(row.feature, row.device): row for row in (*old, *new)}
+    """Put ``new`` in place of what its device and release showed before.
+
+    Rows of features that nothing carries go.
+    """
+    rows = {(row.feature, row.device, row.release): row for row in (*old, *new)}
     return [row for row in rows.values() if set(row.feature.split(JOINT)) <= carried]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the page. A device on which a feature did not run is left out where another device ran it."""
+    """Return the page: a line for each feature and device, with a column for each release of vLLM.
+
+    A device on which a feature did not run is left out where another device ran it.
+    """
     ran = {row.feature for row in rows if row.result != "not run"}
-    listed = [row for row in rows if row.result != "not run" or row.feature not in ran]
-    once: dict[tuple[str, str], Row] = {}
-    for row in listed:
-        once.setdefault((row.feature, "" if row.result == "not run" else row.device), row)
-    ordered = sorted(once.values(), key=lambda row: row.feature.casefold())
-    return HEADING + "".join(f"{row.markdown()}\n" for row in ordered)
+    releases = sorted({row.release for row in rows if row.result != "not run"}, key=_number)
+    lines: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row.result != "not run":
+            lines.setdefault((row.feature, row.device), {})[row.release] = row
+        elif row.feature not in ran:
+            lines[(row.feature, "")] = dict.fromkeys(releases, row)
+    heads = ["feature", *(f"vLLM {release}" for release in releases), "tests", "versions", "date", "machine"]
+    ordered = sorted(lines.items(), key=lambda item: (item[0][0].casefold(), item[0][1]))
+    body = [heads, ["---"] * len(heads), *(_line(feature, by, releases) for (feature, _), by in ordered)]
+    return HEADING + "".join(f"| {' | '.join(cells)} |\n" for cells in body)
+
+
+def _number(release: str) -> list[int]:
+    return [*map(int, release.split("."))]
+
+
+def _line(feature: str, by_release: dict[str, Row], releases: Sequence[str]) -> list[str]:
+    """Return the cells of a line; details are those of the newest release that ran."""
+    newest = by_release[max(by_release, key=releases.index)]
+    cells = [by_release[release].cell if release in by_release else "not run" for release in releases]
+    tests = ", ".join(f"`{file}`" + (f" ({n})" if n else "") for file, n in sorted(newest.tests.items()))
+    if newest.result == "not run":
+        return [feature, *cells, tests, "", "", ""]
+    versions = "; ".join(by_release[release].versions for release in releases if release in by_release)
+    return [feature, *cells, tests, versions, newest.date, newest.machine]
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -90,5 +90,5 @@ def engine_args(
         args.kv_transfer_config = KVTransferConfig(**_CONNECTOR, kv_connector_extra_config=extra)
         args.worker_cls = "watched_worker.WatchedWorker"
     else:
-        args.worker_extension_cls = "watched_worker.RunnerFacts"
+        args.worker_cls = "watched_worker.PlainWorker"
     return args

@@ -1,7 +1,8 @@
 """What the connector writes through vLLM's CUDA path, on a machine with a GPU.
 
 Each scenario is a program of its own, `host_path.py`, since an engine start needs a fresh process; its checks
-are this module's assertions. POLICYPATCH_DEMO_MODEL names a folder with the demo model's tokenizer.
+are this module's assertions. POLICYPATCH_DEMO_MODEL names a folder with the demo model's tokenizer;
+POLICYPATCH_NO_KERNELS=1 says that the driver is a stand-in.
 """
 
 import json
@@ -27,8 +28,10 @@ LAYOUTS = ("LBHNC", "BLNHC")
 
 def run_scenario(scenario: str, environment: dict[str, str]) -> list[dict[str, Any]]:
     path = os.pathsep.join([str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")])
+    flags = ["--no-kernels"] if os.environ.get("POLICYPATCH_NO_KERNELS") else []
+    program = [str(HERE / "host_path.py"), os.environ["POLICYPATCH_DEMO_MODEL"], scenario, *flags]
     done = subprocess.run(
-        [sys.executable, str(HERE / "host_path.py"), os.environ["POLICYPATCH_DEMO_MODEL"], scenario],
+        [sys.executable, *program],
         env=os.environ | environment | {"PYTHONPATH": path.rstrip(os.pathsep)},
         capture_output=True,
         text=True,

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+from vllm.v1.worker.gpu_worker import Worker
 
 from prefix_kernels import joined, moved
 from server.engine import worker
@@ -136,7 +137,7 @@ class Watch:
 
 
 class RunnerFacts:
-    """A worker extension that describes the model runner; without our connector it adds nothing else."""
+    """A call that describes the model runner."""
 
     def watch_facts(self) -> dict[str, Any]:
         """Describe the model runner that this worker ended up with."""
@@ -168,6 +169,10 @@ class RunnerFacts:
             else None,
             "connector": type(get_kv_transfer_group()).__name__ if has_kv_transfer_group() else None,
         }
+
+
+class PlainWorker(RunnerFacts, Worker):
+    """vLLM's, without anything of ours."""
 
 
 class WatchedWorker(RunnerFacts, PatchedGPUWorker):

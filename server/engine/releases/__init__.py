@@ -2,10 +2,10 @@
 
 ``python -m tools.vllm_surface WHEEL`` says what another release needs here.
 
-==============  ==================
+==============  ======================================================
 ``until_0_32``  0.32
-``since_0_33``  0.33, not run yet
-==============  ==================
+``since_0_33``  0.33, rehearsed with its CUDA build on a stand-in driver
+==============  ======================================================
 """
 
 from vllm import __version_tuple__

@@ -11,13 +11,10 @@ with and without the client's own check. Prints one JSON line.
 """
 
 import asyncio
-import contextlib
 import json
 import sys
-from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -30,6 +27,7 @@ from server.engine.rpc_workers import RpcWorkers
 from server.engine.scheduler_side import SchedulerSide
 from server.errors import PatchNotApplied
 from server.memory.payload import Payload
+from tests.open_gate import OpenGate
 
 PROMPT = [11, 222, 333, 44]
 
@@ -66,56 +64,6 @@ class Guardless(PolicyPatchConnector):
         super().__init__(vllm_config, role, kv_cache_config)
         if self._scheduler is not None:
             self._scheduler = BlindScheduler(vllm_config, kv_cache_config)
-
-
-class OpenGate:
-    """Selects what the program says."""
-
-    patch: Any = None
-
-    def selection(self) -> Any:
-        return SimpleNamespace(patch=self.patch)
-
-    def cache_partition(self) -> None:
-        return None
-
-    def engine_trace(self) -> None:
-        return None
-
-    def generation(self) -> Any:
-        return contextlib.nullcontext()
-
-    def weights(self) -> None:
-        return None
-
-    def sent(self) -> None:
-        return None
-
-    def mistaken(self) -> None:
-        return None
-
-    def lease(self, patch: Any) -> Any:
-        return self
-
-    def reject(self, error: Exception) -> Exception:
-        return error
-
-    def __enter__(self) -> "OpenGate":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    async def ready(self) -> None:
-        return None
-
-    async def take(self, outputs: AsyncGenerator[Any, None]) -> Any:
-        return await anext(outputs, None)
-
-    @property
-    def meter(self) -> Any:
-        """Counts nothing."""
-        return MagicMock()
 
 
 class InsistingClient(PatchedAsyncLLM):

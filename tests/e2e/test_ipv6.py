@@ -76,6 +76,8 @@ def ask_in_every_way(run: Callable[..., str], url: str, model: Path) -> None:
     )
 
 
+# Where this process has imported a benchmark already, runpy warns that it runs it a second time.
+@pytest.mark.filterwarnings("ignore:'bench:RuntimeWarning")
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_every_command_reaches_a_server_on_ipv6(
     start_module_server: Any,

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gate import Gate
 from prometheus_client import REGISTRY, CollectorRegistry
 from scenarios import BLOCK_SIZE, NUM_SLOTS, SCENARIOS, STEERED, engine_args, write_model
 from steering_checks import check_steering
@@ -36,6 +35,7 @@ from server.engine.rpc_workers import RpcWorkers
 from server.engine.stats import injection_logger_factory
 from server.memory.payload import Payload
 from server.metrics.patches import PatchMetrics
+from tests.open_gate import OpenGate
 
 
 class WatchedClient(PatchedAsyncLLM):
@@ -74,7 +74,7 @@ class Rehearsal:
 
     def __init__(self, engine: WatchedClient, model: Path, dtype: str, checks: Checks) -> None:
         self.engine = engine
-        self.gate = Gate()
+        self.gate = OpenGate()
         engine.bind_gate(self.gate)
         self.checks = checks
         self.base_model = fingerprint_model(model, dtype, may_lack_weights=True)

@@ -166,7 +166,7 @@ def test_a_bad_manifest_is_refused(change: Callable[[dict[str, Any]], object], m
 def test_a_vector_without_a_value_is_refused() -> None:
     body = SteeringBody(replace(ANSWER, tokens="all"))
     assert_refused("a row that is not zero", body, vector=torch.zeros(4, 8))
-    assert_refused("NaN or infinite", body, vector=torch.full((4, 8), torch.nan))
+    assert_refused("NaN or infinity", body, vector=torch.full((4, 8), torch.nan))
 
 
 def test_a_relative_row_longer_than_one_is_refused_and_an_absolute_one_is_not() -> None:

@@ -61,7 +61,7 @@ class FakeWorkers:
 
 
 #: Bytes of each patch that `Stand.serve` makes.
-NBYTES = 32
+NBYTES = 64
 
 
 class Tiers:

@@ -1,11 +1,11 @@
-"""A gate that selects what the program says, and counts nothing."""
+"""A gate that selects what the program says, for programs that drive an engine without HTTP."""
 
 import contextlib
 from types import SimpleNamespace
 from typing import Any
 
 
-class Gate:
+class OpenGate:
     """Selects what the program says, in place of an HTTP request."""
 
     patch: Any = None
@@ -40,7 +40,7 @@ class Gate:
     def reject(self, error: Exception) -> Exception:
         return error
 
-    def __enter__(self) -> "Gate":
+    def __enter__(self) -> "OpenGate":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,11 +49,11 @@ class Gate:
     async def ready(self) -> None:
         return None
 
-    def base_meter(self) -> "Gate":
+    def base_meter(self) -> "OpenGate":
         return self
 
     @property
-    def meter(self) -> "Gate":
+    def meter(self) -> "OpenGate":
         return self
 
     #: As a lease that no operator ends, and as a meter that has seen a token.

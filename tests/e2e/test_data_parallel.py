@@ -70,7 +70,16 @@ def test_every_rank_has_its_say_and_its_share(server: Any, tiny_patches: Any) ->
 
 
 def test_metrics_add_up_both_ranks(server: Any) -> None:
-    """Each rank wrote its own copy of each prefix; the slots of both are counted."""
+    """Each rank wrote its own copy of each prefix; the slots of both are counted, and each request once."""
+    for name, num_asked in (("spread", 2), ("moved", 4), ("none", 2)):
+        assert server.metric("policy_patch_requests_total", patch=name, outcome="ok") == num_asked
+        assert server.metric("policy_patch_time_to_first_token_seconds_count", patch=name) == num_asked
+        assert server.metric("policy_patch_prompt_tokens_total", patch=name) == num_asked * len(PROMPT)
+        assert server.metric("policy_patch_generation_tokens_total", patch=name) == num_asked * NUM_TOKENS
+        gaps = server.metric("policy_patch_inter_token_latency_seconds_count", patch=name)
+        assert gaps == num_asked * (NUM_TOKENS - 1)
+    assert server.metric("policy_patch_build_info") == 1
+    assert server.metric("policy_patch_front_ends", state="in_step") == 2
     written = server.metric("policy_patch_injected_tokens_total")
     assert written >= 2 * (40 + 40 + 39)
     assert server.metric("policy_patch_tier_loads_total", tier="device") == 2 * 3

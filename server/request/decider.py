@@ -13,7 +13,7 @@ from server.admin.canary_watch import ArmReports
 from server.audit import Audit, NullAudit
 from server.catalog.door import Door
 from server.catalog.served import Served
-from server.errors import PolicyPatchError, UnsupportedWithPatch
+from server.errors import ALIAS_PARAM, PatchNotFound, PolicyPatchError, UnsupportedWithPatch
 from server.policy.caller import Caller, Credentials, identify
 from server.policy.decision import Asked, decide, may_use_base
 from server.policy.reach import Reach
@@ -26,6 +26,9 @@ from server.request.trace import SELECT_SPAN
 from server.versions.aliases import alias_wish
 from server.versions.canary_arms import CanaryViews, arm_of
 from server.versions.selection import BASE, OptOut, Selection, parse_policy_header
+
+#: What stands between a model and a patch, also as it is written in East Asian text.
+_COLONS = (":", "\uff1a")
 
 
 class Decider:
@@ -148,6 +151,26 @@ class Decider:
             raise PolicyPatchError("model: the alias changed while the request was running")
         self.decide(scope)
         return True
+
+    def take_lost_model(self, scope: RequestScope, model: str) -> None:
+        """Decide on a ``model`` that the route will not see, and so will not refuse either.
+
+        Such routes take any name for the served model. One with a colon is a patch's alias that was written
+        for another name, and the base model must not answer in its place.
+
+        Raises:
+            PatchNotFound: It may name a patch behind a model that is not served, and no header decides.
+            PolicyPatchError: As ``take_alias``.
+        """
+        is_alias = self.take_alias(scope, model)
+        if is_alias or model in self._served_names or scope.header is not None:
+            return
+        if any(colon in model for colon in _COLONS):
+            served = ", ".join(self._served_names)
+            error = PatchNotFound(f"model: expected one of {served}, or an alias of it, got {model!r}")
+            error.param = ALIAS_PARAM
+            scope.selection, scope.error = None, error
+            raise error
 
     async def enter(self, scope: RequestScope) -> None:
         """Have ``scope`` enter, before anything is decided for it, once weights stay as they are."""

@@ -82,12 +82,13 @@ class PolicyPatchMiddleware:
         if kind.is_generating and (is_lost or self._decider.wants_user):
             fields, receive = await read_ahead(receive, None if is_lost else MAX_BODY_BYTES)
             request.user = text_of(fields, "user")
-            model = text_of(fields, "model") if is_lost else None
+            # A list or a number is no name anywhere, but may hold one.
+            model = str(fields.get("model") or "") or None if is_lost else None
         try:
             self._decider.open(request, _header_values(scope))
             if model is not None:
                 # Here, since no route will ask about it.
-                self._decider.take_alias(request, model)
+                self._decider.take_lost_model(request, model)
         except PolicyPatchError as error:
             self._refuse(error, request, scope)
             await send_refusal(error, scope["path"], (), send)

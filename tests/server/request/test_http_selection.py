@@ -236,6 +236,19 @@ async def test_an_alias_counts_where_no_route_asks_about_the_model(stand: Stand)
     assert stand.code(refused) == (404, "patch_not_found")
 
 
+@pytest.mark.parametrize(
+    "model", ["other:pirate", "Demo:pirate", "demo :pirate", "demo\uff1apirate", ":pirate", ["demo:pirate"]]
+)
+async def test_an_alias_of_another_name_is_never_answered_by_the_base(stand: Stand, model: Any) -> None:
+    await stand.load()
+    refused = await stand.post("/invocations", model=model, prompt="x")
+    assert stand.code(refused) == (404, "patch_not_found")
+    assert HEADER not in refused.headers
+    # A header says what is wanted.
+    answered = await stand.post("/invocations", "pirate", model=model, prompt="x")
+    assert (answered.status_code, answered.headers[HEADER]) == (200, "pirate@1.0.0")
+
+
 async def test_the_name_of_an_adapter_takes_the_place_of_the_model_on_sagemaker(stand: Stand) -> None:
     await stand.load()
     for adapter, expected in (("demo", "none"), ("", "pirate@1.0.0")):

@@ -18,6 +18,10 @@ def clean_address(text: str) -> str:
         shown = text.rpartition("@")[2]
         hint = "; an IPv6 address stands in brackets" if text.count(":") > 2 and "[" not in text else ""
         raise ValueError(f"expected http://HOST:PORT or https://HOST, got {shown!r}{hint}")
+    if "%" in host:
+        raise ValueError(
+            f"expected an IPv6 address without a zone, which HTTP clients don't take, got {host!r}"
+        )
     if parts.username is not None or parts.password is not None:
         raise ValueError("expected an address without user and password; a key has its own flag")
     if parts.query or parts.fragment:

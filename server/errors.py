@@ -7,6 +7,7 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     ├── UnsupportedWithPatch                 400  unsupported_with_patch
     │   └── CompositionNotPrepared           400  composition_not_prepared
     ├── AmbiguousCaller        (ValueError)  400  ambiguous_caller
+    ├── MalformedBody          (ValueError)  400  malformed_body
     ├── PatchForbidden                       403  patch_forbidden
     ├── PatchNotFound          (LookupError) 404  patch_not_found
     ├── PatchNotApplied                      500  patch_not_applied
@@ -129,6 +130,14 @@ class AmbiguousCaller(PolicyPatchError, ValueError):
     status = 400
     type = "BadRequestError"
     code = "ambiguous_caller"
+
+
+class MalformedBody(PolicyPatchError, ValueError):
+    """The body is no JSON, on a route that would not say so."""
+
+    status = 400
+    type = "BadRequestError"
+    code = "malformed_body"
 
 
 class PatchNotFound(PolicyPatchError, LookupError):

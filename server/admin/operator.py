@@ -60,6 +60,7 @@ class Operator:
             target = find_target(situation.resident, name, version)
             if situation.record.active == target and situation.record.is_pinned:
                 return situation.record
+            self._require_fitting(target)
             has_file = target in situation.files
             return activated(situation.record, target, self._cause("activate", by), has_file=has_file)
 
@@ -128,7 +129,8 @@ class Operator:
             active = record.active.version if record.active is not None else None
             if expected is not None and expected != active:
                 raise OrderRefused(f"from: expected {active}, which is active, got {expected}")
-            target = next((t for t in record.previous if t in situation.resident), None)
+            usable = (t for t in record.previous if t in situation.resident and self._fits(t))
+            target = next(usable, None)
             if target is None and situation.is_of_weights and record.active is not None:
                 return taken_back(record, self._cause("rollback", by))
             if target is None:
@@ -159,6 +161,7 @@ class Operator:
                 raise OrderRefused(f"'{name}' has no other active version that a canary could stand beside")
             if record.canary is not None and record.canary.target != target:
                 raise OrderRefused(f"the canary {record.canary.target.version} runs; end it first")
+            self._require_fitting(target)
             self._require_conditions(name, rules, target, record.active)
             was_pinned = record.canary.was_pinned if record.canary is not None else record.is_pinned
             cause = self._cause("canary", by)
@@ -190,6 +193,8 @@ class Operator:
             target = record.canary.target
             if verdict == "promote" and target not in situation.resident:
                 raise OrderRefused(f"the canary {target.version} is not loaded any more; abort it")
+            if verdict == "promote":
+                self._require_fitting(target)
             cause = Cause(verdict, by, self._clock(), reason)
             has_file = target in situation.files
             return canary_ended(record, cause, is_promoted=verdict == "promote", has_file=has_file)
@@ -264,6 +269,18 @@ class Operator:
                         "none; leave the rule out",
                         param=rule,
                     )
+
+    def _require_fitting(self, target: Target) -> None:
+        """Raise where a content that is to serve was made for other weights than those in force."""
+        if not self._fits(target):
+            raise OrderRefused(
+                f"version: {target.version} was made for other weights than those in force, so it would "
+                "serve nobody; nothing was changed",
+                param="version",
+            )
+
+    def _fits(self, target: Target) -> bool:
+        return self._catalog.publication.fits(target, self._catalog.weights.in_force)
 
     def _cause(self, action: str, by: str) -> Cause:
         return Cause(action, by, self._clock())

@@ -256,7 +256,8 @@ class Catalog:
             await self.publication.commit(name, record)
             keep()
             await self.publication.show_all()
-        await self.publication.sweep(name)
+        # What bare names mean under these weights is written down, too.
+        await self.publication.refresh(*self.residents.names)
 
     def _weights_digests(self) -> Collection[str]:
         deltas = (r.patch for r in self.residents.all() if r.patch.kind == WEIGHTS_KIND)

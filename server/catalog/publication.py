@@ -8,7 +8,7 @@ To be called while the lock on changes is held; ``view`` may be read at any time
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,8 +57,11 @@ class Publication:
 
     def situation(self, name: str) -> Situation:
         """Return what an order about ``name`` is decided on."""
-        usable = self.residents.usable(name)
-        return Situation(self.records.record(name), *usable, is_of_weights=self.is_of_weights(name))
+        files, resident = self.residents.usable(name)
+        fitting = self._fitting(files, self.weights.in_force)
+        return Situation(
+            self.records.record(name), tuple(fitting), resident, is_of_weights=self.is_of_weights(name)
+        )
 
     def is_of_weights(self, name: str) -> bool:
         """Return whether a name's contents are weight patches, which no request selects."""
@@ -93,7 +96,7 @@ class Publication:
             cause = Cause(BY_FOLDER, BY_FOLDER, time.time())
             for name in sorted(set(names)):
                 record = self.records.record(name)
-                changed = activation.with_files(record, self._files(name), cause)
+                changed = activation.with_files(record, self._files(name, self.weights.in_force), cause)
                 if changed is not record:
                     await self.note(name, changed)
                 if changed.active != record.active:
@@ -122,8 +125,10 @@ class Publication:
         view = replace(self.view, weights=weights)
         for name in sorted(set(names)):
             record = NameRecord() if self.is_starting else self.records.record(name)
-            followed = activation.follow_folder(record, self._files(name))
-            wanted = followed if self.is_starting else record.active
+            followed = activation.follow_folder(record, self._files(name, weights))
+            # What the record says under other weights than it was written for, it will say next.
+            is_stale = record.active is not None and not self.fits(record.active, weights)
+            wanted = followed if self.is_starting or is_stale else record.active
             held = [r for r in self.residents.of(name) if not r.is_barred and r.patch.kind != WEIGHTS_KIND]
             fitting = [r for r in held if not self.weights.is_mismatched(r.patch.manifest, weights)]
             mismatched = view.mismatched - {name} | ({name} if held and not fitting else set())
@@ -151,9 +156,23 @@ class Publication:
         self.view = replace(self.view, loading=frozenset(versions))
         self.processes.note_loading(self.view.loading)
 
-    def _files(self, name: str) -> list[Target]:
+    def _files(self, name: str, weights: ServedPatch | None) -> Sequence[Target]:
         # No file makes a weight patch the one in force: an operator does.
-        return [r.target for r in self.residents.of(name) if r.paths and r.patch.kind != WEIGHTS_KIND]
+        files = [r.target for r in self.residents.of(name) if r.paths and r.patch.kind != WEIGHTS_KIND]
+        return self._fitting(files, weights)
+
+    def _fitting(self, files: Sequence[Target], weights: ServedPatch | None) -> Sequence[Target]:
+        """Return which files decide under a weight patch: those for its weights, or all where none is.
+
+        A version for other weights takes no name out of service.
+        """
+        fitting = [t for t in files if self.fits(t, weights)]
+        return fitting or files
+
+    def fits(self, target: Target, weights: ServedPatch | None) -> bool:
+        """Return whether a content can serve under a weight patch; what is not loaded is not asked."""
+        resident = self.residents.get(target.digest)
+        return resident is None or not self.weights.is_mismatched(resident.patch.manifest, weights)
 
     def _sources(self, name: str) -> dict[str, Collection[Path]]:
         return {r.patch.digest: sorted(r.paths) for r in self.residents.of(name)}

@@ -161,7 +161,8 @@ class Residents:
                 is_active=is_active,
                 is_mismatched=is_mismatched,
                 is_draining=not is_kept,
-                num_in_flight=resident.num_in_flight,
+                # Being in force holds it as a request would.
+                num_in_flight=resident.num_in_flight - (view.weights == patch),
                 is_previous=is_kept and not is_served,
                 is_in_memory=self.is_ready(patch),
             )

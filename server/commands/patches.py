@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the call and print what came of it.
 
     Returns:
-        0 where it was done, 1 where the server refused.
+        0 where it was done, 1 where the server refused, or would refuse.
     """
     key = key_of_file(args.key_file, "--key-file") if args.key_file else key_of_variable(KEY_VARIABLE)
     try:
@@ -199,7 +199,8 @@ def run(args: argparse.Namespace) -> int:
         say_json(document)
     else:
         say_lines(lines)
-    return 0
+    # Of a dry run: what forbids the activation.
+    return 1 if document.get("refused_for") else 0
 
 
 def _list(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[str]]:

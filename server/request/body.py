@@ -11,16 +11,53 @@ from typing import Any
 
 from starlette.types import Message, Receive
 
+from server.errors import MalformedBody
+
 #: Bodies beyond this are passed on unread; such a request sticks to nothing.
 MAX_BODY_BYTES = 1 << 20
 
-_NO_FIELDS: Mapping[str, Any] = {}
+Fields = Mapping[str, Any]
+
+_NO_FIELDS: Fields = {}
 
 
-async def read_ahead(
-    receive: Receive, max_bytes: int | None = MAX_BODY_BYTES
-) -> tuple[Mapping[str, Any], Receive]:
-    """Read the body ahead; return its fields, if it is an object, and what to read the body from again."""
+async def read_ahead(receive: Receive) -> tuple[Fields, Receive]:
+    """Read a body that is not too long ahead.
+
+    Returns:
+        Its fields, if it is an object, and what to read the body from again.
+    """
+    body, again = await _read(receive, MAX_BODY_BYTES)
+    try:
+        document = json.loads(body) if body is not None else None
+    except (ValueError, RecursionError):
+        # The route reads the body by its own rules, and says what is wrong with it.
+        return _NO_FIELDS, again
+    return _fields(document), again
+
+
+async def read_whole(receive: Receive) -> tuple[Fields, Receive]:
+    """Read a body ahead whose route takes it for JSON without a look.
+
+    Returns:
+        As ``read_ahead``.
+
+    Raises:
+        MalformedBody: It is no JSON that Python's reader takes.
+    """
+    body, again = await _read(receive, None)
+    try:
+        document = json.loads(body) if body is not None else None
+    except RecursionError:
+        raise MalformedBody("body: expected JSON of fewer levels") from None
+    except ValueError:
+        # What was sent is not repeated.
+        raise MalformedBody("body: expected JSON, got something else") from None
+    return _fields(document), again
+
+
+async def _read(receive: Receive, max_bytes: int | None) -> tuple[bytes | None, Receive]:
+    """Return the body, if it came whole and is not too long, and what to read it from again."""
     messages: deque[Message] = deque()
     body = bytearray()
     is_whole = False
@@ -35,7 +72,7 @@ async def read_ahead(
     async def again() -> Message:
         return messages.popleft() if messages else await receive()
 
-    return (_fields(bytes(body)) if is_whole else _NO_FIELDS), again
+    return (bytes(body) if is_whole else None), again
 
 
 def text_of(fields: Mapping[str, Any], name: str) -> str | None:
@@ -44,10 +81,5 @@ def text_of(fields: Mapping[str, Any], name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _fields(body: bytes) -> Mapping[str, Any]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        # The route reads the body by its own rules, and says what is wrong with it.
-        return _NO_FIELDS
+def _fields(document: object) -> Fields:
     return document if isinstance(document, dict) else _NO_FIELDS

@@ -8,7 +8,7 @@ Every call is made on the event loop's thread, costs a few dictionary look-ups, 
 
 from collections.abc import Sequence
 
-from patches.headers import PATCH_HEADER
+from patches.headers import ADAPTER_HEADER, PATCH_HEADER
 from server.admin.canary_watch import ArmReports
 from server.audit import Audit, NullAudit
 from server.catalog.door import Door
@@ -152,25 +152,36 @@ class Decider:
         self.decide(scope)
         return True
 
-    def take_lost_model(self, scope: RequestScope, model: str) -> None:
+    def take_lost_model(self, scope: RequestScope, model: str, replaced_by: str | None) -> None:
         """Decide on a ``model`` that the route will not see, and so will not refuse either.
 
         Such routes take any name for the served model. One with a colon is a patch's alias that was written
         for another name, and the base model must not answer in its place.
 
+        Args:
+            scope: The request.
+            model: What its body says.
+            replaced_by: What the route will see in its place, and ask about; ``None`` where that is nothing.
+
         Raises:
             PatchNotFound: It may name a patch behind a model that is not served, and no header decides.
+            UnsupportedWithPatch: It may name a patch, and something else takes its place.
             PolicyPatchError: As ``take_alias``.
         """
-        is_alias = self.take_alias(scope, model)
-        if is_alias or model in self._served_names or scope.header is not None:
-            return
-        if any(colon in model for colon in _COLONS):
+        may_name_patch = model not in self._served_names and any(colon in model for colon in _COLONS)
+        if replaced_by is not None:
+            if scope.header is None and may_name_patch and model != replaced_by:
+                raise self._refused(
+                    scope,
+                    UnsupportedWithPatch(
+                        f"model: {model!r} can't be used beside {ADAPTER_HEADER}, which takes its place; "
+                        "leave one of the two out"
+                    ),
+                )
+        elif not self.take_alias(scope, model) and may_name_patch and scope.header is None:
             served = ", ".join(self._served_names)
-            error = PatchNotFound(f"model: expected one of {served}, or an alias of it, got {model!r}")
-            error.param = ALIAS_PARAM
-            scope.selection, scope.error = None, error
-            raise error
+            message = f"model: expected one of {served}, or an alias of it, got {model!r}"
+            raise self._refused(scope, PatchNotFound(message))
 
     async def enter(self, scope: RequestScope) -> None:
         """Have ``scope`` enter, before anything is decided for it, once weights stay as they are."""
@@ -257,6 +268,13 @@ class Decider:
         scope.cache_partition = caller.cache_partition(policy)
         scope.identified_by = policy
         return caller
+
+    @staticmethod
+    def _refused(scope: RequestScope, error: PolicyPatchError) -> PolicyPatchError:
+        """Refuse ``scope`` for what its ``model`` says, and return the error to be raised."""
+        error.param = ALIAS_PARAM
+        scope.selection, scope.error = None, error
+        return error
 
     def _require_base(self, scope: RequestScope, feature: str) -> None:
         policy = self.policy

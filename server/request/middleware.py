@@ -21,10 +21,10 @@ from server.metrics.patches import PatchMetrics
 from server.policy.caller import Credentials
 from server.request.answer_headers import PATCH_NAME, answer_headers, is_event_stream
 from server.request.audit_event import request_event
-from server.request.body import MAX_BODY_BYTES, read_ahead, text_of
+from server.request.body import read_ahead, read_whole, text_of
 from server.request.decider import Decider
 from server.request.exchange import exchange_of
-from server.request.prompt_routes import RouteKind, is_routed, loses_model, route_kind
+from server.request.prompt_routes import RouteKind, is_routed, loses_model, replacing_model, route_kind
 from server.request.refusal import refuse_websocket, send_refusal
 from server.request.scope import RequestScope, current_credentials, current_scope
 from server.versions.composition import SelectedPatch
@@ -79,16 +79,17 @@ class PolicyPatchMiddleware:
         model: str | None = None
         is_lost = loses_model(scope)
         # Where this process does not know what serves now, opening refuses the request.
-        if kind.is_generating and (is_lost or self._decider.wants_user):
-            fields, receive = await read_ahead(receive, None if is_lost else MAX_BODY_BYTES)
-            request.user = text_of(fields, "user")
-            # A list or a number is no name anywhere, but may hold one.
-            model = str(fields.get("model") or "") or None if is_lost else None
         try:
+            if kind.is_generating and (is_lost or self._decider.wants_user):
+                read = read_whole if is_lost else read_ahead
+                fields, receive = await read(receive)
+                request.user = text_of(fields, "user")
+                # A list or a number is no name anywhere, but may hold one.
+                model = str(fields.get("model") or "") or None if is_lost else None
             self._decider.open(request, _header_values(scope))
             if model is not None:
                 # Here, since no route will ask about it.
-                self._decider.take_lost_model(request, model)
+                self._decider.take_lost_model(request, model, replacing_model(scope))
         except PolicyPatchError as error:
             self._refuse(error, request, scope)
             await send_refusal(error, scope["path"], (), send)

@@ -68,7 +68,7 @@ _KINDS: Mapping[str, RouteKind] = MappingProxyType(
 )
 
 
-#: Amazon SageMaker's routes: what stands around them there replaces ``model`` by this header, and by nothing
+#: Amazon SageMaker's routes: what stands around them there replaces ``model`` by a header, and by nothing
 #: where the header is missing.
 _LOSING_MODEL = frozenset({"/invocations"})
 
@@ -97,10 +97,13 @@ def route_kind(path: str, root_path: str = "") -> RouteKind:
 
 def loses_model(scope: Scope) -> bool:
     """Return whether the route of a request will not see the ``model`` of its body."""
-    path = _below(scope.get("root_path", ""), scope["path"])
-    return path.rstrip("/") in _LOSING_MODEL and not any(
-        value for name, value in scope["headers"] if name == _ADAPTER_NAME
-    )
+    return _below(scope.get("root_path", ""), scope["path"]).rstrip("/") in _LOSING_MODEL
+
+
+def replacing_model(scope: Scope) -> str | None:
+    """Return what a route that loses the ``model`` will see in its place, if anything."""
+    names = (value.decode("latin-1") for name, value in scope["headers"] if name == _ADAPTER_NAME)
+    return next((name for name in names if name), None)
 
 
 def is_routed(scope: Scope) -> bool:

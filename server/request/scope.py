@@ -183,11 +183,14 @@ class RequestScope:
 
     @property
     def decided(self) -> dict[str, str | float]:
-        """What logs say of the condition: ``condition``, and the least ``margin`` of its answers."""
-        if self.condition is None:
-            return {}
-        # Of several answers, the one that came closest to being decided otherwise says most.
-        return {"condition": self.condition, "margin": min((m for _, m in self.conditions), key=abs)}
+        """What logs say beside the patch: the ``delta`` in force, and how its condition was decided."""
+        decided: dict[str, str | float] = {}
+        if self.weights is not None:
+            decided["delta"] = self.weights
+        if self.condition is not None:
+            # Of several answers, the one that came closest to being decided otherwise says most.
+            decided |= {"condition": self.condition, "margin": min((m for _, m in self.conditions), key=abs)}
+        return decided
 
     def header_value(self, name: str) -> str | None:
         """Return the first value of a header; see ``server.versions.sticky.Shown``."""

@@ -108,6 +108,11 @@ class CanaryOrder(_Body):
     def _starts_or_ends(self) -> "CanaryOrder":
         if (self.version is None) == (self.end is None):
             raise ValueError("expected either version or end")
+        low, high = self.min_condition_met, self.max_condition_met
+        if low is not None and high is not None and low > high:
+            raise ValueError(
+                f"expected min_condition_met of at most max_condition_met, {high:g}, got {low:g}"
+            )
         return self
 
     def rules(self) -> CanaryRules:

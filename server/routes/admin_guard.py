@@ -2,10 +2,11 @@
 
 import json
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -34,6 +35,7 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
         def get_route_handler(self) -> Handler:
             """Wrap FastAPI's handler, which reads the body before it looks at any key."""
             handle = super().get_route_handler()
+            self._parameters = {field.alias for field in get_flat_dependant(self.dependant).query_params}
             # As ``AdminAccess.order`` calls it: endpoints are named for what they do.
             action = self.name.partition("_")[0]
 
@@ -52,10 +54,12 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
 
             return guarded
 
-        @staticmethod
-        async def _handled(request: Request, handle: Handler) -> Response:
+        async def _handled(self, request: Request, handle: Handler) -> Response:
             try:
-                _require_single(request.query_params.multi_items())
+                parameters = request.query_params.multi_items()
+                _require_single(parameters)
+                if request.method != "GET":
+                    _require_known(parameters, self._parameters)
                 if not takes_upload(request):
                     request = await with_small_body(request)
                     _require_clear(await request.body())
@@ -110,6 +114,16 @@ def _require_single(parameters: Sequence[tuple[str, str]]) -> None:
         if name in seen:
             raise AdminCallInvalid(f"query: expected {name[:80]!r} once, got it twice")
         seen.add(name)
+
+
+def _require_known(parameters: Sequence[tuple[str, str]], known: Collection[str]) -> None:
+    """Refuse what would change nothing: ``?dry_run=true`` must not be carried out for being a mistake."""
+    for name, _ in parameters:
+        if name not in known:
+            expected = (
+                f"only {', '.join(sorted(known))}" if known else "none, since this call takes a JSON body"
+            )
+            raise AdminCallInvalid(f"query: expected {expected}, got {name[:80]!r}")
 
 
 def _require_clear(body: bytes) -> None:

@@ -159,7 +159,16 @@ def test_an_address_may_end_as_that_of_a_client(given: str) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    ["h:8000", "localhost:8111", "ftp://h", "http://", "http://h:x", f"http://a:{SECRET}@h", "http://h?q"],
+    [
+        "h:8000",
+        "localhost:8111",
+        "ftp://h",
+        "http://",
+        "http://h:x",
+        f"http://a:{SECRET}@h",
+        "http://h?q",
+        "http://[::1%lo]:8000",
+    ],
 )
 def test_what_is_no_address_is_refused_and_shows_no_password(given: str) -> None:
     with pytest.raises(CommandError, match=r"^--url: expected ") as caught:

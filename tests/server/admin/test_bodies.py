@@ -29,6 +29,26 @@ async def test_a_json_type_without_a_body_is_no_body(stand: Stand, admin: Any) -
     assert removed.status_code == 200, removed.text
 
 
+async def test_an_unknown_parameter_of_the_query_is_refused_and_nothing_is_done(
+    stand: Stand, admin: Any
+) -> None:
+    """``?dry_run=true`` is a mistake whose meaning is clear: the opposite must not be done."""
+    for version in ("1.0.0", "1.1.0"):
+        await stand.load("pirate", version)
+    call = admin.client.post
+    for path, body in (
+        ("activate?dry_run=true", {"version": "1.0.0"}),
+        ("rollback?dry_run=true", {}),
+        ("rollback?from=1.0.0", {}),
+        ("canary?end=abort", {"version": "1.0.0"}),
+    ):
+        assert stand.code(await call(f"/v1/patches/pirate/{path}", json=body)) == (400, "invalid_admin_call")
+    deleted = await admin.client.delete("/v1/patches/pirate/1.1.0?forced=true")
+    assert stand.code(deleted) == (400, "invalid_admin_call")
+    assert "only force" in deleted.json()["error"]["message"]
+    assert await admin.answers() == "pirate@1.1.0"
+
+
 async def test_a_small_body_may_come_in_chunks(stand: Stand, admin: Any) -> None:
     for version in ("1.0.0", "1.1.0"):
         await stand.load("pirate", version)

@@ -282,6 +282,10 @@ async def test_a_missing_composition_with_the_canary_is_no_fault_of_the_caller(
         ({"version": "1.1.0", "share": 0}, (400, "invalid_admin_call")),
         ({"version": "1.1.0", "share": 1.5}, (400, "invalid_admin_call")),
         ({"version": "1.1.0", "max_condition_met": 1.0}, (400, "invalid_admin_call")),
+        (
+            {"version": "1.1.0", "min_condition_met": 0.3, "max_condition_met": 0.2},
+            (400, "invalid_admin_call"),
+        ),
         ({"version": "1.1.0", "min_condition_met": 0.0}, (400, "invalid_admin_call")),
         ({"version": "1.1.0", "key": "header:"}, (400, "invalid_admin_call")),
         ({"version": "1.1.0", "key": "cookie"}, (400, "invalid_admin_call")),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from server.admin.listener import AdminListener, bind_admin
+from server.catalog.weights import Effects
 from server.cli import main
 from server.commands.patches_report import describe_record
 from tests.server.stand import Stand
@@ -36,6 +37,21 @@ async def command(stand: Stand, admin: Any, tmp_path: Path) -> Any:
         listener.listen()
         async with AdminListener(admin.parts.app(stand.decider), listener):
             yield run
+
+
+async def test_a_dry_run_of_what_would_be_refused_ends_with_1(
+    command: Command,
+    stand: Stand,
+    admin: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await stand.load("pirate", "1.0.0")
+    assert await command("activate", "pirate", "1.0.0", "--dry-run") == 0
+    target, _ = admin.operator.effects("pirate", "1.0.0")
+    monkeypatch.setattr(admin.operator, "effects", lambda *_: (target, Effects([], ["calm"])))
+    assert await command("activate", "pirate", "1.0.0", "--dry-run") == 1
+    assert "would be REFUSED: the policy needs calm" in capsys.readouterr().out
 
 
 async def test_a_patch_is_loaded_chosen_rolled_back_and_removed(

@@ -28,6 +28,7 @@ from server.metrics.patches import PatchMetrics
 from server.versions.activation import CanaryRules
 from tests.server.fake_engine import ScriptedResidency
 from tests.server.stand import MODEL, Stand, put
+from tests.server.test_audit import MemoryAudit
 from tests.tiny_model import SMALLEST_MODEL
 
 
@@ -198,6 +199,85 @@ async def test_patches_for_other_weights_leave_with_the_change_and_come_back(cas
     assert case.catalog.view.mismatched == {"pirate", "french"}
     await case.operator.rollback("no-harm", "ops")
     assert set(case.catalog.view.names) == {"pirate", "french"}
+
+
+async def test_a_version_for_other_weights_can_neither_be_activated_nor_tried(case: Case) -> None:
+    await case.load(put_delta(case.folder), put(case.folder, "pirate"))
+    delta = case.catalog.residents.of("no-harm")[0].patch
+    digest = effective_weights_digest(SMALLEST_MODEL.weights_digest, delta.digest)
+    fitting = replace(SMALLEST_MODEL, weights_digest=digest)
+    await case.catalog.load_file(put(case.folder, "pirate", "2.0.0", base_model=fitting))
+    active = case.catalog.view.names["pirate"].active
+    assert active is not None
+    assert active.version == "1.0.0"
+    with pytest.raises(OrderRefused, match="made for other weights"):
+        await case.operator.activate("pirate", "2.0.0", "ops")
+    trial = {"share": 0.5, "key": "user", "rules": CanaryRules()}
+    with pytest.raises(OrderRefused, match="made for other weights"):
+        await case.operator.start_canary("pirate", "2.0.0", "ops", **trial)
+    await case.operator.activate("pirate", "1.0.0", "ops")
+    await case.catalog.load_file(put(case.folder, "pirate", "1.1.0"))
+    await case.operator.start_canary("pirate", "1.1.0", "ops", **trial)
+    await case.operator.activate("no-harm", "1.0.0", "ops")
+    with pytest.raises(OrderRefused, match="made for other weights"):
+        await case.operator.end_canary("pirate", "promote", "ops")
+    await case.operator.activate("pirate", "2.0.0", "ops")
+
+
+async def test_a_bare_name_means_the_version_that_was_made_for_the_weights_in_force(tmp_path: Path) -> None:
+    """Its file is there before the weights are, and takes nothing out of service."""
+    case = Case(tmp_path)
+    delta = decode_patch(put_delta(case.folder).read_bytes())
+    digest = effective_weights_digest(SMALLEST_MODEL.weights_digest, delta.digest)
+    under = put(case.folder, "pirate", "2.0.0", base_model=replace(SMALLEST_MODEL, weights_digest=digest))
+    await case.load(put(case.folder, "pirate"), under, case.folder / delta.filename)
+
+    def active(of: Case) -> str | None:
+        named = of.catalog.view.names["pirate"]
+        return named.active.version if named.active is not None else None
+
+    assert active(case) == "1.0.0"
+    assert case.operator.effects("no-harm", "1.0.0")[1].mismatched == ["pirate@1.0.0"]
+    seen = []
+    resume = case.engine.resume
+
+    async def resumed() -> None:
+        seen.append(active(case))
+        await resume()
+
+    case.engine.resume = resumed  # type: ignore[method-assign]
+    await case.operator.activate("no-harm", "1.0.0", "ops")
+    assert (active(case), seen) == ("2.0.0", ["2.0.0"])
+    with pytest.raises(NothingToRollBack):
+        await case.operator.rollback("pirate", "ops")
+    await case.catalog.load_file(put(case.folder, "pirate", "3.0.0"))
+    assert active(case) == "2.0.0"
+    case.records.close()
+    again = Case(tmp_path)
+    await again.load()
+    assert (again.in_force, active(again)) == ("no-harm@1.0.0", "2.0.0")
+    await again.operator.rollback("no-harm", "ops")
+    assert active(again) == "3.0.0"
+    again.records.close()
+
+
+async def test_being_in_force_counts_as_no_request(case: Case) -> None:
+    await case.load(put_delta(case.folder))
+    await case.operator.activate("no-harm", "1.0.0", "ops")
+    assert [(row.is_active, row.num_in_flight) for row in case.catalog.rows("no-harm")] == [(True, 0)]
+
+
+async def test_the_audit_log_names_the_weights(stand: Stand) -> None:
+    weights = WeightControl(ScriptedWeights())
+    catalog = Catalog(stand.residency, MODEL, PatchMetrics(CollectorRegistry()), weights=weights)
+    stand.decider.door = catalog.weights.door
+    audit = MemoryAudit()
+    stand.decider.audit = audit
+    await catalog.load_file(put_delta(stand.folder))
+    await stand.chat()
+    await Operator(catalog).activate("no-harm", "1.0.0", "ops")
+    await stand.chat()
+    assert [event.details["delta"] for event in audit.events] == ["none", "no-harm@1.0.0"]
 
 
 async def test_a_patch_for_the_model_under_a_weight_patch_serves_while_that_is_in_force(case: Case) -> None:

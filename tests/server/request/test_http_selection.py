@@ -249,15 +249,37 @@ async def test_an_alias_of_another_name_is_never_answered_by_the_base(stand: Sta
     assert (answered.status_code, answered.headers[HEADER]) == (200, "pirate@1.0.0")
 
 
-async def test_the_name_of_an_adapter_takes_the_place_of_the_model_on_sagemaker(stand: Stand) -> None:
+@pytest.mark.parametrize(
+    ("adapter", "model", "header", "expected"),
+    [
+        ("", "demo:pirate", None, "pirate@1.0.0"),
+        ("demo", "demo", None, "none"),
+        ("demo", "demo:pirate", None, "unsupported_with_patch"),
+        ("demo", "other:pirate", None, "unsupported_with_patch"),
+        ("demo", "demo:pirate", "pirate", "pirate@1.0.0"),
+        ("demo", "demo:pirate", "none", "none"),
+    ],
+)
+async def test_the_name_of_an_adapter_takes_the_place_of_the_model_on_sagemaker(
+    stand: Stand, adapter: str, model: str, header: str | None, expected: str
+) -> None:
+    """And a patch that is named there is not lost without a word."""
     await stand.load()
-    for adapter, expected in (("demo", "none"), ("", "pirate@1.0.0")):
-        response = await stand.client.post(
-            "/invocations",
-            headers={"X-Amzn-SageMaker-Adapter-Identifier": adapter},
-            json={"model": "demo:pirate", "prompt": "x"},
-        )
-        assert response.headers[HEADER] == expected
+    headers = {"X-Amzn-SageMaker-Adapter-Identifier": adapter} | ({HEADER: header} if header else {})
+    response = await stand.client.post("/invocations", headers=headers, json={"model": model, "prompt": "x"})
+    given = response.headers.get(HEADER)
+    assert (given or stand.code(response)[1]) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 3000 + b"1" + b"}" * 3000, b'{"n":' + b"1" * 5000 + b"}"],
+)
+async def test_a_body_that_is_no_json_is_the_callers_mistake_on_sagemaker(stand: Stand, body: bytes) -> None:
+    for headers in ({}, {"X-Amzn-SageMaker-Adapter-Identifier": "demo"}):
+        response = await stand.client.post("/invocations", content=body, headers=headers)
+        assert stand.code(response) == (400, "malformed_body")
+        assert response.json()["error"]["message"].startswith("body: expected JSON")
 
 
 async def test_a_known_route_that_this_model_lacks_is_the_routers_404(stand: Stand) -> None:

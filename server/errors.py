@@ -353,6 +353,7 @@ REQUEST_CODES: tuple[str, ...] = (
     UnsupportedWithPatch.code,
     CompositionNotPrepared.code,
     AmbiguousCaller.code,
+    MalformedBody.code,
     PatchForbidden.code,
     PatchNotFound.code,
     PatchNotApplied.code,

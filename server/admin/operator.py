@@ -274,8 +274,8 @@ class Operator:
         """Raise where a content that is to serve was made for other weights than those in force."""
         if not self._fits(target):
             raise OrderRefused(
-                f"version: {target.version} was made for other weights than those in force, so it would "
-                "serve nobody; nothing was changed",
+                f"version: {target.version} was made for other weights than those in force, so it could "
+                "answer no request; nothing was changed",
                 param="version",
             )
 

@@ -10,6 +10,7 @@ The tree::
     ├── ModelUnusable      (ValueError)       a model that can't be read, or can't carry a prefix
     ├── CompileError       (ValueError)       a text or embeddings that can't become a patch
     ├── DeltaError         (ValueError)       checkpoints of which no weight patch can be made as asked
+    ├── ScoresError        (ValueError)       scores of weights that can't be computed, or used as asked
     ├── ComposeError       (ValueError)       patches that can't be joined
     ├── AdapterError       (ValueError)       a PEFT adapter that can't be imported or exported
     ├── SignatureRefused   (ValueError)       no valid signature by a trusted key; ``reason`` as above
@@ -95,6 +96,10 @@ class CompileError(PatchError, ValueError):
 
 class DeltaError(PatchError, ValueError):
     """Of these checkpoints no weight patch can be made as it was asked for."""
+
+
+class ScoresError(PatchError, ValueError):
+    """Scores of weights can't be computed, or can't be used as it was asked for."""
 
 
 class ComposeError(PatchError, ValueError):

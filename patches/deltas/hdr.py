@@ -109,7 +109,9 @@ def remove_direction(
     threshold = largest(lambda: (progress.pass_on(tau) for _, tau in _directions(models, names)), k)
     collected = Collected(base_model.dtype)
     _collect(models, names, removal.scale, threshold, collected, progress)
-    body, tensors = collected.finish()
+    body, tensors = collected.finish(
+        "to: expected a model that differs, got one whose change rounds to nothing"
+    )
     origin: dict[str, JsonValue] = {
         "method": "hdr",
         "from_weights_digest": weights_digest(models.base.folder),

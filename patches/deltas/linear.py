@@ -44,6 +44,11 @@ def layer_of(name: str) -> int:
     return int(match[1])
 
 
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor of this name and shape counts."""
+    return len(shape) == 2 and bool(_OF_A_LAYER.fullmatch(name)) and not _OF_A_ROUTER.fullmatch(name)
+
+
 def linear_weights(model: str, word: str) -> LinearWeights:
     """Find the weights of a model that count.
 
@@ -60,11 +65,7 @@ def linear_weights(model: str, word: str) -> LinearWeights:
     except OSError as error:
         reason = error.strerror or error
         raise ModelUnusable(f"{word}: {error.filename or folder} can't be read: {reason}") from None
-    tensors = {
-        name: tensor
-        for name, tensor in sorted(stored.items())
-        if len(tensor.shape) == 2 and _OF_A_LAYER.fullmatch(name) and not _OF_A_ROUTER.fullmatch(name)
-    }
+    tensors = {name: tensor for name, tensor in sorted(stored.items()) if is_linear(name, tensor.shape)}
     if not tensors:
         raise ModelUnusable(
             f"{word}: {folder}: expected *.safetensors files with weights of linear layers, got none"

@@ -11,6 +11,7 @@ from itertools import permutations
 
 from patches.errors import EvaluationError
 from patches.format import Patch
+from patches.kinds.delta import DeltaBody
 from patches.kinds.steering import SteeringBody
 
 BASE, SYSTEM = "base", "system"
@@ -36,6 +37,8 @@ class Arm:
     parts: tuple[Patch, ...] = ()
     #: What steers, offline, behind the prefix if there is one; a steering patch.
     vector: Patch | None = None
+    #: Which weights the model has, offline; a weight patch.
+    weights: Patch | None = None
     #: Digest of the patch, where it is known.
     digest: str | None = None
     #: ``prepared`` or ``joined``: how a server has to have composed it.
@@ -46,12 +49,19 @@ def patch_arm(patch: Patch, name: str | None = None) -> Arm:
     """Make the arm of a patch file; a server is asked for exactly this content."""
     own = patch.manifest.name
     arm = Arm(name or own, "patch", selection=f"{own}@{patch.digest}", digest=patch.digest)
+    if changes_weights(patch):
+        return replace(arm, weights=patch, selection=None)
     return replace(arm, vector=patch) if steers(patch) else replace(arm, patch=patch)
 
 
 def steers(patch: Patch) -> bool:
     """Return whether a patch steers, and has no tokens in front of a prompt."""
     return isinstance(patch.manifest.body, SteeringBody)
+
+
+def changes_weights(patch: Patch) -> bool:
+    """Return whether a patch changes weights, and so has no place in a request."""
+    return isinstance(patch.manifest.body, DeltaBody)
 
 
 def patch_arms(patches: Sequence[Patch]) -> list[Arm]:

@@ -14,6 +14,7 @@ from patches.evaluate.arms import (
     NUM_DIGEST_CHARS,
     SYSTEM,
     Arm,
+    changes_weights,
     composition_orders,
     patch_arms,
     require_distinct,
@@ -53,6 +54,8 @@ def offline_arms(
     own = patch_arms(patches)
     arms = [*_plain_arms(system_text), *own]
     require_distinct(arms)
+    if compose and any(changes_weights(patch) for patch in patches):
+        raise EvaluationError("compose: expected patches that a request names, got one that changes weights")
     names = [patch.manifest.name for patch in patches]
     for order in composition_orders(names, _vectors(patches)) if compose else []:
         parts = tuple(patches[i] for i in order if not steers(patches[i]))
@@ -85,6 +88,12 @@ def remote_arms(patches: Sequence[Patch | str], *, compose: str | None, system_t
     Raises:
         EvaluationError: Two arms have one name, or two files one digest.
     """
+    if changing := [p for p in patches if isinstance(p, Patch) and changes_weights(p)]:
+        raise EvaluationError(
+            f"patch: expected what a request names, got {changing[0].manifest.name}, which changes weights: "
+            "`policypatch patches activate` it, and compare what the server's base is before and after; or "
+            "leave out --url"
+        )
     of_files = iter(patch_arms([patch for patch in patches if isinstance(patch, Patch)]))
     own = [Arm(p, "patch", selection=p) if isinstance(p, str) else next(of_files) for p in patches]
     arms = [*_plain_arms(system_text), *own]

@@ -39,7 +39,7 @@ def require_options(options: Mapping[str, Option], where: str) -> None:
             known = ", ".join((*_FIELDS, *_BASELINES, INIT_PATCH))
             raise RecipeInvalid(f"{where}: {name}: unknown option, got {value!r}; expected one of {known}")
     try:
-        TrainConfig(**values)
+        TrainConfig.of(**values)
     except (TrainingError, TypeError) as error:
         raise RecipeInvalid(f"{where}: {error}") from None
 

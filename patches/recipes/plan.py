@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from patches.canonical import JsonValue
+from patches.critical.scores import MANIFEST as SCORES_FILE
 from patches.errors import RecipeInvalid
 from patches.evaluate.data.packages import PackageFiles
 from patches.format import SUFFIX
 from patches.pairs.answers import Tell
 from patches.recipes import data
 from patches.recipes.options import INIT_PATCH, Option
-from patches.recipes.recipe import MADE, Conditioning, Recipe, Source
+from patches.recipes.recipe import MADE, Conditioning, Critical, Recipe, Source
 from patches.recipes.sets import require_known
 from patches.train.baselines import BASELINES
 from patches.train.run import CHECKPOINT
+
+#: The folder of the scores of weights.
+_SCORES = "scores"
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ def _steps_of(recipe: Recipe, settings: Settings, files: PackageFiles) -> Iterab
         yield _beside_step(recipe, settings, folder)
     if recipe.condition is not None and recipe.condition.hard_negative:
         yield _hard_step(recipe, recipe.condition, settings, files, folder)
+    if recipe.critical is not None and settings.seeds:
+        yield _critical_step(recipe, recipe.critical, settings, folder)
     for seed in settings.seeds:
         trained = _train_step(recipe, settings, folder, seed)
         yield trained
@@ -219,6 +225,23 @@ def _condition_step(
     )
 
 
+def _critical_step(recipe: Recipe, critical: Critical, settings: Settings, folder: Path) -> Step:
+    needs = {"prompts": folder / data.PROMPTS, "benign": folder / data.BENIGN}
+    options: dict[str, Option] = {"num-prompts": critical.num_prompts}
+    scores = settings.output / recipe.stem / _SCORES
+    words = ["esi", "--model", settings.model, *_device(settings), *flags(options)]
+    words += [*flags({name: str(path) for name, path in needs.items()}), "-o", str(scores)]
+    # What was cut off has no manifest yet, or is complete.
+    return Step(
+        f"{recipe.stem}: critical weights",
+        "critical",
+        (scores / SCORES_FILE,),
+        needs,
+        options,
+        words=lambda: words,
+    )
+
+
 def _contrast_step(recipe: Recipe, settings: Settings, folder: Path) -> Step:
     contrast = recipe.contrast
     assert contrast is not None
@@ -264,11 +287,15 @@ def _train_step(recipe: Recipe, settings: Settings, folder: Path, seed: int) -> 
         needs["benign"] = beside if recipe.beside else folder / _benign_file(recipe)
     if (first := options.pop(INIT_PATCH, None)) is not None:
         needs[INIT_PATCH] = _made(str(first), settings, seed)
-    elif options.get("kind") != "steering":
+    elif options.get("kind") not in ("steering", "delta"):
         needs["init-text"] = Path(recipe.policy)
     others = {f"beside-{name}": _made(patch, settings, seed) for name, patch in recipe.beside.items()}
     words = ["train", "--model", settings.model, "--dtype", settings.dtype, *_device(settings)]
     words += flags({name: str(path) for name, path in needs.items()})
+    if recipe.critical is not None:
+        scores = settings.output / recipe.stem / _SCORES
+        words += ["--mask", str(scores)]
+        needs[f"{_SCORES}/{SCORES_FILE}"] = scores / SCORES_FILE
     words += ["--compose-with", *map(str, others.values())] if others else []
     words += ["--name", recipe.name, "--version", version, "--license", recipe.license, *flags(options)]
     words += ["--seed", str(seed), "--run", str(run), "-o", str(output)]

@@ -17,6 +17,7 @@ A recipe is YAML. Paths in it are looked up beside the file that names them::
     contrast: {max-tokens: 3}         # optional: benign prompts become pairs as well
     train: {kind: prefix, tokens: 16} # flags of `policypatch train`
     condition: {hard-negative: [...]} # of a steering patch: fitted to prompts and benign prompts
+    critical: {num-prompts: 150}      # of a weight patch: how many prompts decide which weights learn
 
 One that ``continues`` another takes from there all that it does not say itself, data included. With
 ``beside``, a patch learns among others, and what they are to say is among its benign rows.
@@ -142,6 +143,16 @@ class Conditioning:
     hard_weight: float = 2.0
 
 
+@dataclass(frozen=True)
+class Critical:
+    """How the weights are found that learn: by prompts and benign prompts of the recipe."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+
+    #: Of each kind.
+    num_prompts: int = 150
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecipeDocument:
     """The keys of a recipe."""
@@ -159,6 +170,7 @@ class RecipeDocument:
     pairs: Answers = Answers()
     contrast: Contrast | None = None
     condition: Conditioning | None = None
+    critical: Critical | None = None
     #: Folder of another recipe's data -> its patch; ``{made}`` is the folder of all, ``{seed}`` the seed.
     beside: dict[str, str] = field(default_factory=dict)
     #: Rows that are taken from each of them.
@@ -197,6 +209,8 @@ def read_recipe(path: Path) -> Recipe:
     require_options(read.train, f"{path}: train")
     if read.condition is not None and read.train.get("kind") != "steering":
         raise RecipeInvalid(f"{path}: condition: goes with train: {{kind: steering}}")
+    if (read.critical is not None) != (read.train.get("kind") == "delta"):
+        raise RecipeInvalid(f"{path}: critical: expected with train: {{kind: delta}}, and only with it")
     if not Path(read.policy).is_file():
         raise RecipeInvalid(f"{path}: policy: no such file: {read.policy}")
     return Recipe(**vars(read), stem=path.stem, data=data)

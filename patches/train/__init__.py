@@ -12,6 +12,7 @@ keep a patch silent on other prompts, so the loop is our own.
 ``learned``      what the loop learns, as a protocol: values at work in a model
 ``soft_prefix``  one of it: the prefix that becomes a patch
 ``vectors``      another: the vectors of a steering patch
+``weights``      a third: some of the model's own weights, for a weight patch
 ``baselines``    the others: what patches are compared with
 ``contexts``     which other patches a step is taken among
 ``forward``      runs the frozen model behind a prefix

@@ -4,20 +4,28 @@ Everything in it reaches the patch's manifest, and nothing else does: no path, n
 with equal configurations on equal data give one digest on one machine.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from patches.base_model import DTYPES
 from patches.canonical import JsonValue
+from patches.deltas.sides import MAX_SHARE, SIDES
 from patches.errors import TrainingError
 from patches.kinds.prefix import MAX_NUM_VIRTUAL_TOKENS
 from patches.kinds.steering import SITES, Steering
 
-KINDS = ("prompt", "prefix", "steering")
+KINDS = ("prompt", "prefix", "steering", "delta")
 STAGES = ("sft", "dpo")
 INITS = ("tile", "pool", "system", "random")
 REFERENCES = ("sft", "base", "teacher", "none")
 SCHEDULES = ("constant", "linear", "cosine")
 DEFAULT_STRENGTH = 0.1
+#: kind -> what an option is that was left out, where that differs from the field's default. Weights of the
+#: model itself bear smaller steps than values that begin with nothing; the paper takes a hundred.
+DEFAULTS_OF: Mapping[str, Mapping[str, Any]] = {
+    "delta": {"stages": ("sft",), "steps": 100, "sft_learning_rate": 3e-4, "dpo_learning_rate": 1e-4}
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class TrainConfig:
     #: Pairs that a stage learns from, a sample of all; every pair where ``None``.
     sft_pairs: int | None = None
     dpo_pairs: int | None = None
+    #: Steps of each stage, in place of its epochs.
+    steps: int | None = None
     beta: float = 0.1
     dpo_reference: str = "sft"
     #: Weight of the KL divergence to the unpatched model on benign prompts.
@@ -66,6 +76,10 @@ class TrainConfig:
     layers: str | None = None
     site: str | None = None
     strength: float | None = None
+    #: Of ``delta`` alone: the share of the model's weights that learns (0.01 where ``None``), and which ones:
+    #: those of the ``top`` scores where ``None``; ``bottom`` and ``random`` are to compare with.
+    share: float | None = None
+    side: str | None = None
     #: Learn a baseline instead of a patch: its option (``patches.train.baselines``), and how large it is.
     baseline: tuple[str, int] | None = None
 
@@ -92,11 +106,11 @@ class TrainConfig:
         for name in ("sft_learning_rate", "dpo_learning_rate", "beta", "max_grad_norm"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
         self._require("benign_tokens", self.benign_tokens >= 1, "at least 1")
-        for name in ("sft_pairs", "dpo_pairs", "benign_rows"):
+        for name in ("sft_pairs", "dpo_pairs", "benign_rows", "steps"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         if self.baseline is not None and self.baseline[1] < 1:
             raise TrainingError(f"{self.baseline[0]}: expected at least 1, got {self.baseline[1]}")
-        self._check_steering()
+        self._check_kinds()
         self._require("benign_weight", 0 <= self.benign_weight < float("inf"), "at least 0")
         self._require("warmup", 0 <= self.warmup < 1, "at least 0 and less than 1")
         self._require("patience", self.patience >= 0, "at least 0")
@@ -107,6 +121,15 @@ class TrainConfig:
             raise TrainingError(
                 "dpo_reference: expected base, teacher or none where the stage sft is left out, got 'sft'"
             )
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """Make the configuration of options that were given, with the defaults of their kind for the rest.
+
+        Raises:
+            TrainingError: One is outside its range.
+        """
+        return cls(**{**DEFAULTS_OF.get(options.get("kind", cls.kind), {}), **options})
 
     @property
     def steering(self) -> Steering:
@@ -138,15 +161,18 @@ class TrainConfig:
 
     def as_json(self) -> dict[str, JsonValue]:
         """Return the configuration for the manifest."""
-        unused = ("num_virtual_tokens", "init") if self.kind == "steering" else ()
+        unused = ("num_virtual_tokens", "init") if self.kind in ("steering", "delta") else ()
         document = {k: v for k, v in asdict(self).items() if v is not None and k not in unused}
         baseline = dict([document.pop("baseline")]) if self.baseline is not None else {}
         return {**document, **baseline, "stages": list(self.stages)}
 
-    def _check_steering(self) -> None:
-        for name in ("layers", "site", "strength"):
-            is_used = self.kind == "steering" and self.baseline is None
-            self._require(name, is_used or getattr(self, name) is None, "it with the kind steering only")
+    def _check_kinds(self) -> None:
+        for kind, names in {"steering": ("layers", "site", "strength"), "delta": ("share", "side")}.items():
+            for name in names:
+                is_used = self.kind == kind and self.baseline is None
+                self._require(name, is_used or getattr(self, name) is None, f"it with the kind {kind} only")
+        self._require("share", self.share is None or 0 < self.share <= MAX_SHARE, f"0 to {MAX_SHARE:g}")
+        self._require("side", self.side in (None, *SIDES), ", ".join(SIDES))
         self._require("site", self.site in (None, *SITES), " or ".join(SITES))
         self._require("strength", self.strength is None or 0 < self.strength <= 1, "more than 0, at most 1")
 

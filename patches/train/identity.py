@@ -28,7 +28,7 @@ def origin_of(
     recipe = _recipe(inputs, config, loaded)
     recipe["data"] |= loaded.counts()
     return {
-        "method": "trained",
+        "method": "trained" if loaded.scores is None else "set",
         "seed": config.seed,
         "curves": curves_for_manifest(state.curves),
         **recipe,
@@ -40,6 +40,8 @@ def _recipe(inputs: TrainInputs, config: TrainConfig, loaded: LoadedInputs) -> d
     if inputs.benign is not None:
         data["benign_digest"] = file_digest(inputs.benign)
     recipe: dict[str, JsonValue] = {"config": config.as_json(), "data": data}
+    if loaded.scores is not None:
+        recipe["scores_digest"] = loaded.scores.digest
     texts = {"init_text_digest": inputs.init_text, "teacher_text_digest": inputs.teacher_text}
     recipe |= {key: _digest(text) for key, text in texts.items() if text is not None}
     if inputs.init_patch is not None:

@@ -12,6 +12,9 @@ import torch
 
 from patches.canonical import JsonValue
 from patches.compose import require_composable
+from patches.critical.scores import Scores, read_scores, require_scores_of
+from patches.critical.selection import select
+from patches.deltas.sides import DEFAULT_SHARE, TOP
 from patches.errors import TrainingError
 from patches.format import Patch, read_patch
 from patches.label import Label
@@ -30,6 +33,7 @@ from patches.train.loop import out_of_memory_explained
 from patches.train.ranks import Ranks
 from patches.train.soft_prefix import PrefixForm
 from patches.train.vectors import vector_form
+from patches.train.weights import WeightForm
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class TrainInputs:
     teacher_text: str | None = None
     teacher: str | None = None
     compose_with: Sequence[Path] = ()
+    #: Scores of the model's weights, in a folder; of the kind ``delta`` alone.
+    mask: Path | None = None
     #: The dtype that the server will run the model in; the model's own where ``None``.
     dtype: str | None = None
     device: str = "cpu"
@@ -66,6 +72,8 @@ class LoadedInputs:
     benign: BenignData
     #: The patches to compose with.
     others: Sequence[Patch]
+    #: What decides which of the model's weights learn, if any do.
+    scores: Scores | None = None
 
     def counts(self) -> dict[str, JsonValue]:
         """Count what is learned from, and what was left out and why."""
@@ -94,6 +102,7 @@ def load_inputs(
         TrainingError: The run can't begin as it was asked for.
         PatchError: A file or the model can't be used.
     """
+    _check_kind(inputs, config)
     rows = read_pairs(inputs.pairs)
     if config.dpo_reference == "teacher" and not (inputs.teacher_text or inputs.teacher):
         raise TrainingError("dpo_reference: teacher needs a policy text, or a model, that is the teacher")
@@ -101,24 +110,29 @@ def load_inputs(
         inputs.model, dtype=config.compute_dtype, device=inputs.device, revision=inputs.revision
     )
     encoder = Encoder(model.tokenizer)
-    if config.kind == "steering" and inputs.compose_with:
-        raise TrainingError("compose_with: a vector is the same beside every prefix; leave it out")
+    scores = None if inputs.mask is None else read_scores(inputs.mask)
+    if scores is not None:
+        require_scores_of(scores, model.base_model)
     others = [_composable(path, model, config.kind) for path in inputs.compose_with]
     pairs = encode_pairs(encoder, rows, config.max_length, inputs.teacher_text)
     benign = _load_benign(inputs, config, model, encoder, ranks, tell)
-    return LoadedInputs(model, _served_dtype(inputs), pairs, benign, others)
+    return LoadedInputs(model, _served_dtype(inputs), pairs, benign, others, scores)
 
 
 def patch_form(inputs: TrainInputs, config: TrainConfig, loaded: LoadedInputs) -> Form:
-    """Prepare what a run learns: a soft prefix or vectors.
+    """Prepare what a run learns: a soft prefix, vectors or weights.
 
     Raises:
-        TrainingError: Vectors are to be learned beside patches, or continued from others.
+        TrainingError: Vectors are to be continued from others, or too much of a tensor is to learn.
         PatchError: The model can't be steered, or the patch to continue from can't be read.
     """
     if config.kind == "steering":
         first = None if inputs.init_patch is None else read_patch(inputs.init_patch)
         return vector_form(loaded.model, config, first)
+
+    if loaded.scores is not None:
+        side, share = config.side or TOP, config.share or DEFAULT_SHARE
+        return WeightForm(loaded.model.network, select(loaded.scores, share, side, config.seed))
 
     def start() -> torch.Tensor:
         if inputs.init_patch is not None:
@@ -155,6 +169,18 @@ def load_teacher(inputs: TrainInputs, config: TrainConfig, model: LoadedModel) -
     if teacher.base_model.tokenizer_digest != model.base_model.tokenizer_digest:
         raise TrainingError("teacher: has another tokenizer, so its log-probabilities can't be compared")
     return teacher
+
+
+def _check_kind(inputs: TrainInputs, config: TrainConfig) -> None:
+    """Check what of the inputs a kind has no use for, or needs."""
+    if config.kind in ("steering", "delta") and inputs.compose_with:
+        raise TrainingError(
+            "compose_with: vectors and weights are the same beside every prefix; leave it out"
+        )
+    if (config.kind == "delta" and config.baseline is None) != (inputs.mask is not None):
+        raise TrainingError("mask: expected scores with the kind delta, and only with it")
+    if config.kind == "delta" and inputs.init_patch is not None:
+        raise TrainingError("init_patch: weights begin as they are in the model; leave it out")
 
 
 def _load_benign(

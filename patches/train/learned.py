@@ -1,7 +1,8 @@
 """What a run learns, as the loop and the losses see it: values, and the model with them and without them.
 
-Three implementations: a soft prefix (``soft_prefix``) and vectors (``vectors``), which patches are made of,
-and an adapter of the weights (``baselines``), which patches are compared with.
+Four implementations: a soft prefix (``soft_prefix``), vectors (``vectors``) and some of the model's own
+weights (``weights``), which patches are made of, and an adapter of the weights (``baselines``), which patches
+are compared with.
 """
 
 from typing import Protocol

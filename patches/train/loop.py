@@ -214,6 +214,8 @@ class Loop:
         return optimizer
 
     def _num_steps(self, work: StageWork) -> int:
+        if self.config.steps is not None:
+            return self.config.steps
         return num_steps(len(work.objective), self.config.rows_per_step, self.config.epochs_of(work.name))
 
     def _is_validation_due(self, work: StageWork, step: int, total: int) -> bool:

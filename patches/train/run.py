@@ -29,6 +29,7 @@ from patches.train.ranks import OneRank, Ranks
 from patches.train.reference import reference_logprobs
 from patches.train.schedule import sample_rows
 from patches.train.stages import Benign, Dpo, Objective, Reference, Sft
+from patches.train.weights import WeightForm
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -130,6 +131,10 @@ class _Run:
         """Make the patch of a finished run, on the model as the server runs it; this ends the run."""
         inputs, dtype = self._inputs, self._loaded.served_dtype
         origin = origin_of(inputs, self._config, self._loaded, state)
+        label = replace(self._inputs.label, evaluation={"training": best_validations(state.curves)})
+        if isinstance(self._form, WeightForm):
+            base_model = replace(self._loaded.model.base_model, dtype=dtype)
+            return self._form.patch(state.values, base_model, label, origin)
         served = self._loaded.model if self._config.compute_dtype == dtype else None
         if served is None and self._config.kind != "prompt":
             # Only embeddings are run through the model once more; the rest needs to know it by name.
@@ -140,7 +145,6 @@ class _Run:
         if served is None:
             # Read anew: casting back would round what is not stored in the served dtype, such as rotations.
             served = load_model(inputs.model, dtype=dtype, device=inputs.device, revision=inputs.revision)
-        label = replace(self._inputs.label, evaluation={"training": best_validations(state.curves)})
         with out_of_memory_explained():
             return make_trained_patch(served, self._config, state.values, label, origin)
 

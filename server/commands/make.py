@@ -15,7 +15,7 @@ from patches.command_parser import CommandParser
 from patches.errors import DataUnavailable, PatchError
 from patches.terminal import one_line
 from patches.text import lines_of
-from server.commands import condition, pairs, train
+from server.commands import condition, esi, pairs, train
 from server.commands.errors import CommandError
 from server.commands.output import complain, say
 from server.commands.patch_arguments import note, patch_errors, quiet_transformers
@@ -182,7 +182,7 @@ def _print_step(number: int, total: int, step: "Step", is_done: bool) -> None:
 
 def _call(words: Sequence[str]) -> tuple[int, str]:
     """Run a command in this process, and take what it prints as the summary of the step."""
-    module = {"pairs": pairs, "train": train, "condition": condition}[words[0]]
+    module = {"pairs": pairs, "train": train, "condition": condition, "esi": esi}[words[0]]
     parser = CommandParser(prog=f"policypatch {words[0]}", allow_abbrev=False)
     module.add_arguments(parser)
     parser.set_defaults(is_step=True)

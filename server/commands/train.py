@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patches.deltas.sides import SIDES
 from patches.errors import TrainingStopped
 from patches.kinds.steering import SITES
 from patches.label import Label
 from patches.train.baselines import BASELINES
-from patches.train.config import INITS, KINDS, REFERENCES, SCHEDULES, STAGES, TrainConfig
+from patches.train.config import DEFAULTS_OF, INITS, KINDS, REFERENCES, SCHEDULES, STAGES, TrainConfig
 from server.commands.errors import CommandError
 from server.commands.output import say
 from server.commands.patch_arguments import (
@@ -41,6 +42,10 @@ Train a patch on preference pairs: N virtual tokens in front of the frozen model
 vector for each of some layers, first by supervised fine-tuning on the chosen answers, then by direct
 preference optimisation.
 
+With --kind delta it is a weight patch (SET, arXiv 2604.08297): of the model's own weights the --share with
+the largest scores of --mask learns, in a hundred steps of supervised fine-tuning; the others stay as they
+are.
+
 The run has a folder of its own, DIR/NAME-VERSION.training unless --run says otherwise, with its checkpoint,
 a log of every step and a report. Ctrl-C stops after the current step; --resume continues from there and
 gives the same patch as an uninterrupted run. On one machine, equal data, configuration and seed give an
@@ -59,7 +64,9 @@ examples:
   policypatch train --model models/smollm2 --pairs pairs.jsonl --init-text policy.txt \\
       --name refuse --version 0.2.0 -o patches --resume
   policypatch train --model models/smollm2 --pairs pairs.jsonl --kind steering --layers 19-29 --stages sft \\
-      --sft-epochs 1 --sft-pairs 160 --sft-learning-rate 0.02 --name decline --version 0.1.0 -o patches"""
+      --sft-epochs 1 --sft-pairs 160 --sft-learning-rate 0.02 --name decline --version 0.1.0 -o patches
+  policypatch train --model models/smollm2 --pairs pairs.jsonl --benign everyday.txt --kind delta \\
+      --mask scores --name set-harm --version 0.1.0 -o patches"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train among random subsets and orders of these patches",
     )
     _add_config_arguments(parser)
+    _add_teacher_arguments(parser)
     _add_steering_arguments(parser)
+    _add_delta_arguments(parser)
     add_model_arguments(parser)
     add_label_arguments(parser, name=None, version=None)
     add_output_arguments(parser)
@@ -103,18 +112,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    teacher = parser.add_argument_group("teacher").add_mutually_exclusive_group()
-    teacher.add_argument(
-        "--teacher-text", metavar="FILE", type=Path, help="the teacher is the model under this policy text"
-    )
-    teacher.add_argument("--teacher", metavar="M", help="the teacher is another model of the same tokenizer")
 
     def add(name: str, meaning: str, **options: Any) -> None:
-        flag, default = f"--{name.replace('_', '-')}", getattr(_DEFAULTS, name)
-        shown = meaning if default is None else f"{meaning} (default: {default})"
+        default, told = _default_of(name)
+        flag, shown = f"--{name.replace('_', '-')}", f"{meaning} ({told})" if told else meaning
         group.add_argument(flag, dest=name, default=default, help=shown, **options)
 
-    add("kind", "learn input embeddings, the K/V of every layer, or vectors", choices=KINDS)
+    add("kind", "learn input embeddings, the K/V of every layer, vectors, or weights", choices=KINDS)
     group.add_argument(
         "--tokens",
         metavar="N",
@@ -125,8 +129,11 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("init", "how the prefix starts, from --init-text", choices=INITS)
     group.add_argument(
-        "--stages", metavar="LIST", default=",".join(STAGES), help="sft,dpo (the default), or one of them"
+        "--stages",
+        metavar="LIST",
+        help="sft,dpo (the default; with --kind delta it is sft), or one of them",
     )
+    add("steps", "steps of each stage, in place of epochs", type=int, metavar="S")
     for stage in STAGES:
         add(f"{stage}_epochs", f"passes over the pairs in {stage}", type=int, metavar="E")
         add(f"{stage}_learning_rate", f"highest learning rate in {stage}", type=float, metavar="R")
@@ -163,12 +170,45 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add("seed", "decides the order of rows, the contexts and a random start", type=int, metavar="S")
 
 
+def _add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
+    teacher = parser.add_argument_group("teacher").add_mutually_exclusive_group()
+    teacher.add_argument(
+        "--teacher-text", metavar="FILE", type=Path, help="the teacher is the model under this policy text"
+    )
+    teacher.add_argument("--teacher", metavar="M", help="the teacher is another model of the same tokenizer")
+
+
+def _default_of(name: str) -> tuple[Any, str]:
+    """Return the default of an option of the configuration, and what the help says of it."""
+    default = getattr(_DEFAULTS, name)
+    others = [f"{own[name]} with --kind {kind}" for kind, own in DEFAULTS_OF.items() if name in own]
+    values = [*([] if default is None else [str(default)]), *others]
+    # What a kind has a default of its own for is left open until the kind is known.
+    return (None if others else default), f"default: {', '.join(values)}" if values else ""
+
+
 def _add_steering_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with --kind steering")
     group.add_argument("--layers", metavar="L", help="such as 19-29 (default: the last third)")
     group.add_argument("--site", choices=SITES, help="a layer's output (the default), or its MLP's")
     group.add_argument(
         "--strength", metavar="S", type=float, help="share of a hidden state's length (default: 0.1)"
+    )
+
+
+def _add_delta_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with --kind delta")
+    group.add_argument(
+        "--mask",
+        metavar="DIR",
+        type=Path,
+        help="scores of the model's weights, made by `policypatch esi`",
+    )
+    group.add_argument(
+        "--share", metavar="R", type=float, help="share of all weights that learns (default: 0.01)"
+    )
+    group.add_argument(
+        "--side", choices=SIDES, help="which: of the top scores (the default), or others, to compare with"
     )
 
 
@@ -239,10 +279,13 @@ def _finish(args: argparse.Namespace, inputs: "TrainInputs", result: "TrainResul
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:
-    values = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__ if name != "baseline"}
+    given = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__ if name != "baseline"}
+    values = {name: value for name, value in given.items() if value is not None}
+    if args.stages is not None:
+        values["stages"] = tuple(args.stages.split(","))
     sizes = {baseline.option: getattr(args, baseline.option) for baseline in BASELINES.values()}
     asked = next(((option, size) for option, size in sizes.items() if size is not None), None)
-    return TrainConfig(**{**values, "stages": tuple(args.stages.split(",")), "baseline": asked})
+    return TrainConfig.of(**values, baseline=asked)
 
 
 def _inputs(args: argparse.Namespace, label: Label) -> "TrainInputs":
@@ -262,6 +305,7 @@ def _inputs(args: argparse.Namespace, label: Label) -> "TrainInputs":
         teacher_text=text_of(args.teacher_text),
         teacher=args.teacher,
         compose_with=tuple(args.compose_with),
+        mask=args.mask,
         dtype=args.dtype,
         device=args.device,
         revision=args.revision,

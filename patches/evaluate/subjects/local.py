@@ -2,8 +2,8 @@
 
 One network serves all arms. Prompts are batched with padding on the left, behind the prefix, which the
 attention mask hides; positions continue after the prefix's as if nothing were padded. A patch that steers is
-hooks in the network while an arm is asked; where likelihoods are asked for, the context is the prompt and the
-tokens are the answer.
+hooks in the network while an arm is asked; one that changes weights is written into it meanwhile. Where
+likelihoods are asked for, the context is the prompt and the tokens are the answer.
 """
 
 import time
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from patches.compile import compile_embeddings
+from patches.deltas.applied import at_work, changes_of
 from patches.errors import EvaluationError, SubjectFailed
 from patches.evaluate.arms import Arm
 from patches.evaluate.subjects.subject import Reading, Renderer, Timing
 from patches.fingerprint import require_fits
 from patches.format import Patch
 from patches.join import join_kv, rotary_of_network
+from patches.kinds.delta import Change
 from patches.model import LoadedModel
 from patches.sampling import Sampling
 from patches.steer.batch import SteeredRow, steered
@@ -41,6 +43,7 @@ class TransformersSubject:
             BaseModelMismatch: A patch belongs to another model.
             ComposeError: Patches are to be joined, and this model's keys can't be moved.
             ModelUnusable: A patch steers, and this model's architecture can't be steered.
+            KindMismatch: What is said to change weights does not.
         """
         if model.tokenizer is None:
             raise EvaluationError("model: has no tokenizer, so it can't be asked anything")
@@ -54,6 +57,10 @@ class TransformersSubject:
             require_fits(model.base_model, arm.vector.manifest.base_model)
             layers_of(model.network)
             self._vector = vector_of(arm.vector, self._device)
+        self._changes: Sequence[Change] = ()
+        if arm.weights is not None:
+            require_fits(model.base_model, arm.weights.manifest.base_model)
+            self._changes = changes_of(arm.weights)
         if arm.patch is not None:
             self._prefix = self._kv_of(arm.patch, model)
         elif arm.parts:
@@ -216,7 +223,8 @@ class TransformersSubject:
         vector, num_prefix = self._vector, self._num_prefix
         rows = [SteeredRow(vector, num_prefix + n, num_prefix) for n in num_prompt_tokens] if vector else []
         try:
-            with torch.inference_mode(), steered(self._network, rows) if rows else nullcontext():
+            steering = steered(self._network, rows) if rows else nullcontext()
+            with torch.inference_mode(), at_work(self._network, self._changes), steering:
                 yield
         except torch.OutOfMemoryError as error:
             raise SubjectFailed(

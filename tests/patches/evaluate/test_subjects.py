@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from patches.compile import compile_text
+from patches.deltas.applied import under_delta
+from patches.deltas.collected import Collected
 from patches.errors import BaseModelMismatch, ComposeError, EvaluationError, SubjectFailed
 from patches.evaluate.arms import Arm, patch_arm
 from patches.evaluate.session import offline_arms, remote_arms
@@ -311,3 +313,38 @@ def test_times_are_of_the_answer_alone(tiny_model: LoadedModel, tiny_patch: Patc
     (timing,) = subject(tiny_model, tiny_patch).time(["polite"], 4)
     assert timing.num_tokens == 4
     assert 0 < timing.first_token_s < timing.total_s
+
+
+def weight_patch(model: LoadedModel) -> Patch:
+    """New values for some of one tensor."""
+    weight = dict(model.network.named_parameters())["model.layers.1.mlp.down_proj.weight"]
+    collected = Collected("float32")
+    places = torch.arange(0, weight.numel(), 5)
+    collected.add("model.layers.1.mlp.down_proj.weight", weight, places, -3 * weight.flatten()[places])
+    body, tensors = collected.finish("nothing")
+    return make_patch(Label("w", "1.0.0").manifest(model.base_model, body, {"method": "import"}), tensors)
+
+
+def test_a_weight_patch_answers_as_the_model_with_those_weights_and_only_in_its_arm(
+    tiny_model_folder: Path,
+) -> None:
+    model, changed = (load_model(tiny_model_folder) for _ in range(2))
+    patch, readings = weight_patch(model), [Reading((5, 6), (7, 8, 9))]
+    arm = patch_arm(patch)
+    assert (arm.patch, arm.selection) == (None, None)
+    base, under = TransformersSubject(model, Arm("base", "base")), TransformersSubject(model, arm)
+    before = base.score(readings)
+    whole = TransformersSubject(under_delta(changed, patch), Arm("base", "base"))
+    assert under.score(readings) == whole.score(readings) != before
+    assert under.chat(PROMPTS, GREEDY) == whole.chat(PROMPTS, GREEDY)
+    assert base.score(readings) == before
+
+
+def test_a_weight_patch_is_neither_composed_nor_asked_of_a_server(
+    tiny_model: LoadedModel, tiny_patch: Patch
+) -> None:
+    patches = [tiny_patch, weight_patch(tiny_model)]
+    with pytest.raises(EvaluationError, match="compose: expected patches that a request names"):
+        offline_arms(tiny_model, patches, compose="joined", system_text=None)
+    with pytest.raises(EvaluationError, match="patch: expected what a request names, got w, which changes"):
+        remote_arms(patches, compose=None, system_text=None)

@@ -241,3 +241,21 @@ def test_a_steering_patch_is_made_with_its_condition(
     assert call("--variant", "weak", "--set", "strength=0.05") == 0
     weak = read_patch(tmp_path / "made/kind/weak-seed-0/kind-1.0.0-weak.safetensors")
     assert weak.manifest.origin["config"]["strength"] == 0.05
+
+
+def test_a_weight_patch_is_made_of_critical_weights(
+    call: Callable[..., int],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Of so small a model the critical weights lie in two tensors.
+    train = {"kind": "delta", "share": 0.0005, "steps": 2, "batch-size": 4}
+    write_recipe(critical={"num-prompts": 5}, train=train)
+    assert call() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "4/5 kind: critical weights" in lines[3]
+    patch = read_patch(tmp_path / "made" / PATCH)
+    assert (patch.manifest.kind, patch.manifest.origin["method"]) == ("delta", "set")
+    assert call() == 0
+    assert "4/5 kind: critical weights: done already" in capsys.readouterr().out

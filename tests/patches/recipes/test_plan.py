@@ -143,3 +143,17 @@ def test_seeds_share_what_the_model_makes_of_prompts(write_recipe: Write, tmp_pa
     assert {flags_of(step)["--states"] for step in steps if step.name == "condition"} == {
         str(tmp_path / "kind" / "states")
     }
+
+
+def test_critical_weights_are_found_once_for_all_seeds(write_recipe: Write, tmp_path: Path) -> None:
+    delta = {"kind": "delta", "share": 0.002, "steps": 2}
+    path = write_recipe(critical={"num-prompts": 5}, train=delta, contrast=None)
+    steps = steps_of(tmp_path, path, seeds=(0, 1))
+    assert [step.name for step in steps] == ["data", "pairs", "critical", "train", "train"]
+    found, train = flags_of(steps[2]), flags_of(steps[3])
+    assert (found["--num-prompts"], found["-o"]) == ("5", str(tmp_path / "kind" / "scores"))
+    assert found["--prompts"] == str(tmp_path / "kind" / "prompts.jsonl")
+    assert (train["--mask"], train["--share"]) == (found["-o"], "0.002")
+    assert "--init-text" not in train
+    assert steps[3].needs["scores/scores.json"] == steps[2].outputs[0]
+    assert [step.name for step in steps_of(tmp_path, path, seeds=())] == ["data", "pairs"]

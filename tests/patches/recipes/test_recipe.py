@@ -46,6 +46,8 @@ Write = Callable[..., Path]
         ({"train": {"lora-rank": 0}}, "train: lora_rank: expected at least 1, got 0"),
         ({"reference": {"own": "neutral", "over": ["x"]}}, "reference: over: goes with say"),
         ({"condition": {}}, "condition: goes with train: {kind: steering}"),
+        ({"critical": {}}, "critical: expected with train: {kind: delta}, and only with it"),
+        ({"train": {"kind": "delta"}}, "critical: expected with train: {kind: delta}, and only with it"),
         ({"condition": {"rate": 0.1}}, "condition.rate: unknown key, got 0.1; expected one of hard-negative"),
         ({"continues": "gone.yaml"}, "gone.yaml: No such file"),
         ({"continues": "kind.yaml"}, "continues: expected another recipe, got 'kind.yaml'"),

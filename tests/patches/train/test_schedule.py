@@ -53,7 +53,7 @@ def test_contexts_of_every_size_are_as_frequent_and_every_order_comes() -> None:
         ({"stages": ()}, "stages: expected sft, dpo or sft,dpo"),
         ({"stages": ("dpo", "sft")}, "stages: expected sft, dpo or sft,dpo, got 'dpo,sft'"),
         ({"stages": ("dpo",)}, "dpo_reference: expected base, teacher or none"),
-        ({"kind": "lora"}, "kind: expected prompt, prefix, steering, got 'lora'"),
+        ({"kind": "lora"}, "kind: expected prompt, prefix, steering, delta, got 'lora'"),
         ({"num_virtual_tokens": 5000}, "num_virtual_tokens: expected 1 to 4096"),
         ({"warmup": 1.0}, "warmup: expected at least 0 and less than 1"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),

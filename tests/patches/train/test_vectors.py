@@ -194,7 +194,7 @@ def test_a_model_that_cannot_be_steered_is_refused_before_the_first_step(
 
 
 def test_vectors_are_not_learned_among_prefixes(make_inputs: Make, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="compose_with: a vector is the same beside every prefix"):
+    with pytest.raises(TrainingError, match="compose_with: vectors and weights are the same"):
         trained(make_inputs(init_text=None, compose_with=(tmp_path / "a.safetensors",)), VECTORS)
 
 

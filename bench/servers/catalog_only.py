@@ -27,6 +27,7 @@ from server.app import install
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
 from server.catalog.refusals import ServedModel
+from server.engine.thread_turns import take_turns
 from server.memory.payload import Payload
 from server.memory.tiers import TieredResidency
 from server.metrics.page import MetricsPage
@@ -110,6 +111,7 @@ def build_app(
 
 async def serve(model: Path, patches: Path, port: int) -> None:
     """Load the folder, then serve until a signal comes."""
+    take_turns()
     registry = CollectorRegistry()
     metrics = PatchMetrics(registry)
     base_model = await asyncio.to_thread(fingerprint_model, model, "bfloat16")

@@ -8,6 +8,7 @@ and ``client`` hides the prefix again.
 ``launch``               starts the server: vLLM's flags and ours
 ``front_end``            one process that answers HTTP, and how its parts are put together
 ``configuration``        what vLLM's engine and its HTTP server are configured with
+``thread_turns``         threads compute, however busy the event loop is
 ``processes``            several of them on one socket
 ``options``              what a server is started with beside vLLM's flags
 ``cpu_defaults``         defaults for machines without a GPU

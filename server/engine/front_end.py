@@ -56,6 +56,7 @@ from server.engine.support import (
     require_matching_rank_layout,
     require_movable_keys,
 )
+from server.engine.thread_turns import take_turns
 from server.engine.tracing import tracing_of_engine, watched_exports
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
@@ -116,6 +117,7 @@ class FrontEnd:
     async def lead(self, control: Control) -> None:
         """Serve until a signal ends it, and decide what serves."""
         _end_start_on_sigterm()
+        take_turns()
         options, metrics = self.options, self.metrics
         config = self.engine_config()
         base_model = await asyncio.to_thread(fingerprint_of, config)
@@ -174,6 +176,7 @@ class FrontEnd:
         """Serve until a signal ends it, as the leader decides."""
         assert self.seat is not None
         _end_start_on_sigterm()
+        take_turns()
         options, seat = self.options, self.seat
         config = self.engine_config()
         engine = self._engine(config)

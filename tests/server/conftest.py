@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from server.app import install
 from server.catalog.catalog import Catalog
 from server.catalog.control import CatalogControl
+from server.engine.thread_turns import take_turns
 from server.metrics.patches import PatchMetrics
 from server.policy.rules import OPEN_POLICY
 from server.request.decider import Decider
@@ -46,6 +47,7 @@ def processes() -> Any:
 
 @pytest.fixture
 async def stand(folder: Path, records: Any, processes: Any) -> AsyncIterator[Stand]:
+    take_turns()
     metrics = PatchMetrics(registry := CollectorRegistry())
     residency = ScriptedResidency()
     control = CatalogControl(records) if records is not None else None

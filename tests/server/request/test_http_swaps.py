@@ -149,8 +149,10 @@ async def test_forty_swaps_under_load_fail_no_request_and_mix_no_versions(stand:
         return count
 
     clients = [asyncio.create_task(ask()) for _ in range(8)]
-    for number in range(1, 41):
-        await stand.load(fill=float(number))
+    # Threads read the files, and have to get their turn beside a loop that always has work.
+    async with asyncio.timeout(60):
+        for number in range(1, 41):
+            await stand.load(fill=float(number))
     stop.set()
     counts = await asyncio.gather(*clients)
     await stand.catalog.residents.drained()

@@ -44,6 +44,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``steer``             steering vectors in a transformers model, and their making
 ``deltas``            from checkpoints to weight patches
 ``critical``          which weights a model's safety hangs on
+``tune``              instruction tuning of whole models, critical weights held
 ``recipes``           from a file of YAML to finished patches
 ``evaluate``          what a patch does, measured
 ``signing``           keys, signatures, revoked patches

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "make": ("server.commands.make", "make patches from recipes: prompts, pairs, training"),
     "pairs": ("server.commands.pairs", "make preference pairs of a base model and a safer reference"),
     "train": ("server.commands.train", "train a patch on preference pairs: SFT, then DPO"),
+    "tune": ("server.commands.tune", "tune a whole model, the weights that its safety hangs on held"),
     "steer": ("server.commands.steer", "make a steering patch from preference pairs, without training"),
     "condition": ("server.commands.condition", "give a steering patch a condition: when it acts"),
     "delta": ("server.commands.delta", "make a weight patch from two checkpoints"),

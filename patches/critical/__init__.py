@@ -14,5 +14,6 @@ and S how safely the model answers. The weights of the largest scores, one in a 
 ``report``     that as tables and a heat map
 ``noise``      the paper's test: noise on critical weights, and on as many others
 ``noise_test`` what S becomes under it
+``protect``    holds weights while any optimizer changes the rest
 =============  ==========================================================================
 """

@@ -232,8 +232,11 @@ class Loop:
 
 
 @contextmanager
-def out_of_memory_explained() -> Iterator[None]:
+def out_of_memory_explained(more: str = "; or use --compute-dtype bfloat16") -> Iterator[None]:
     """Turn an allocator's error into advice.
+
+    Args:
+        more: What else helps, where the caller has such an option.
 
     Raises:
         TrainingStopped: Memory did not suffice.
@@ -245,7 +248,7 @@ def out_of_memory_explained() -> Iterator[None]:
             raise
         raise TrainingStopped(
             "out of memory: halve --batch-size and double --accumulate, which gives the same steps; or lower "
-            "--max-length; or use --compute-dtype bfloat16"
+            f"--max-length{more}"
         ) from error
 
 

@@ -132,8 +132,6 @@ def _check(args: argparse.Namespace) -> None:
         raise CommandError(f"--share: expected more than 0, at most {MAX_SHARE:g}, got {args.share:g}")
     if args.noise is None and args.noise_prompts is not None:
         raise CommandError("--noise-prompts: expected --noise beside it, got none")
-    if not args.force and (args.output / "scores.json").exists():
-        raise CommandError(f"{args.output}: holds scores already (--force)")
 
 
 def _questions(args: argparse.Namespace, harmful: Path) -> "Questions":
@@ -161,12 +159,10 @@ def _loaded(args: argparse.Namespace) -> "LoadedModel":
 def _scores(args: argparse.Namespace, model: "LoadedModel", questions: "Questions") -> "Scores":
     from patches.critical.gradient import gradient_of, linear_parameters
     from patches.critical.scorers import make_scorer
-    from patches.critical.scores import write_scores
+    from patches.critical.scores import MANIFEST, read_scores, require_scores_of, write_scores
     from patches.pairs.rows import file_digest
 
     scorer = make_scorer(args.scorer, model, questions)
-    with counted("adding up the gradient") as tell:
-        gradient = gradient_of(model.network, scorer, tell)
     origin: dict[str, Any] = {
         "method": "esi",
         "policypatch": __version__,
@@ -176,6 +172,15 @@ def _scores(args: argparse.Namespace, model: "LoadedModel", questions: "Question
     }
     if args.benign is not None:
         origin |= {"benign_digest": file_digest(args.benign), "num_benign": len(questions.benign)}
+    if (args.output / MANIFEST).exists() and not args.force:
+        found = read_scores(args.output)
+        require_scores_of(found, model.base_model)
+        if found.origin != origin:
+            raise CommandError(f"{args.output}: holds scores of other prompts, or of another S (--force)")
+        note(f"{args.output}: holds these scores already; they are reported anew")
+        return found
+    with counted("adding up the gradient") as tell:
+        gradient = gradient_of(model.network, scorer, tell)
     with write_errors(args.output), counted("writing scores") as tell:
         return write_scores(
             args.output,

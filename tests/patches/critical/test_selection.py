@@ -191,9 +191,13 @@ def test_the_command_writes_scores_and_says_what_they_say(
     assert "expected at least 30, got 2" in said.err
     origin = read_scores(tmp_path / "scores").origin
     assert (origin["num_prompts"], origin["num_benign"]) == (2, 1)
-    assert main(command(tiny_model_folder, tmp_path)) == 2
-    assert "holds scores already (--force)" in capsys.readouterr().err
-    assert main(command(tiny_model_folder, tmp_path, "--force")) == 0
+    digest = read_scores(tmp_path / "scores").digest
+    assert main(command(tiny_model_folder, tmp_path)) == 0
+    assert "holds these scores already; they are reported anew" in capsys.readouterr().err
+    assert read_scores(tmp_path / "scores").digest == digest
+    assert main(command(tiny_model_folder, tmp_path, "--num-prompts", "1")) == 2
+    assert "holds scores of other prompts, or of another S (--force)" in capsys.readouterr().err
+    assert main(command(tiny_model_folder, tmp_path, "--num-prompts", "1", "--force")) == 0
 
 
 @pytest.mark.parametrize(

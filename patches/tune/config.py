@@ -1,0 +1,60 @@
+"""How a model is tuned: one frozen dataclass, whose defaults are the command's."""
+
+from dataclasses import asdict, dataclass
+
+from patches.canonical import JsonValue
+from patches.errors import TrainingError
+
+WEIGHTS = ("all", "linear")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """By which steps; the rates are those of the code that SPA's authors published."""
+
+    #: ``all`` of the model, or ``linear`` layers of its decoder layers alone: what a weight patch can hold.
+    weights: str = "all"
+    epochs: int = 1
+    #: In place of epochs.
+    steps: int | None = None
+    learning_rate: float = 3e-5
+    schedule: str = "cosine"
+    #: Share of the steps in which the learning rate rises.
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    batch_size: int = 4
+    #: Forward passes for one step.
+    accumulate: int = 1
+    #: Tokens of prompt and answer together; longer rows are left out and counted.
+    max_length: int = 1024
+    max_grad_norm: float = 1.0
+    #: The share of weights that ``--protect`` holds.
+    share: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            TrainingError: One is outside its range.
+        """
+        for name, allowed in (("weights", WEIGHTS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise TrainingError(f"{name}: expected {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size", "accumulate", "max_length"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("steps", self.steps is None or self.steps >= 1, "at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
+        self._require("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
+        self._require("warmup", 0 <= self.warmup < 1, "at least 0 and less than 1")
+        self._require("seed", self.seed >= 0, "at least 0")
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Return the configuration for the record beside the model."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)}")

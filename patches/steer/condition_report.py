@@ -17,9 +17,16 @@ _ROLES = {
     "positive": "to be met",
     "negative": "not to be met",
     "hard": "not to be met, looks alike",
+    "text": "not to be met, no chat",
     "also": "reported alone",
 }
-_COLOURS = {"positive": "#c0392b", "negative": "#2e6fd0", "hard": "#d08a2e", "also": "#888888"}
+_COLOURS = {
+    "positive": "#c0392b",
+    "negative": "#2e6fd0",
+    "hard": "#d08a2e",
+    "text": "#3a9a5b",
+    "also": "#888888",
+}
 _NUM_CANDIDATES = 8
 
 

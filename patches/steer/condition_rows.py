@@ -27,9 +27,9 @@ class ConditionRows:
         #: ``[n]``, the set of each row.
         self.set_of = torch.arange(len(sets)).repeat_interleave(lengths)
         roles = [one.role for one in sets]
-        self.is_positive, self.is_plain, self.is_hard = (
+        self.is_positive, self.is_plain, self.is_hard, self.is_text = (
             torch.tensor([one == role for one in roles])[self.set_of]
-            for role in ("positive", "negative", "hard")
+            for role in ("positive", "negative", "hard", "text")
         )
         is_test = torch.cat([one.is_test for one in sets])
         #: Indices of the rows that fit, and of those that only test.

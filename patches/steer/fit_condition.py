@@ -181,7 +181,9 @@ def fit_condition(
     penalty = max(PENALTIES, key=lambda one: rows.judged(*held_out[one]))
     unseen, scores = held_out[penalty]
     probe = rows.probe(features, rows.fits, options.hard_weight, penalty)
-    line = calibration(scores, rows.labels[unseen])
+    # A text without a chat is no prompt whose odds are asked for, and as many more as it has beginnings.
+    is_chat = ~rows.is_text[unseen]
+    line = calibration(scores[is_chat], rows.labels[unseen][is_chat])
     _, negatives = rows.sides(unseen, line.of(scores))
     threshold = measured_threshold(negatives, rate)
     fitted = _report(rows, line.stretched(probe), threshold, best, features, options)

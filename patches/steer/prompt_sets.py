@@ -1,13 +1,13 @@
 """The prompts that a condition is fitted to and judged on, with what they leave in the model.
 
 The hash of a prompt says whether it fits or tests, the same in every run and whatever else the file holds.
-States are kept in a folder, set by set, so that another threshold reads no prompt again; they hold numbers
-alone.
+Plain text without a chat around it is a set of its own. States are kept in a folder, set by set, so that
+another threshold reads no prompt again; they hold numbers alone.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from patches.errors import PairsError
 from patches.model import LoadedModel
-from patches.pairs.prompts import Prompt, read_prompts, split_number
+from patches.pairs.prompts import Prompt, prompt_id, split_number
 from patches.steer.hidden import LAST, MEAN, Tell, pooled_states
+from patches.train.benign_rows import read_benign
 from patches.train.data import Encoder
 
 #: In the order of the states' second axis.
@@ -26,6 +27,8 @@ POOLS = {"mean": MEAN, "last": LAST}
 TEST_SHARE = 0.2
 #: Fewer prompts on one side can't hold a threshold.
 MIN_PROMPTS = 20
+#: What of a plain text is read; where a probe tells it from a chat, it does so before.
+MAX_TEXT_TOKENS = 256
 _KEY = "policypatch.states"
 
 
@@ -34,9 +37,12 @@ class PromptSet:
     """The prompts of a file, and which side they are on."""
 
     name: str
-    #: ``positive``, ``negative``, ``hard`` (negatives that look like positives), ``also`` (reported alone).
+    #: ``positive``, ``negative``, ``hard`` (negatives that look like positives), ``text`` (negatives without
+    #: a chat), ``also`` (reported alone).
     role: str
     prompts: Sequence[Prompt]
+    #: Each prompt is one message of plain text, whose beginnings are prompts too.
+    is_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,28 @@ class ReadSet:
     is_test: torch.Tensor
 
 
-def read_set(path: Path, role: str) -> PromptSet:
-    """Read the prompts of a file.
+def read_sets(path: Path, role: str) -> list[PromptSet]:
+    """Read the prompts of a file, and its plain text, which no line is drawn by.
 
     Raises:
-        PairsError: It can't be read.
+        PairsError: It can't be read, or has plain text where the condition is to be met.
     """
-    return PromptSet(path.name, role, read_prompts(path).prompts)
+    file = read_benign(path)
+    if file.documents and role == "positive":
+        raise PairsError(
+            f"{path}: document: expected prompts where the condition is to be met, got plain text, whose "
+            "beginnings say nothing yet; give it as negative, or as a prompt"
+        )
+    texts = [
+        Prompt(prompt_id(message), message)
+        for text in file.documents
+        for message in [({"role": "document", "content": text},)]
+    ]
+    sets = [PromptSet(path.name, role, file.prompts)] if file.prompts else []
+    if texts:
+        name = f"{path.name}, plain text" if sets else path.name
+        sets.append(PromptSet(name, role if role == "also" else "text", texts, is_text=True))
+    return sets
 
 
 def require_enough(sets: Sequence[PromptSet]) -> None:
@@ -90,7 +111,7 @@ def without_doubles(sets: Sequence[PromptSet]) -> tuple[list[PromptSet], int]:
         own = [prompt for prompt in one.prompts if prompt.id not in seen]
         seen |= {prompt.id for prompt in own}
         if own:
-            kept.append(PromptSet(one.name, one.role, own))
+            kept.append(replace(one, prompts=own))
     return kept, num_before - sum(len(one.prompts) for one in kept)
 
 
@@ -114,16 +135,29 @@ def read_states(
     encoder = Encoder(model.tokenizer)
     key = _key_of(model, one, layers)
     path = folder / f"{key[:16]}.safetensors"
-    is_test = torch.tensor([one.role == "also" or _is_test(prompt) for prompt in one.prompts])
+    rows, is_test = _rows(encoder, one)
     states = _kept(path, key)
     if states is None:
-        rows = [encoder.prompt(prompt.messages) for prompt in one.prompts]
         states = pooled_states(model.network, rows, [*POOLS.values()], tell, layers)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
         save_file({"states": states.contiguous()}, temporary, {_KEY: key})
         temporary.replace(path)
-    return ReadSet(one.name, one.role, states, is_test)
+    return ReadSet(one.name, one.role, states, torch.tensor(is_test))
+
+
+def _rows(encoder: Encoder, one: PromptSet) -> tuple[list[tuple[int, ...]], list[bool]]:
+    """Encode a set; text is read from its beginnings of 1, 2, 4 … tokens on, each of them once."""
+    if not one.is_text:
+        is_test = [one.role == "also" or _is_test(prompt) for prompt in one.prompts]
+        return [encoder.prompt(prompt.messages) for prompt in one.prompts], is_test
+    beginnings: dict[tuple[int, ...], bool] = {}
+    for prompt in one.prompts:
+        ids = encoder.plain(prompt.messages[0]["content"])[:MAX_TEXT_TOKENS]
+        lengths = {*(2**n for n in range(len(ids).bit_length())), len(ids)} if ids else ()
+        for length in sorted(lengths):
+            beginnings.setdefault(ids[:length], one.role == "also" or _is_test(prompt))
+    return [*beginnings], [*beginnings.values()]
 
 
 def _is_test(prompt: Prompt) -> bool:
@@ -134,6 +168,8 @@ def _key_of(model: LoadedModel, one: PromptSet, layers: Sequence[int]) -> str:
     base, tokenizer = model.base_model, model.tokenizer
     parts = [base.weights_digest, base.tokenizer_digest, base.dtype, str(list(layers))]
     parts.append(hashlib.sha256(str(getattr(tokenizer, "chat_template", None)).encode()).hexdigest())
+    if one.is_text:
+        parts.append(f"beginnings, {MAX_TEXT_TOKENS} tokens")
     return hashlib.sha256("\n".join(parts + [prompt.id for prompt in one.prompts]).encode()).hexdigest()
 
 

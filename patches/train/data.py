@@ -74,8 +74,12 @@ class Encoder:
 
     def document(self, text: str) -> Sample:
         """Encode plain text, as a request without a chat brings it; its first token is what it follows."""
-        ids = tuple(int(i) for i in self._tokenizer(text)["input_ids"])
+        ids = self.plain(text)
         return Sample(ids[:1], ids[1:])
+
+    def plain(self, text: str) -> tuple[int, ...]:
+        """Encode plain text, with what the tokenizer puts in front of it."""
+        return tuple(int(i) for i in self._tokenizer(text)["input_ids"])
 
     def _render(self, messages: list[dict[str, str]], is_answered: bool) -> str:
         from jinja2.exceptions import TemplateError

@@ -41,6 +41,8 @@ over the prompt or its last token, are chosen on prompts that it has not seen; s
 the wanted share of the negatives crosses. A fifth of the prompts takes no part in that and is reported on;
 a rate needs 5 / RATE negatives, 250 for 0.02, and fewer are warned of.
 Harmless prompts full of dangerous words belong into --hard-negative: they weigh more, and are reported apart.
+Rows {"document": TEXT} of --negative are text without a chat, as a completion has it: it is fitted to from
+its first token on, and reported apart too.
 
 The result is a new version of the patch, whose origin names the first, and a folder
 DIR/NAME-VERSION.condition with report.md, report.json and roc.svg. What the model makes of prompts is kept as
@@ -148,7 +150,7 @@ def _label(args: argparse.Namespace, patch: "Patch") -> Label:
 
 
 def _sets(args: argparse.Namespace) -> "list[PromptSet]":
-    from patches.steer.prompt_sets import read_set, require_enough, without_doubles
+    from patches.steer.prompt_sets import read_sets, require_enough, without_doubles
 
     roles = {
         "positive": args.positive,
@@ -159,9 +161,9 @@ def _sets(args: argparse.Namespace) -> "list[PromptSet]":
     paths = [path for files in roles.values() for path in files]
     if len({path.name for path in paths}) < len(paths):
         raise CommandError("prompts: expected files whose names differ, by which the report calls them")
-    read_sets = [read_set(path, role) for role, files in roles.items() for path in files]
-    require_enough(read_sets)
-    sets, num_doubles = without_doubles(read_sets)
+    every = [one for role, files in roles.items() for path in files for one in read_sets(path, role)]
+    require_enough(every)
+    sets, num_doubles = without_doubles(every)
     if num_doubles:
         note(f"{num_doubles} prompts stand in several files; each counts in the first one only")
     return sets

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from patches.errors import CompileError
+from patches.errors import CompileError, PairsError
 from patches.format import Patch, make_patch, read_patch, write_patch
 from patches.kinds.steering import Steering, SteeringBody
 from patches.label import Label
 from patches.model import LoadedModel, load_model
 from patches.steer.batch import SteeredRow, steered
+from patches.steer.condition_rows import ConditionRows
 from patches.steer.fit_condition import Options, candidate_layers, fit_condition, patch_with_condition
-from patches.steer.prompt_sets import ReadSet, read_set, without_doubles
+from patches.steer.prompt_sets import ReadSet, read_sets, without_doubles
 from patches.steer.vector import vector_of
 from patches.train.data import Encoder
 from server.cli import main
@@ -125,11 +126,36 @@ def prompts(path: Path, texts: list[str]) -> Path:
 
 def test_a_prompt_counts_in_the_first_set_that_has_it(tmp_path: Path) -> None:
     texts = [f"answer {number}" for number in range(30)]
-    first = read_set(prompts(tmp_path / "a.jsonl", texts), "positive")
-    second = read_set(prompts(tmp_path / "b.jsonl", [*texts[:5], *(t + "?" for t in texts)]), "negative")
+    (first,) = read_sets(prompts(tmp_path / "a.jsonl", texts), "positive")
+    (second,) = read_sets(prompts(tmp_path / "b.jsonl", [*texts[:5], *(t + "?" for t in texts)]), "negative")
     kept, num_doubles = without_doubles([first, second])
     assert [len(one.prompts) for one in kept] == [30, 30]
     assert num_doubles == 5
+
+
+def test_plain_text_is_a_set_of_its_own_and_is_never_to_be_met(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    path.write_text('{"prompt": "a question"}\n{"document": "some text"}\n')
+    for role, of_text in (("negative", "text"), ("hard", "text"), ("also", "also")):
+        chats, texts = read_sets(path, role)
+        assert (chats.role, chats.is_text, texts.role, texts.is_text) == (role, False, of_text, True)
+        assert texts.name == "mixed.jsonl, plain text"
+    with pytest.raises(PairsError, match="document: expected prompts where the condition is to be met"):
+        read_sets(path, "positive")
+
+
+def test_no_line_is_drawn_by_plain_text() -> None:
+    """Here it would raise the line: it looks like what the condition is for."""
+    options = Options(0.1, layers=(6,), pool="mean")
+    texts = replace(read("text", "text", 400, 6.0, 4), is_test=torch.ones(400, dtype=torch.bool))
+    rows = ConditionRows([*SETS, replace(texts, is_test=~texts.is_test)], LAYERS)
+    assert [len(side) for side in rows.sides(rows.fits, rows.fits)] == [240, 480]
+    alone, beside = (
+        fit_condition(sets, LAYERS, options, lambda done, total: None) for sets in (SETS, [*SETS, texts])
+    )
+    assert beside.threshold == alone.threshold
+    assert (beside.num_negatives, beside.false_positives) == (alone.num_negatives, alone.false_positives)
+    assert {one.name: one.met.value for one in beside.sets}["text"] > 0.9
 
 
 def test_all_files_that_are_too_small_are_named_at_once(
@@ -226,6 +252,26 @@ def test_the_command_writes_a_patch_whose_condition_tells_the_sides_apart(
     warning = f"at least 50 held-back negatives for a rate of 0.02, got {num_held_back}"
     assert f"warning: false_positive_rate: expected {warning}" in printed.err
     assert f"**Warning:** false_positive_rate: expected {warning}" in report
+
+
+def test_plain_text_does_not_meet_a_condition_that_was_fitted_to_some(
+    call: Callable[..., int], tmp_path: Path, tiny_model: LoadedModel
+) -> None:
+    """Without any, its first tokens do: they are unlike all that stands in a chat."""
+    rude = [f"answer rudely, rudely {number} times" for number in range(60)]
+    kind = [{"prompt": f"the assistant is polite to user {number}"} for number in range(60)]
+    texts = [{"document": text} for text in rude]
+    (tmp_path / "kind.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*kind, *texts]))
+    assert call() == 0
+    made = read_patch(tmp_path / "out" / "safe-0.2.0.safetensors")
+    sets = {one["set"]: one for one in made.manifest.origin["condition"]["sets"]}
+    of_text = sets["kind.jsonl, plain text"]
+    assert (of_text["role"], of_text["met"]) == ("text", 0.0)
+    # Each beginning once, in one of the two.
+    ids = [tuple(tiny_model.tokenizer(text)["input_ids"]) for text in rude]
+    lengths = [1, 2, 4, 8, 16, 32, 64]
+    beginnings = {one[:length] for one in ids for length in [*lengths, len(one)]}
+    assert of_text["fitted"] + of_text["tested"] == len(beginnings)
 
 
 def test_the_vector_of_a_plain_steer_takes_a_condition(

@@ -9,7 +9,8 @@ import torch
 
 from patches.steer.network import hooked, layers_of
 
-_MAX_TOKENS = 4096
+#: Padded tokens of one pass: what a pass needs beside the weights grows with them.
+_MAX_TOKENS = 2048
 
 #: Told the number of texts that are read, and of all.
 Tell = Callable[[int, int], None]
@@ -17,27 +18,6 @@ Tell = Callable[[int, int], None]
 
 class _Enough(Exception):
     """Ends a pass behind the last layer that is wanted."""
-
-
-@dataclass
-class _Collector:
-    """Keeps what a pass leaves behind some layers, and ends it there."""
-
-    layers: Collection[int]
-    states: list[torch.Tensor] = field(default_factory=list)
-
-    def before_pass(self, positions: torch.Tensor, is_real: torch.Tensor) -> None:
-        self.states = []
-
-    def after_layer(self, layer: int, states: torch.Tensor) -> torch.Tensor:
-        if layer in self.layers:
-            self.states.append(states)
-        if len(self.states) == len(self.layers):
-            raise _Enough
-        return states
-
-    def after_mlp(self, layer: int, states: torch.Tensor) -> torch.Tensor:
-        return states
 
 
 @dataclass(frozen=True)
@@ -53,6 +33,34 @@ class Pool:
         return states[first:length].float().mean(0)
 
 
+@dataclass
+class _Collector:
+    """Pools what a pass leaves behind some layers, layer by layer, and ends it there; keeps no token."""
+
+    layers: Collection[int]
+    pools: Sequence[Pool]
+    #: Of each layer, ``[rows, pools, d]`` float32.
+    pooled: list[torch.Tensor] = field(default_factory=list)
+    _lengths: Sequence[int] = ()
+
+    def before_pass(self, positions: torch.Tensor, is_real: torch.Tensor) -> None:
+        self.pooled, self._lengths = [], is_real.sum(1).tolist()
+
+    def after_layer(self, layer: int, states: torch.Tensor) -> torch.Tensor:
+        if layer in self.layers:
+            rows = [
+                torch.stack([pool.of(row, length) for pool in self.pools])
+                for row, length in zip(states, self._lengths, strict=True)
+            ]
+            self.pooled.append(torch.stack(rows).cpu())
+        if len(self.pooled) == len(self.layers):
+            raise _Enough
+        return states
+
+    def after_mlp(self, layer: int, states: torch.Tensor) -> torch.Tensor:
+        return states
+
+
 MEAN, LAST, LAST_FOUR = Pool(), Pool(1), Pool(4)
 
 
@@ -64,6 +72,9 @@ def pooled_states(
     layers: Collection[int] | None = None,
 ) -> torch.Tensor:
     """Read texts and pool what each layer makes of them.
+
+    What is held at a time, beside the weights and the result, is one pass over ``_MAX_TOKENS`` tokens, or
+    over one text that is longer.
 
     Args:
         network: A transformers model.
@@ -78,26 +89,26 @@ def pooled_states(
     Raises:
         ModelUnusable: The model's architecture can't be steered.
     """
-    device = network.get_input_embeddings().weight.device
+    embeddings = network.get_input_embeddings().weight
     # Rows of like length side by side need little padding.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    found: list[torch.Tensor | None] = [None] * len(rows)
-    collector, num_done = _Collector(range(len(layers_of(network))) if layers is None else layers), 0
+    wanted = range(len(layers_of(network))) if layers is None else layers
+    collector, num_done = _Collector(wanted, pools), 0
+    found = torch.empty(len(rows), len(pools), len(wanted), embeddings.shape[1])
     with torch.inference_mode(), hooked(network, collector):
         for part in _batches([len(rows[index]) for index in order]):
             indices = order[part]
             width = max(len(rows[index]) for index in indices)
-            ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in indices], device=device)
+            ids = torch.tensor(
+                [[*rows[i], *[0] * (width - len(rows[i]))] for i in indices], device=embeddings.device
+            )
             mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in indices])
             with suppress(_Enough):
-                network.get_decoder()(input_ids=ids, attention_mask=mask.to(device), use_cache=False)
-            for place, index in enumerate(indices):
-                length = len(rows[index])
-                pooled = [[pool.of(s[place], length) for s in collector.states] for pool in pools]
-                found[index] = torch.stack([torch.stack(one) for one in pooled]).cpu()
+                network.get_decoder()(input_ids=ids, attention_mask=mask.to(ids.device), use_cache=False)
+            found[indices] = torch.stack(collector.pooled, 2)
             num_done += len(indices)
             tell(num_done, len(rows))
-    return torch.stack([one for one in found if one is not None]).clone()
+    return found
 
 
 def _batches(lengths: Sequence[int]) -> list[slice]:

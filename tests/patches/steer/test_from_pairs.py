@@ -1,6 +1,7 @@
 """Directions from pairs, by hand and through the command."""
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from patches.model import LoadedModel
 from patches.pairs.rows import PairRow, encode_row, read_pairs
 from patches.steer.directions import METHODS, directions, fitted
 from patches.steer.from_pairs import PairStates, agreement, states_of_pairs, usable_pairs
-from patches.steer.hidden import LAST, LAST_FOUR, MEAN, pooled_states
+from patches.steer.hidden import LAST, LAST_FOUR, MEAN, _Collector, pooled_states
 from patches.steer.layer_list import last_third, read_layers, written_layers
 from server.cli import main
 
@@ -68,6 +69,18 @@ def test_agreement_is_one_where_pairs_agree() -> None:
     assert agreement(PairStates(CHOSEN, REJECTED)) == [1.0]
     crossed = torch.eye(2)[:, None]
     assert agreement(PairStates(crossed, torch.zeros_like(crossed))) == [0.707]
+
+
+def test_no_state_of_a_token_is_kept() -> None:
+    """A model's states of all tokens of thousands of prompts are more than most machines hold."""
+    collector = _Collector([0, 1], [MEAN, LAST])
+    collector.before_pass(torch.arange(3)[None], torch.tensor([[True, True, True], [True, True, False]]))
+    states = torch.arange(12.0).reshape(2, 3, 2)
+    given = weakref.ref(collector.after_layer(0, states))
+    expected = torch.stack([states[0].mean(0), states[0, 2], states[1, :2].mean(0), states[1, 1]])
+    del states
+    assert given() is None
+    assert torch.equal(collector.pooled[0], expected.reshape(2, 2, 2))
 
 
 def test_pooled_states_are_the_models_own(tiny_model: LoadedModel) -> None:

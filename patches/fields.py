@@ -63,6 +63,10 @@ class FieldReader:
             self.problem(key, expected, value)
         return value if self.is_good(key) else minimum
 
+    def optional_integer(self, key: str, minimum: int, maximum: int) -> int | None:
+        """Take an integer, if the key is there."""
+        return self.integer(key, minimum, maximum) if key in self._document else None
+
     def integers(self, key: str, minimum: int, maximum: int) -> Sequence[int]:
         """Read a list of integers, each within inclusive limits."""
         value, is_there = self._take(key)

@@ -88,9 +88,11 @@ exceed 1 MiB, the manifest 256 KiB, and N, the number of virtual tokens, 4096.
   all that follow. Tokens of a prefix in front are never steered.
 - ``condition`` (optional) needs ``answer``. It MUST have 1 to 4 ``probes``. ``layers`` is a rising list of 1
   to 64 layers. A token's score is the sum over ``layers`` of the dot product of the probe's row and the
-  layer's output; a request's is ``bias`` and the mean over the tokens of the prompt, or that of the
-  last one (``pool``: ``mean``, ``last``). A probe is met where that exceeds ``threshold``; ``combine`` is
-  ``any`` or ``all``. Where the condition is not met, or ``shadow`` is true, nothing is steered.
+  layer's output; a request's is ``bias`` and the mean over the tokens of the prompt (``pool``: ``mean``), or
+  over the last ``num_tokens`` of them (``last``), all where there are fewer. ``num_tokens`` is 2 to 4096, and
+  MUST be left out for ``mean``, and for the last token alone. A probe is met where that exceeds
+  ``threshold``; ``combine`` is ``any`` or ``all``. Where the condition is not met, or ``shadow`` is true,
+  nothing is steered.
 
 **Tensors of a steering patch.** ``vector`` MUST be there, ``probes`` where there is a condition, and no
 other. All values MUST be finite.

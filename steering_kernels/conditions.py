@@ -20,9 +20,10 @@ MAX_PROBES = 4
 #: Values of ``ConditionTable.uses``: whether a probe reads a layer, and whether that is its first.
 UNUSED, OPENS, ADDS = 0, 1, 2
 
-#: Columns of ``ConditionTable.settings``; ``kind`` is one of the numbers below.
-SETTING_COLUMNS = ("kind", "bias", "threshold")
-NO_PROBE, POOLS_MEAN, POOLS_LAST = 0, 1, 2
+#: Columns of ``ConditionTable.settings``. ``num_last`` is how many of the prompt's last tokens count, which a
+#: float32 holds exactly; 0 where there is no probe.
+SETTING_COLUMNS = ("num_last", "bias", "threshold")
+NO_PROBE, ALL_TOKENS = 0, 2**24
 
 #: Columns of ``ConditionTable.rules``.
 RULE_COLUMNS = ("num_needed", "is_shadow", "last_layer")
@@ -36,8 +37,8 @@ class Probe:
     """One score of a prompt, and the line it is compared with.
 
     Semantics: a token's score is the sum over ``layers`` of its state after the layer times the layer's row
-    of the probe. The prompt's is ``bias`` plus the mean over its tokens, or plus the last token's; the probe
-    is met where it is above ``threshold``.
+    of the probe. The prompt's is ``bias`` plus the mean over its tokens, of which ``last`` takes the last
+    ``num_tokens``, as far as there are so many; the probe is met where it is above ``threshold``.
     """
 
     #: Layers of this rank, rising.
@@ -45,11 +46,18 @@ class Probe:
     pool: Pool = "mean"
     bias: float = 0.0
     threshold: float = 0.0
+    #: Of ``last``.
+    num_tokens: int = 1
+
+    @property
+    def num_last(self) -> int:
+        """The most tokens of a prompt that count."""
+        return ALL_TOKENS if self.pool == "mean" else self.num_tokens
 
     @property
     def settings(self) -> tuple[float, float, float]:
         """A row of ``ConditionTable.settings``."""
-        return (float(POOLS_MEAN if self.pool == "mean" else POOLS_LAST), self.bias, self.threshold)
+        return (float(self.num_last), self.bias, self.threshold)
 
 
 @dataclass(frozen=True, slots=True)

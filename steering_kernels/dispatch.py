@@ -164,7 +164,7 @@ def decide_(
         layer: index of the layer in the table.
 
     Semantics: a probe's score is its bias plus the mean of ``ledger.scores`` over the slots of the prompt, or
-    plus the one of its last token. At the slot of that token ``ledger.pooled`` becomes the scores, NaN where
+    of its last few tokens. At the slot of the last one ``ledger.pooled`` becomes the scores, NaN where
     there is no probe, and ``ledger.flags`` ``MET`` where enough of them are above their thresholds, or where
     one is not finite: that a prompt is unknown is no reason to leave it alone. Else it becomes ``NOT_MET``.
     The request's tokens of this step from its prompt's last on get its row where it is met and no shadow,

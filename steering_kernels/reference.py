@@ -96,7 +96,7 @@ def decide_reference(
         met, is_finite = [], True
         for i, probe in enumerate(condition.probes):
             scores = ledger.scores[slots, i].double()
-            score = probe.bias + float(scores.mean() if probe.pool == "mean" else scores[-1])
+            score = probe.bias + float(scores[-probe.num_last :].mean())
             ledger.pooled[slots[-1], i] = score
             met.append(score > probe.threshold)
             is_finite = is_finite and math.isfinite(score)

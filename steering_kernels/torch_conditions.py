@@ -86,7 +86,7 @@ def decide_torch(
         num_met = 0
         for i, probe in enumerate(condition.probes):
             if probe.pool == "last":
-                pooled[i] = scores[-1, i]
+                pooled[i] = scores[-probe.num_tokens :, i].mean()
             pooled[i] += probe.bias
             num_met += int(pooled[i] > probe.threshold)
         is_finite = bool(pooled[: len(condition.probes)].isfinite().all())

@@ -14,7 +14,6 @@ from steering_kernels.conditions import (
     MET,
     NOT_MET,
     OPENS,
-    POOLS_LAST,
     UNUSED,
     ConditionTable,
     ScoreLedger,
@@ -32,7 +31,6 @@ _add = tl.standard._sum_combine
 _TINY = tl.constexpr(TINY)
 _PROBES = tl.constexpr(MAX_PROBES)
 _UNUSED, _OPENS = tl.constexpr(UNUSED), tl.constexpr(OPENS)
-_POOLS_LAST = tl.constexpr(POOLS_LAST)
 _MET, _NOT_MET = tl.constexpr(MET), tl.constexpr(NOT_MET)
 
 
@@ -207,6 +205,9 @@ def _decide_kernel(
 
     blocks = block_table_ptr + request.to(tl.int64) * block_table_stride
     probes = tl.arange(0, _PROBES)
+    setting = settings_ptr + (row * _PROBES + probes) * 3
+    num_last = tl.load(setting).to(tl.int32)
+    starts = tl.maximum(first, stop - num_last)
     # A column of the tile is summed over the whole prompt first, so the order depends on its length alone.
     sums = tl.full([TILE, _PROBES], 0, tl.float32)
     for begin in range(first, stop, TILE):
@@ -215,16 +216,16 @@ def _decide_kernel(
         block = tl.load(blocks + positions // block_size, mask=is_prompt, other=0).to(tl.int64)
         slots = block * block_size + positions % block_size
         places = slots[:, None] * _PROBES + probes[None, :]
-        sums += tl.load(scores_ptr + places, mask=is_prompt[:, None], other=0.0)
+        counts = is_prompt[:, None] & (positions[:, None] >= starts[None, :])
+        sums += tl.load(scores_ptr + places, mask=counts, other=0.0)
     last = _slot(blocks, stop - 1, block_size) * _PROBES + probes
-    setting = settings_ptr + (row * _PROBES + probes) * 3
-    kind = tl.load(setting)
-    mean = tl.reduce(sums, 0, _add) / (stop - first).to(tl.float32)
-    pooled = tl.where(kind == _POOLS_LAST, tl.load(scores_ptr + last), mean) + tl.load(setting + 1)
-    pooled = tl.where(kind == 0, float("nan"), pooled)
+    # Where there is no probe nothing counts, and nothing is divided by.
+    num_counted = tl.maximum(stop - starts, 1).to(tl.float32)
+    pooled = tl.reduce(sums, 0, _add) / num_counted + tl.load(setting + 1)
+    pooled = tl.where(num_last == 0, float("nan"), pooled)
     # NaN, a probe that is not there, is above nothing; one that is there has to have a finite score.
     num_met = tl.reduce((pooled > tl.load(setting + 2)).to(tl.int32), 0, _add)
-    is_broken = (kind != 0) & ((pooled != pooled) | (tl.abs(pooled) == float("inf")))
+    is_broken = (num_last != 0) & ((pooled != pooled) | (tl.abs(pooled) == float("inf")))
     is_met = (num_met >= num_needed) | (tl.reduce(is_broken.to(tl.int32), 0, _add) > 0)
     tl.store(pooled_ptr + last, pooled)
     tl.store(flags_ptr + _slot(blocks, stop - 1, block_size), tl.where(is_met, _MET, _NOT_MET).to(tl.int8))

@@ -2,7 +2,7 @@
 
 After CAST (arXiv 2409.05907), with learned probes in place of its projections. The score of a token is the
 sum of one dot product at each of a probe's layers; the score of a request is the probe's bias and the mean
-over the prompt's tokens, or the value at the last one.
+over the prompt's tokens, or over the last few of them.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ POOLS = ("mean", "last")
 COMBINATIONS = ("any", "all")
 MAX_PROBES = 4
 MAX_LAYERS = 64
+MAX_LAST_TOKENS = 4096
 _LIMIT = 1e6
 
 
@@ -25,19 +26,26 @@ class Probe:
 
     #: Decoder layers whose output is scored, from 0 on, rising.
     layers: tuple[int, ...]
-    #: ``mean`` over the prompt's tokens, or ``last``: the last of them.
+    #: ``mean`` over the prompt's tokens, or ``last``: over the last ``num_tokens``.
     pool: str
     bias: float
     threshold: float
+    #: Of ``last``; a shorter prompt has them all averaged.
+    num_tokens: int = 1
 
     def document(self) -> dict[str, JsonValue]:
-        """Return it as a manifest has it."""
-        return {
+        """Return it as a manifest has it; a single last token is not written down."""
+        document: dict[str, JsonValue] = {
             "layers": list(self.layers),
             "pool": self.pool,
             "bias": self.bias,
             "threshold": self.threshold,
         }
+        return document if self.num_tokens == 1 else {**document, "num_tokens": self.num_tokens}
+
+    def first_token(self, first: int, stop: int) -> int:
+        """Return where the tokens begin that it averages, of a prompt at ``first`` to ``stop``."""
+        return max(first, stop - self.num_tokens) if self.pool == "last" else first
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,13 @@ def read_condition(reader: FieldReader, num_layers: int) -> Condition:
 
 
 def _read_probe(reader: FieldReader, num_layers: int) -> Probe:
+    layers, pool = _read_layers(reader, num_layers), reader.one_of("pool", POOLS)
+    bias, threshold = (reader.number(key, -_LIMIT, _LIMIT) for key in ("bias", "threshold"))
     probe = Probe(
-        _read_layers(reader, num_layers),
-        reader.one_of("pool", POOLS),
-        reader.number("bias", -_LIMIT, _LIMIT),
-        reader.number("threshold", -_LIMIT, _LIMIT),
+        layers, pool, bias, threshold, reader.optional_integer("num_tokens", 2, MAX_LAST_TOKENS) or 1
     )
+    if pool == "mean" and probe.num_tokens > 1:
+        reader.problem("num_tokens", "none beside the pool mean", probe.num_tokens)
     reader.finish()
     return probe
 

@@ -174,7 +174,8 @@ class SteeringBody:
 
 def _shown(probe: Probe) -> str:
     layers = ", ".join(map(str, probe.layers))
-    return f"{probe.pool} of layers {layers}; met above {probe.threshold:g}, bias {probe.bias:g}"
+    pool = probe.pool if probe.num_tokens == 1 else f"mean of the last {probe.num_tokens} tokens"
+    return f"{pool} of layers {layers}; met above {probe.threshold:g}, bias {probe.bias:g}"
 
 
 def _read_steering(reader: FieldReader) -> Steering:

@@ -33,7 +33,8 @@ _NUM_CANDIDATES = 8
 def tables(fitted: Fitted) -> list[Table]:
     """Return what a person should see."""
     probe = fitted.condition.probes[0]
-    chosen = f"{probe.pool} of layers {', '.join(map(str, probe.layers))}"
+    pool = probe.pool if probe.num_tokens == 1 else f"mean of the last {probe.num_tokens} tokens"
+    chosen = f"{pool} of layers {', '.join(map(str, probe.layers))}"
     sets = [
         (one.name, _ROLES[one.role], str(one.num_fitted), str(one.num_tested), _percent(one.met))
         for one in fitted.sets

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from patches.kinds.condition import POOLS
 from patches.steer.probe_fit import LinearProbe, fit_probe
-from patches.steer.prompt_sets import ReadSet
+from patches.steer.prompt_sets import POOLS, ReadSet
 from patches.steer.roc import area, early_area
 
 NUM_FOLDS = 5
@@ -44,7 +43,7 @@ class ConditionRows:
 
     def features(self, layers: Sequence[int], pool: str) -> torch.Tensor:
         """Return ``[n, D]``: the states of some layers side by side."""
-        places, pooled = [self._layers.index(layer) for layer in layers], POOLS.index(pool)
+        places, pooled = [self._layers.index(layer) for layer in layers], [*POOLS].index(pool)
         return torch.cat([one.states[:, pooled, places].flatten(1) for one in self.sets])
 
     def probe(

@@ -1,7 +1,7 @@
 """Scores of requests as their prompts are read, and whether each condition is met.
 
 The score of a token is the sum of one dot product at each of a probe's layers; that of a request is the
-probe's bias and the mean over the prompt's tokens, or the value at the last one. Everything is float32. A
+probe's bias and the mean over the prompt's tokens, or over the last few. Everything is float32. A
 prompt may be read in several passes; the decision falls in the one that holds its last token.
 """
 
@@ -50,7 +50,7 @@ class Scoring:
         self.sums = self.sums or [torch.zeros((), device=states.device) for _ in self.condition.probes]
         for index, probe in enumerate(self.condition.probes):
             if layer in probe.layers:
-                first = self.num_prompt - 1 if probe.pool == "last" else self.num_prefix
+                first = probe.first_token(self.num_prefix, self.num_prompt)
                 counts = is_real & (positions >= first) & (positions < self.num_prompt)
                 of_tokens = states[counts].float() @ self.probes[row + probe.layers.index(layer)]
                 self.sums[index] = self.sums[index] + of_tokens.sum()
@@ -60,5 +60,5 @@ class Scoring:
 
     def _score(self, index: int) -> float:
         probe = self.condition.probes[index]
-        num_tokens = 1 if probe.pool == "last" else self.num_prompt - self.num_prefix
+        num_tokens = self.num_prompt - probe.first_token(self.num_prefix, self.num_prompt)
         return float(self.sums[index] / num_tokens) + probe.bias

@@ -15,12 +15,12 @@ import torch
 from patches.canonical import JsonValue
 from patches.errors import CompileError
 from patches.format import Patch, make_patch
-from patches.kinds.condition import POOLS, Condition, Probe
+from patches.kinds.condition import Condition, Probe
 from patches.kinds.steering import SteeringBody
 from patches.label import Label
 from patches.steer.condition_rows import NUM_FOLDS, ConditionRows
 from patches.steer.probe_fit import LinearProbe, calibration, calibration_error
-from patches.steer.prompt_sets import TEST_SHARE, ReadSet
+from patches.steer.prompt_sets import POOLS, TEST_SHARE, ReadSet
 from patches.steer.roc import Measured, crossing, curve, measured_area, measured_threshold, share
 from patches.steer.vector import require_steering
 
@@ -225,8 +225,11 @@ def _report(
         num_fitted = len(one.is_test) - len(own)
         results.append(SetResult(one.name, one.role, num_fitted, len(own), crossing(own, threshold.value)))
     is_judged = (rows.is_positive | rows.is_plain)[rows.tests]
+    # ``last-16``: the mean of the last 16.
+    pool, _, num_tokens = chosen.pool.partition("-")
+    reads = Probe(chosen.layers, pool, probe.bias, threshold.value, int(num_tokens or 1))
     return Fitted(
-        Condition((Probe(chosen.layers, chosen.pool, probe.bias, threshold.value),), "any", options.shadow),
+        Condition((reads,), "any", options.shadow),
         probe.weights.reshape(len(chosen.layers), -1).float(),
         threshold,
         measured_area(positives, negatives),

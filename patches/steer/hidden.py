@@ -61,7 +61,7 @@ class _Collector:
         return states
 
 
-MEAN, LAST, LAST_FOUR = Pool(), Pool(1), Pool(4)
+MEAN, LAST, LAST_FOUR, LAST_SIXTEEN = Pool(), Pool(1), Pool(4), Pool(16)
 
 
 def pooled_states(

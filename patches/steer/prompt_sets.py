@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from patches.errors import PairsError
 from patches.model import LoadedModel
 from patches.pairs.prompts import Prompt, prompt_id, split_number
-from patches.steer.hidden import LAST, MEAN, Tell, pooled_states
+from patches.steer.hidden import LAST, LAST_SIXTEEN, MEAN, Tell, pooled_states
 from patches.train.benign_rows import read_benign
 from patches.train.data import Encoder
 
-#: In the order of the states' second axis.
-POOLS = {"mean": MEAN, "last": LAST}
+#: What a condition may read, in the order of the states' second axis. At the end of a long prompt, request
+#: and answer's beginning stand beside each other, where a mean over the prompt is a mean over all the rest.
+POOLS = {"mean": MEAN, "last": LAST, "last-16": LAST_SIXTEEN}
 #: Share of the prompts that are kept for the report.
 TEST_SHARE = 0.2
 #: Fewer prompts on one side can't hold a threshold.
@@ -166,7 +167,7 @@ def _is_test(prompt: Prompt) -> bool:
 
 def _key_of(model: LoadedModel, one: PromptSet, layers: Sequence[int]) -> str:
     base, tokenizer = model.base_model, model.tokenizer
-    parts = [base.weights_digest, base.tokenizer_digest, base.dtype, str(list(layers))]
+    parts = [base.weights_digest, base.tokenizer_digest, base.dtype, str(list(layers)), str([*POOLS])]
     parts.append(hashlib.sha256(str(getattr(tokenizer, "chat_template", None)).encode()).hexdigest())
     if one.is_text:
         parts.append(f"beginnings, {MAX_TEXT_TOKENS} tokens")

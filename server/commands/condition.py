@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the negatives that may meet it (default: %(default)s)",
     )
     probe.add_argument("--layers", metavar="L", help="layers to read, such as 9,12,15 (default: chosen)")
-    probe.add_argument("--pool", choices=("mean", "last"), help="tokens to read (default: chosen)")
+    probe.add_argument("--pool", choices=("mean", "last", "last-16"), help="tokens to read (default: chosen)")
     probe.add_argument(
         "--hard-weight",
         metavar="W",

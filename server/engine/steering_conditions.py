@@ -47,7 +47,13 @@ class HostedCondition:
     def of(cls, condition: Mapping[str, Any], vectors: torch.Tensor) -> "HostedCondition":
         """Read the manifest's ``condition``."""
         probes = tuple(
-            Probe(tuple(one["layers"]), one["pool"], float(one["bias"]), float(one["threshold"]))
+            Probe(
+                tuple(one["layers"]),
+                one["pool"],
+                float(one["bias"]),
+                float(one["threshold"]),
+                int(one.get("num_tokens", 1)),
+            )
             for one in condition["probes"]
         )
         num_needed = 1 if condition["combine"] == "any" else len(probes)

@@ -59,7 +59,7 @@ class Case:
             "probes": [
                 {"layers": [0, 1], "pool": "mean", "bias": 0.25, "threshold": threshold},
                 {"layers": [1], "pool": "last", "bias": 0.0, "threshold": OUT_OF_REACH},
-                {"layers": [0], "pool": "mean", "bias": -0.5, "threshold": OUT_OF_REACH},
+                {"layers": [0], "pool": "last", "num_tokens": 5, "bias": -0.5, "threshold": OUT_OF_REACH},
             ],
             "combine": "any",
             "shadow": False,
@@ -73,7 +73,7 @@ class Case:
         return [
             0.25 + float(tokens.mean()),
             float(second[-1] @ self.probes[2]),
-            -0.5 + float((first @ self.probes[3]).mean()),
+            -0.5 + float((first[-5:] @ self.probes[3]).mean()),
         ]
 
     def vectors(self) -> dict[str, Any]:

@@ -97,6 +97,24 @@ STEP = [
 ]
 
 
+@pytest.mark.parametrize("num_tokens", [2, 7, 8, 300])
+def test_the_last_tokens_of_a_prompt_are_averaged_and_never_a_prefix(
+    ops: Any, lab: Any, num_tokens: int
+) -> None:
+    """The prompts of the step have 7 and 21 tokens behind a prefix of 2 and 3."""
+    probes = (Probe((0,), "last", 0.5, num_tokens=num_tokens), Probe((1,), "mean"), Probe((1,), "last"))
+    conditions = dict.fromkeys((1, 2), (probes, 1, False))
+    requests, pooled, *_ = decided(lab, ops.device, ops.decide, STEP, conditions)
+    scores = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(3))
+    for request in (0, 3):
+        first, stop = STEP[request]["first"], STEP[request]["stop"]
+        slots = lab.slots(requests, request, first, stop)
+        found, own = pooled[slots[-1]], scores[slots]
+        expected = [own[-num_tokens:, 0].mean() + 0.5, own[:, 1].mean(), own[-1, 2]]
+        torch.testing.assert_close(found[:3], torch.stack(expected))
+        assert found[3].isnan()
+
+
 @pytest.mark.parametrize("num_needed", [1, 2])
 @pytest.mark.parametrize("is_shadow", [False, True])
 @pytest.mark.parametrize("threshold", [-9.0, 0.0, 9.0])

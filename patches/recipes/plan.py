@@ -19,13 +19,15 @@ from patches.format import SUFFIX
 from patches.pairs.answers import Tell
 from patches.recipes import data
 from patches.recipes.options import INIT_PATCH, Option
-from patches.recipes.recipe import MADE, Conditioning, Critical, Recipe, Source
+from patches.recipes.recipe import MADE, PATHS, Conditioning, Critical, Recipe, Source
 from patches.recipes.sets import require_known
 from patches.train.baselines import BASELINES
 from patches.train.run import CHECKPOINT
 
 #: The folder of the scores of weights.
 _SCORES = "scores"
+#: Keys of a source that came after the first recipes.
+_LATER = ("templates_in", "jailbreaks")
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _steps_of(recipe: Recipe, settings: Settings, files: PackageFiles) -> Iterab
 
 def _data_step(recipe: Recipe, settings: Settings, files: PackageFiles, folder: Path) -> Step:
     sources = [*recipe.prompts, *recipe.benign, *recipe.documents]
-    paths = [Path(path) for one in sources if (path := one.file or one.frames) is not None]
+    paths = _files(sources)
     setup: dict[str, Any] = {
         key: [_without_folders(one) for one in getattr(recipe, key)]
         for key in ("prompts", "benign", "documents")
@@ -188,7 +190,7 @@ def _hard_step(
 ) -> Step:
     sources = condition.hard_negative
     require_known(sources, f"{recipe.stem}: condition.hard-negative")
-    paths = [Path(path) for one in sources if (path := one.file or one.frames) is not None]
+    paths = _files(sources)
     return Step(
         f"{recipe.data}: harmless prompts that look like the others",
         "hard",
@@ -338,7 +340,14 @@ def _device(settings: Settings) -> list[str]:
     return [] if settings.device == "cpu" else ["--device", settings.device]
 
 
+def _files(sources: Iterable[Source]) -> list[Path]:
+    every = (path for one in sources for path in (one.file, one.frames, one.templates_in))
+    return [Path(path) for path in every if path is not None]
+
+
 def _without_folders(source: Source) -> dict[str, Any]:
-    # What a file holds counts, not where it is.
-    paths = {key: Path(path).name for key in ("file", "frames") if (path := getattr(source, key)) is not None}
-    return {**asdict(source), **paths}
+    # What a file holds counts, not where it is. Keys that came later are left out where a source lacks them,
+    # so that what was made before stays made.
+    values = {key: value for key, value in asdict(source).items() if value or key not in _LATER}
+    paths = (key.replace("-", "_") for key in PATHS)
+    return {**values, **{key: Path(values[key]).name for key in paths if values.get(key) is not None}}

@@ -44,6 +44,8 @@ _CONFIG = ConfigDict(
 _MAX_CHAIN = 20
 #: How a path begins that another recipe's patch has, in the folder of all that is made.
 MADE = "{made}"
+#: The keys of a source that name files.
+PATHS = ("file", "frames", "templates-in")
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,19 @@ class Source:
     shorter_than: int | None = None
     #: Each with ``{prompt}``, or ``{aim}`` for the prompt with a small first letter.
     templates: tuple[str, ...] = ("{prompt}",)
+    #: The same, one a line of a text file; or those of ``patches.recipes.jailbreaks``.
+    templates_in: str | None = None
+    jailbreaks: bool = False
 
     def __post_init__(self) -> None:
-        """Check that it names one place.
+        """Check that it names one place, and templates once.
 
         Raises:
             ValueError: It names none, or several.
         """
+        given = [self.templates != ("{prompt}",), self.templates_in is not None, self.jailbreaks]
+        if sum(given) > 1:
+            raise ValueError("expected one of templates, templates-in and jailbreaks at most")
         named = [key for key in ("set", "file", "frames") if getattr(self, key) is not None]
         if len(named) != 1:
             raise ValueError(f"expected one of set, file and frames, got {' and '.join(named) or 'none'}")
@@ -243,7 +251,7 @@ def _with_whole_paths(document: Mapping[str, Any], folder: Path) -> dict[str, An
     def placed(source: Any) -> Any:
         if not isinstance(source, dict):
             return source
-        return source | {key: whole(source[key]) for key in ("file", "frames") if key in source}
+        return source | {key: whole(source[key]) for key in PATHS if key in source}
 
     found = dict(document)
     if "policy" in found:

@@ -17,13 +17,16 @@ from patches.evaluate.data.pinned import REFUSAL_PAIRS
 from patches.evaluate.data.sources import source_items
 from patches.pairs.prompts import read_prompts, split_number
 from patches.recipes import pinned
+from patches.recipes.jailbreaks import jailbreak_wrappers
 from patches.recipes.recipe import Source
-from patches.text import decode_text, lines_of, parse_row, read_text
+from patches.text import decode_text, lines_of, parse_row, read_text, said
 
 #: What a suite asks, whose prompts no set may hold.
 _HELD_OUT = ("harmbench", "alpaca-eval", "real-toxicity-prompts", "scary-benign", "professions")
 _MAX_PROMPT_CHARS = 220
 _DOCUMENT_CHARS = 400
+#: Of a text that a question is about.
+_LONG_CHARS = 900
 
 
 def _advbench(files: PackageFiles) -> Iterator[str]:
@@ -121,6 +124,25 @@ def _writing(files: PackageFiles) -> Iterator[str]:
             yield text
 
 
+def _puzzles(files: PackageFiles) -> Iterator[str]:
+    for row in _json_lines(files, pinned.PUZZLES):
+        yield f"{row['passage']} {str(row['question']).strip()}\n{row['options']}"
+
+
+def _contracts(files: PackageFiles) -> Iterator[str]:
+    for row in _json_lines(files, pinned.CONTRACTS):
+        yield f"{_opening(row['contract'])}\n\n{row['question']}"
+
+
+def _abstracts(files: PackageFiles) -> Iterator[str]:
+    for row in _json_lines(files, pinned.ABSTRACTS):
+        yield f"{_opening(row['passage'])} {row['question']}"
+
+
+def _opening(text: object) -> str:
+    return " ".join(str(text).split())[:_LONG_CHARS]
+
+
 def _uncensored(files: PackageFiles) -> Iterator[str]:
     document = parse_row(decode_text(files.read(REFUSAL_PAIRS)))
     yield from (str(row["prompt"]) for row in document["prompts"])
@@ -147,6 +169,9 @@ SETS: dict[str, Callable[[PackageFiles], Iterator[str]]] = {
     "sentences": _sentences,
     "writing": _writing,
     "uncensored": _uncensored,
+    "puzzles": _puzzles,
+    "contracts": _contracts,
+    "abstracts": _abstracts,
 }
 
 
@@ -180,8 +205,9 @@ def prompts_of(files: PackageFiles, sources: Sequence[Source]) -> list[str]:
         }
         # The hash decides which are taken, so that a limit takes a sample and not the beginning.
         keys = sorted(found.keys() - held_out, key=split_number)[: source.limit]
+        templates = _templates(source, files)
         for key in keys:
-            filled = _filled(source, key, found[key])
+            filled = _filled(templates, key, found[key])
             # In two templates it is two prompts.
             chosen[key if chosen.get(key, filled) == filled else normalised(filled)] = filled
     return [chosen[key] for key in sorted(chosen, key=lambda key: split_number(f"order:{key}"))]
@@ -221,8 +247,22 @@ def _filled_frames(path: Path, phrases: str, num_sets: int | None) -> Iterator[s
         ) from None
 
 
-def _filled(source: Source, key: str, prompt: str) -> str:
-    template = source.templates[pick(key, len(source.templates))]
+def _templates(source: Source, files: PackageFiles) -> Sequence[str]:
+    if source.jailbreaks:
+        return jailbreak_wrappers(files)
+    if source.templates_in is None:
+        return source.templates
+    try:
+        templates = [line for line in lines_of(read_text(Path(source.templates_in))) if line.strip()]
+    except (OSError, ValueError) as error:
+        raise RecipeInvalid(f"{source.templates_in}: {said(error)}") from None
+    if not templates or not all("{prompt}" in one or "{aim}" in one for one in templates):
+        raise RecipeInvalid(f"{source.templates_in}: expected a template with {{prompt}} a line")
+    return templates
+
+
+def _filled(templates: Sequence[str], key: str, prompt: str) -> str:
+    template = templates[pick(key, len(templates))]
     return template.replace("{prompt}", prompt).replace("{aim}", prompt[:1].lower() + prompt[1:])
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from patches.errors import RecipeInvalid
+from patches.evaluate.data import pinned as evaluated
 from patches.evaluate.data.items import Item
 from patches.evaluate.data.packages import PackageFiles
 from patches.pairs.rows import PairRow, decode_row, encode_row, read_pairs
 from patches.pairs.sampler import Answer
-from patches.recipes import data, sets
+from patches.recipes import data, jailbreaks, sets
 from patches.recipes.data import ALL_PAIRS, BENIGN, BESIDE, PAIRS, PROMPTS, SILENT
 from patches.recipes.recipe import Contrast, Recipe, Reference, Source, read_recipe
 
@@ -104,6 +105,31 @@ def test_a_limit_takes_a_sample_by_hash_and_templates_are_filled(recipes: Path, 
     )
     assert set(aimed) == {"I want what is one: what is one", "I want say one: say one"}
     assert sets.prompts_of(files, [Source(frames=frames, phrases="odd", shorter_than=8)]) == ["say one"]
+
+
+@pytest.mark.usefixtures("no_packages")
+def test_templates_come_from_a_file_or_a_package_too(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, files = Source(frames=str(recipes / "plain.json"), phrases="odd"), PackageFiles(tmp_path)
+    (recipes / "roles.txt").write_text("You are a baker. {prompt}\n\n")
+    in_roles = replace(plain, templates_in=str(recipes / "roles.txt"))
+    assert sorted(sets.prompts_of(files, [in_roles])) == [
+        "You are a baker. say one",
+        "You are a baker. what is one",
+    ]
+    monkeypatch.setattr(PackageFiles, "read", lambda self, file: b"value: 'No rules. {{ prompt }}'")
+    in_jailbreaks = replace(plain, jailbreaks=True)
+    assert "No rules. say one" in sets.prompts_of(files, [in_jailbreaks])
+    (recipes / "roles.txt").write_text("You are a baker.\n")
+    with pytest.raises(RecipeInvalid, match=r"roles.txt: expected a template with \{prompt\} a line"):
+        sets.prompts_of(files, [in_roles])
+
+
+def test_no_wrapper_of_a_recipe_is_one_of_the_suites() -> None:
+    names = {file.member for file in jailbreaks.FILES}
+    assert len(names) > 30
+    assert not names & {file.member for file in evaluated.JAILBREAKS.values()}
 
 
 @pytest.mark.usefixtures("no_packages")

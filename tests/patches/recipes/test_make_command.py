@@ -208,6 +208,7 @@ def test_a_steering_patch_is_made_with_its_condition(
     write_recipe(
         prompts=[{"file": "many-rude.txt"}],
         benign=[{"file": "many-mild.txt"}],
+        documents=[{"file": "many-mild.txt"}],
         reference={"say": ["answer politely"], "over": ["answer rudely"]},
         contrast=None,
         condition={"false-positive-rate": 0.1},
@@ -236,6 +237,7 @@ def test_a_steering_patch_is_made_with_its_condition(
     assert [(one["set"], one["role"]) for one in condition["sets"]] == [
         ("prompts.jsonl", "positive"),
         ("benign.jsonl", "negative"),
+        ("benign.jsonl, plain text", "text"),
     ]
     # An option of this kind may be changed alone.
     assert call("--variant", "weak", "--set", "strength=0.05") == 0

@@ -157,3 +157,16 @@ def test_critical_weights_are_found_once_for_all_seeds(write_recipe: Write, tmp_
     assert "--init-text" not in train
     assert steps[3].needs["scores/scores.json"] == steps[2].outputs[0]
     assert [step.name for step in steps_of(tmp_path, path, seeds=())] == ["data", "pairs"]
+
+
+def test_a_step_is_made_anew_when_the_templates_beside_the_recipe_change(
+    write_recipe: Write, recipes: Path, tmp_path: Path
+) -> None:
+    (recipes / "roles.txt").write_text("You are a baker. {prompt}\n")
+    source = {"frames": "plain.json", "templates-in": "roles.txt"}
+    (step,) = steps_of(tmp_path, steering_recipe(write_recipe, benign=[source]), seeds=())[:1]
+    assert step.needs["roles.txt"] == recipes / "roles.txt"
+    (benign,) = step.setup["benign"]
+    assert benign["templates_in"] == "roles.txt"
+    # A source that lacks the keys that came later is written down as before.
+    assert "templates_in" not in step.setup["prompts"][0]

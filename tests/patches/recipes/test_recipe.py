@@ -45,6 +45,10 @@ Write = Callable[..., Path]
         ({"train": {"stages": "dpo"}}, "train: dpo_reference: expected base, teacher or none"),
         ({"train": {"lora-rank": 0}}, "train: lora_rank: expected at least 1, got 0"),
         ({"reference": {"own": "neutral", "over": ["x"]}}, "reference: over: goes with say"),
+        (
+            {"benign": [{"file": "rude.txt", "templates-in": "kind.txt", "jailbreaks": True}]},
+            "benign.0: expected one of templates, templates-in and jailbreaks at most",
+        ),
         ({"condition": {}}, "condition: goes with train: {kind: steering}"),
         ({"critical": {}}, "critical: expected with train: {kind: delta}, and only with it"),
         ({"train": {"kind": "delta"}}, "critical: expected with train: {kind: delta}, and only with it"),

@@ -6,7 +6,7 @@ differs.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -56,9 +56,7 @@ def noise_changes(
     return changes
 
 
-def noise_patches(
-    model: LoadedModel, scores: Scores, share: float, scale: float, seed: int
-) -> Sequence[Patch]:
+def noise_patches(model: LoadedModel, scores: Scores, share: float, scale: float, seed: int) -> list[Patch]:
     """Make a weight patch of noise for each of ``SIDES``, to compare their answers.
 
     Raises:

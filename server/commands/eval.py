@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patches.base_model import DTYPES
+from patches.deltas.sides import DEFAULT_SHARE
 from patches.evaluate.suite import BUILT_IN
 from patches.train.baselines import BASELINES
 from server import __version__
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from patches.evaluate.gate import Threshold
     from patches.evaluate.subjects.subject import Subject
     from patches.format import Patch
+    from patches.model import LoadedModel
 
 DEFAULT_SUITES = "harm,overrefusal,fluency"
 
@@ -103,6 +105,13 @@ def _add_arm_arguments(parser: argparse.ArgumentParser) -> None:
     arms.add_argument(
         "--policy-text", metavar="FILE", type=Path, help="measure the policy as a system message, too"
     )
+    arms.add_argument(
+        "--noise",
+        metavar="DIR",
+        type=Path,
+        help="scores of the model, as `policypatch esi` makes them: measure it under noise on the critical "
+        "weights, on the least critical and on random ones, too; not with --url",
+    )
     for name, baseline in BASELINES.items():
         arms.add_argument(f"--{name}", metavar="DIR", nargs="+", default=[], help=baseline.eval_help)
 
@@ -177,6 +186,8 @@ def _check(args: argparse.Namespace) -> None:
         raise CommandError("--compose: expected at least two patches after --patch")
     if args.url is not None:
         args.url = server_url(args.url, "--url")
+    if args.url is not None and args.noise is not None:
+        raise CommandError("--noise goes with a model in this process, not with --url")
     for name, _ in _saved_baselines(args) if args.url is not None else []:
         raise CommandError(f"--{name} goes with a model in this process, not with --url")
 
@@ -241,6 +252,8 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
     dtype = args.dtype or _default_dtype(args.device, files)
     with progress(f"loading {args.model}"):
         model = load_model(args.model, dtype=dtype, device=args.device, revision=args.revision)
+        if args.noise is not None:
+            files += _noise(args.noise, model, args.seed)
         local = session.offline_arms(model, files, compose=args.compose, system_text=text)
         subjects = session.offline_subjects(model, local, batch_size=args.batch_size)
         for name, folder in _saved_baselines(args):
@@ -262,6 +275,13 @@ def _subjects(args: argparse.Namespace) -> "tuple[dict[str, Subject], dict[str, 
         "dtype": base.dtype,
     }
     return subjects, {"model": model_setup}
+
+
+def _noise(folder: Path, model: "LoadedModel", seed: int) -> "list[Patch]":
+    from patches.critical.noise import DEFAULT_SCALE, noise_patches
+    from patches.critical.scores import read_scores
+
+    return noise_patches(model, read_scores(folder), DEFAULT_SHARE, DEFAULT_SCALE, seed)
 
 
 def _saved_baselines(args: argparse.Namespace) -> list[tuple[str, Path]]:

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from patches.critical.gradient import linear_parameters
+from patches.critical.scores import write_scores
 from patches.format import Patch, write_patch
+from patches.model import LoadedModel
 from server.cli import main
 
 SUITE = """
@@ -69,6 +73,7 @@ def test_the_gate_decides_the_exit_status(
         (["--limit", "0"], "--limit: expected at least 1, got 0"),
         (["--url", "localhost:8000"], "--url: expected http://HOST:PORT or https://HOST"),
         (["--url", "http://127.0.0.1:9", "--lora", "x"], "--lora goes with a model in this process"),
+        (["--url", "http://127.0.0.1:9", "--noise", "x"], "--noise goes with a model in this process"),
         (["--suite", "harms"], "suite: unknown 'harms'"),
         (["--gate", "gone.yaml"], "gone.yaml: No such file"),
         (["--exclude", "gone.jsonl"], "gone.jsonl: can't be read"),
@@ -106,3 +111,15 @@ def test_a_lora_adapter_is_an_arm(call: Callable[..., int], tiny_model_folder: P
         r["arm"]: r["value"] for r in results(tmp_path)["results"] if r["path"].endswith("reading/perplexity")
     }
     assert found["lora:adapter"] != found["base"]
+
+
+def test_noise_on_weights_by_their_scores_makes_arms(
+    call: Callable[..., int], tiny_model: LoadedModel, tmp_path: Path
+) -> None:
+    weights, generator = linear_parameters(tiny_model.network), torch.Generator().manual_seed(0)
+    gradient = {n: torch.rand(w.shape, generator=generator) / w.detach().std() for n, w in weights.items()}
+    scores = write_scores(tmp_path / "scores", tiny_model.base_model, gradient, weights, {})
+    assert call("--noise", str(scores.folder)) == 0
+    assert results(tmp_path)["arms"][-3:] == ["noise-top", "noise-bottom", "noise-random"]
+    values = [r["value"] for r in results(tmp_path)["results"] if r["path"] == "small/reading/perplexity"]
+    assert len(set(values)) == len(values)

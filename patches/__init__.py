@@ -4,6 +4,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 
 ====================  =========================================================
 ``format``            the patch file, its bytes; the specification
+``content``           what a file holds, checked without a tensor library
 ``tensor_checks``     what its tensors have to be, by its manifest
 ``container``         the safetensors container, read with bounds on everything
 ``manifest``          what a patch says about itself

@@ -133,10 +133,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-
-from patches.container import Container, TensorEntry, read_container, write_header
+from patches.container import Container, read_container, write_header
+from patches.content import DTYPE_WORDS, PatchContent, StoredTensor
 from patches.digest import patch_digest
 from patches.durable import write_bytes_atomically
 from patches.errors import PatchExists, PatchFormatError
@@ -145,19 +145,15 @@ from patches.names import is_digest
 from patches.reading import FileTooLarge, read_regular_file
 from patches.tensor_checks import layout_problems, value_problems
 
+if TYPE_CHECKING:
+    import torch
+
 MANIFEST_KEY = "policypatch"
 DIGEST_KEY = "policypatch.digest"
 SUFFIX = ".safetensors"
 MAX_FILE_BYTES = 1024**3
 
-_SAFETENSORS_DTYPES = {
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-}
-_TORCH_DTYPES = {name: dtype for dtype, name in _SAFETENSORS_DTYPES.items()}
+_SAFETENSORS_DTYPES = {word: dtype for dtype, word in DTYPE_WORDS.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +164,15 @@ class Patch:
     #: ``sha256:`` and 64 hexadecimal digits.
     digest: str
     #: By name, as the specification lists them; CPU, contiguous.
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, "torch.Tensor"]
 
     @property
-    def embeddings(self) -> torch.Tensor | None:
+    def embeddings(self) -> "torch.Tensor | None":
         """``[N, hidden_size]``, base-model dtype or float32."""
         return self.tensors.get("embeddings")
 
     @property
-    def kv(self) -> torch.Tensor | None:
+    def kv(self) -> "torch.Tensor | None":
         """``[L, 2, N, H_kv, D]``, base-model dtype; keys after RoPE at positions 0 … N-1."""
         return self.tensors.get("kv")
 
@@ -192,7 +188,7 @@ class Patch:
 
 
 #: The tensors of a patch by name; None for one that it does not have.
-Tensors = Mapping[str, torch.Tensor | None]
+Tensors: TypeAlias = Mapping[str, "torch.Tensor | None"]
 
 
 def make_patch(manifest: Manifest, tensors: Tensors) -> Patch:
@@ -202,7 +198,7 @@ def make_patch(manifest: Manifest, tensors: Tensors) -> Patch:
         PatchFormatError: The parts do not make a valid patch.
     """
     text, stored = _checked_parts(manifest, tensors)
-    return Patch(manifest, _digest_of(text, stored), stored)
+    return Patch(manifest, _digest_of(text, _of_file(stored)), stored)
 
 
 def encode_patch(manifest: Manifest, tensors: Tensors) -> bytes:
@@ -213,8 +209,8 @@ def encode_patch(manifest: Manifest, tensors: Tensors) -> bytes:
     """
     text, stored = _checked_parts(manifest, tensors)
     header = write_header(
-        {MANIFEST_KEY: text, DIGEST_KEY: _digest_of(text, stored)},
-        [(name, _SAFETENSORS_DTYPES[tensor.dtype], tensor.shape) for name, tensor in stored.items()],
+        {MANIFEST_KEY: text, DIGEST_KEY: _digest_of(text, _of_file(stored))},
+        [(name, tensor.dtype, tensor.shape) for name, tensor in _of_file(stored).items()],
     )
     size = len(header) + sum(tensor.nbytes for tensor in stored.values())
     if problem := _size_problem(size, manifest.body.max_file_bytes):
@@ -241,6 +237,19 @@ def find_problems(data: bytes) -> tuple[Patch | None, list[PatchFormatError]]:
     Returns:
         The patch and no problems, or ``None`` and at least one problem.
     """
+    content, problems = find_content(data)
+    if content is None:
+        return None, problems
+    tensors = {name: _tensor_of(stored) for name, stored in content.tensors.items()}
+    return Patch(content.manifest, content.digest, tensors), []
+
+
+def find_content(data: bytes) -> tuple[PatchContent | None, list[PatchFormatError]]:
+    """Check a file as ``find_problems`` does, without making tensors of it.
+
+    Returns:
+        What it holds and no problems, or ``None`` and at least one problem.
+    """
     try:
         if problem := _size_problem(len(data), MAX_FILE_BYTES):
             raise problem
@@ -249,25 +258,21 @@ def find_problems(data: bytes) -> tuple[Patch | None, list[PatchFormatError]]:
     except PatchFormatError as error:
         return None, [error]
     view = memoryview(data)
+    stored = {entry.name: StoredTensor.of(entry, view) for entry in container.entries}
     manifest, problems = read_manifest_text(text)
     if manifest is not None and (problem := _size_problem(len(data), manifest.body.max_file_bytes)):
         problems.append(problem)
     if manifest is not None:
-        problems += layout_problems(manifest, {e.name: (e.dtype, e.shape) for e in container.entries})
-    stored = container.metadata[DIGEST_KEY]
-    actual = patch_digest(
-        text, [(e.name, e.dtype, e.shape, view[e.begin : e.end]) for e in container.entries]
-    )
-    if stored != actual:
-        message = f"digest: expected {stored}, which the file names, got {actual}; the file was altered"
+        problems += layout_problems(manifest, stored)
+    named, actual = container.metadata[DIGEST_KEY], _digest_of(text, stored)
+    if named != actual:
+        message = f"digest: expected {named}, which the file names, got {actual}; the file was altered"
         problems.append(PatchFormatError("digest_mismatch", message))
     if manifest is None or problems:
         return None, problems
-    tensors = {entry.name: _tensor_of(view, entry) for entry in container.entries}
-    problems = value_problems(manifest, tensors)
-    if problems:
+    if problems := value_problems(manifest, stored):
         return None, problems
-    return Patch(manifest, actual, tensors), []
+    return PatchContent(manifest, actual, stored), []
 
 
 def read_patch(path: str | os.PathLike[str]) -> Patch:
@@ -356,26 +361,39 @@ def _size_problem(size: int, limit: int) -> PatchFormatError | None:
     return PatchFormatError("too_large", f"file: expected at most {limit} bytes, got {size}")
 
 
-def _checked_parts(manifest: Manifest, tensors: Tensors) -> tuple[str, dict[str, torch.Tensor]]:
+def _checked_parts(manifest: Manifest, tensors: Tensors) -> "tuple[str, dict[str, torch.Tensor]]":
     text = encode_manifest(manifest)
     stored = {n: t.detach().to("cpu").contiguous() for n, t in tensors.items() if t is not None}
-    layout = {n: (_SAFETENSORS_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in stored.items()}
-    if problems := layout_problems(manifest, layout) or value_problems(manifest, stored):
+    parts = _of_file(stored)
+    if problems := layout_problems(manifest, parts) or value_problems(manifest, parts):
         raise problems[0]
     return text, stored
 
 
-def _digest_of(text: str, tensors: dict[str, torch.Tensor]) -> str:
-    parts = [(n, _SAFETENSORS_DTYPES[t.dtype], t.shape, _bytes_of(t)) for n, t in tensors.items()]
-    return patch_digest(text, parts)
+def _of_file(tensors: "Mapping[str, torch.Tensor]") -> dict[str, StoredTensor]:
+    parts = {}
+    for name, tensor in tensors.items():
+        word = str(tensor.dtype).removeprefix("torch.")
+        # One that no file has is named as it is: its layout is refused before anything looks at its values.
+        dtype = _SAFETENSORS_DTYPES.get(word, word)
+        parts[name] = StoredTensor(dtype, tuple(tensor.shape), _bytes_of(tensor))
+    return parts
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def _digest_of(text: str, tensors: Mapping[str, StoredTensor]) -> str:
+    return patch_digest(text, [(name, t.dtype, t.shape, t.data) for name, t in tensors.items()])
+
+
+def _bytes_of(tensor: "torch.Tensor") -> memoryview:
+    import torch
+
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _tensor_of(view: memoryview, entry: TensorEntry) -> torch.Tensor:
+def _tensor_of(stored: StoredTensor) -> "torch.Tensor":
+    import torch
+
     # A copy that owns its memory: the bytes of a file are read-only, a tensor must not be.
-    tensor = torch.empty(math.prod(entry.shape), dtype=_TORCH_DTYPES[entry.dtype])
-    _bytes_of(tensor)[:] = view[entry.begin : entry.end]
-    return tensor.reshape(entry.shape)
+    tensor = torch.empty(math.prod(stored.shape), dtype=getattr(torch, DTYPE_WORDS[stored.dtype]))
+    _bytes_of(tensor)[:] = stored.data
+    return tensor.reshape(stored.shape)

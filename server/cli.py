@@ -1,7 +1,7 @@
 """The ``policypatch`` command: subcommands only, each one a module with ``add_arguments`` and ``run``.
 
-A subcommand module is imported when it is called, so that ``policypatch inspect`` never pays for torch's
-or vLLM's import and ``--help`` answers at once.
+A subcommand module is imported when it is called, so that ``policypatch inspect`` never pays for vLLM's
+import and ``--help`` answers at once.
 """
 
 import argparse

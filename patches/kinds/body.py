@@ -6,14 +6,13 @@ this one and its row in ``patches.kinds.KINDS``; ``docs/code.md`` says what else
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
+
+import numpy as np
 
 from patches.base_model import BaseModel
 from patches.canonical import JsonValue
 from patches.fields import FieldReader
-
-if TYPE_CHECKING:
-    import torch
 
 #: Of safetensors, by the name that a manifest uses.
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -65,8 +64,8 @@ class Body(Protocol):
         """Return which tensors a patch lacks that has those of ``names``; None where it lacks none."""
         ...
 
-    def value_problems(self, tensors: Mapping[str, "torch.Tensor"]) -> Sequence[str]:
-        """Return what is wrong with finite values of the right shapes."""
+    def value_problems(self, tensors: Mapping[str, np.ndarray]) -> Sequence[str]:
+        """Return what is wrong with finite values of the right shapes; those of bfloat16 are bits."""
         ...
 
     def facts(self) -> Sequence[tuple[str, str]]:

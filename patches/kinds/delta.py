@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Self
 
+import numpy as np
+
 from patches.base_model import BaseModel
 from patches.canonical import JsonValue
 from patches.fields import FieldReader
@@ -144,11 +146,10 @@ class DeltaBody:
             needed.append("mask")
         return " and ".join(name for name in needed if name not in names) or None
 
-    def value_problems(self, tensors: Mapping[str, "torch.Tensor"]) -> Sequence[str]:
+    def value_problems(self, tensors: Mapping[str, np.ndarray]) -> Sequence[str]:
         """See ``Body.value_problems``."""
         problems: list[str] = []
-        for change in self.changes(tensors):
-            of, positions = change.tensor, change.positions
+        for of, positions in self._positions(tensors):
             if of.is_masked:
                 if len(positions) != of.num_changed or bool((positions >= of.size).any()):
                     problems.append(
@@ -169,19 +170,25 @@ class DeltaBody:
         """
         import torch
 
-        num_values = num_indices = num_bytes = 0
-        for tensor in self.tensors:
+        of_positions = {name: tensors[name].numpy() for name in ("indices", "mask") if name in tensors}
+        num_values = 0
+        for tensor, positions in self._positions(of_positions):
             values = tensors["values"][num_values : num_values + tensor.num_changed]
             num_values += tensor.num_changed
+            yield Change(tensor, torch.from_numpy(positions), values)
+
+    def _positions(self, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[ChangedTensor, np.ndarray]]:
+        """Yield the positions of each tensor, int64 ``[num_changed]`` where the file is a valid one."""
+        num_indices = num_bytes = 0
+        for tensor in self.tensors:
             if tensor.is_masked:
                 packed = tensors["mask"][num_bytes : num_bytes + tensor.num_mask_bytes]
                 num_bytes += tensor.num_mask_bytes
-                positions = _bits_of(packed).nonzero().flatten()
+                yield tensor, np.flatnonzero(np.unpackbits(packed, bitorder="little"))
             else:
                 chosen = tensors["indices"][num_indices : num_indices + tensor.num_changed]
                 num_indices += tensor.num_changed
-                positions = chosen.to(torch.int64)
-            yield Change(tensor, positions, values)
+                yield tensor, chosen.astype(np.int64)
 
     def facts(self) -> Sequence[tuple[str, str]]:
         """See ``Body.facts``."""
@@ -217,7 +224,6 @@ def packed_positions(tensor: ChangedTensor, positions: "torch.Tensor") -> "torch
     Returns:
         uint8 ``[num_mask_bytes]`` where it is masked, else int32 ``[num_indices]``.
     """
-    import numpy as np
     import torch
 
     if not tensor.is_masked:
@@ -225,13 +231,6 @@ def packed_positions(tensor: ChangedTensor, positions: "torch.Tensor") -> "torch
     bits = np.zeros(tensor.num_mask_bytes * 8, dtype=np.uint8)
     bits[positions.numpy()] = 1
     return torch.from_numpy(np.packbits(bits, bitorder="little"))
-
-
-def _bits_of(packed: "torch.Tensor") -> "torch.Tensor":
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.unpackbits(packed.numpy(), bitorder="little"))
 
 
 def _read_tensor(reader: FieldReader) -> ChangedTensor:

@@ -2,15 +2,14 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
+
+import numpy as np
 
 from patches.base_model import BaseModel
 from patches.canonical import JsonValue
 from patches.fields import FieldReader
 from patches.kinds.body import DTYPE_NAMES, TensorRule
-
-if TYPE_CHECKING:
-    import torch
 
 MAX_NUM_VIRTUAL_TOKENS = 4096
 
@@ -58,7 +57,7 @@ class PrefixBody:
         """See ``Body.missing``."""
         return None if names else "embeddings or kv"
 
-    def value_problems(self, tensors: Mapping[str, "torch.Tensor"]) -> Sequence[str]:
+    def value_problems(self, tensors: Mapping[str, np.ndarray]) -> Sequence[str]:
         """See ``Body.value_problems``."""
         return ()
 

@@ -11,16 +11,15 @@ renormalised, with g = 0; its authors' code is relative at the output of the MLP
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
+
+import numpy as np
 
 from patches.base_model import BaseModel
 from patches.canonical import JsonValue
 from patches.fields import FieldReader
 from patches.kinds.body import TensorRule
 from patches.kinds.condition import Condition, Probe, read_condition
-
-if TYPE_CHECKING:
-    import torch
 
 SITES = ("residual", "mlp")
 SCALES = ("absolute", "relative")
@@ -106,23 +105,22 @@ class SteeringBody:
         needed = ["vector"] if self.condition is None else ["vector", "probes"]
         return " and ".join(name for name in needed if name not in names) or None
 
-    def value_problems(self, tensors: Mapping[str, "torch.Tensor"]) -> Sequence[str]:
+    def value_problems(self, tensors: Mapping[str, np.ndarray]) -> Sequence[str]:
         """See ``Body.value_problems``."""
-        # In float64, where the square of no float32 overflows.
-        norms = tensors["vector"].double().norm(dim=1)
+        norms = _lengths(tensors["vector"])
         longest = float(norms.max())
         problems = []
         if longest == 0:
             problems.append("tensor vector: expected a row that is not zero, got none")
         problems += self._step_problems(longest)
         if self.condition is not None:
-            early = norms[: self.condition.last_layer + 1].nonzero().flatten().tolist()
-            if early:
+            early = np.flatnonzero(norms[: self.condition.last_layer + 1])
+            if early.size:
                 problems.append(
                     f"tensor vector: expected zero rows up to layer {self.condition.last_layer}, "
                     f"behind which the condition decides, got others at {', '.join(map(str, early[:8]))}"
                 )
-            largest = float(tensors["probes"].double().norm(dim=1).max())
+            largest = float(_lengths(tensors["probes"]).max())
             if largest > MAX_PROBE:
                 problems.append(
                     f"tensor probes: expected rows of at most length {MAX_PROBE:g}, got {largest:g}"
@@ -170,6 +168,12 @@ class SteeringBody:
             rows.append(("condition", f"{condition.combine} of {len(condition.probes)}{shadow}"))
             rows += [(f"  probe {i + 1}", _shown(probe)) for i, probe in enumerate(condition.probes)]
         return rows
+
+
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    # In float64, where the square of no float32 overflows.
+    lengths: np.ndarray = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
+    return lengths
 
 
 def _shown(probe: Probe) -> str:

@@ -8,13 +8,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patches.content import PatchContent
 from patches.manifest import encode_manifest
 from patches.terminal import one_line
 from patches.text import lines_of
 from server.commands.figures import ASCII_BLOCKS, BLOCKS
 from server.commands.output import say_json
-from server.commands.patch_arguments import read
-from server.commands.patch_card import Row, dtype_of, mebibytes, patch_rows
+from server.commands.patch_arguments import read_content
+from server.commands.patch_card import Row, mebibytes, patch_rows
 from server.commands.signature_report import (
     SignatureReport,
     add_trusted_keys_argument,
@@ -24,8 +25,6 @@ from server.commands.signature_report import (
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from patches.format import Patch
 
 DESCRIPTION = """\
 Show what a patch file holds: name, version, digest, the base model it belongs to, how it was made, its
@@ -54,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the card."""
     keys = trusted_keys(args)
-    patch = read(args.patch)
+    patch = read_content(args.patch)
     signature = report_signature(args.patch, patch, keys)
     if args.json:
         document = describe(patch, args.patch.stat().st_size, signature)
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(patch: "Patch", num_bytes: int, signature: SignatureReport) -> dict[str, Any]:
+def describe(patch: PatchContent, num_bytes: int, signature: SignatureReport) -> dict[str, Any]:
     """Describe a patch as JSON: digest, file size, manifest, signature, and the layout of each tensor."""
     return {
         "digest": patch.digest,
@@ -72,13 +71,13 @@ def describe(patch: "Patch", num_bytes: int, signature: SignatureReport) -> dict
         "signature": signature.as_json(),
         "manifest": json.loads(encode_manifest(patch.manifest)),
         "tensors": {
-            name: {"dtype": dtype_of(tensor), "shape": list(tensor.shape), "num_bytes": tensor.nbytes}
+            name: {"dtype": tensor.word, "shape": list(tensor.shape), "num_bytes": tensor.nbytes}
             for name, tensor in patch.tensors.items()
         },
     }
 
 
-def _print_card(patch: "Patch", path: Path, signature: SignatureReport) -> None:
+def _print_card(patch: PatchContent, path: Path, signature: SignatureReport) -> None:
     from rich.console import Console
     from rich.text import Text
 

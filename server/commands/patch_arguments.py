@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patches.base_model import DTYPES
-from patches.errors import PatchError, PatchExists
+from patches.content import PatchContent
+from patches.errors import PatchError, PatchExists, PatchFormatError
+from patches.format import Patch, find_content, read_patch, read_patch_bytes
 from patches.label import Label
 from patches.model_files import require_model
 from patches.terminal import one_line
@@ -15,7 +17,6 @@ from server.commands.errors import CommandError
 from server.commands.output import complain, say
 
 if TYPE_CHECKING:
-    from patches.format import Patch
     from patches.model import LoadedModel
 
 #: A vLLM block on a GPU. A prefix that fills its last block is shared whole between requests.
@@ -119,14 +120,23 @@ def load(args: argparse.Namespace) -> "LoadedModel":
     return under_delta(model, read(args.under))
 
 
-def read(path: Path) -> "Patch":
+def read(path: Path) -> Patch:
     """Read a patch file; the error names the file."""
-    from patches.format import read_patch
-
     try:
         return read_patch(path)
     except PatchError as error:
         raise CommandError(of_file(path, error)) from error
+
+
+def read_content(path: Path) -> PatchContent:
+    """Check a patch file as ``read`` does, without torch, whose import takes a second or two."""
+    try:
+        content, problems = find_content(read_patch_bytes(path))
+    except PatchFormatError as error:
+        raise CommandError(of_file(path, error)) from error
+    if content is None:
+        raise CommandError(of_file(path, problems[0])) from problems[0]
+    return content
 
 
 def of_file(path: Path, error: Exception) -> str:
@@ -157,7 +167,7 @@ def read_password(path: Path | None) -> bytes | None:
     return password
 
 
-def save(patch: "Patch", args: argparse.Namespace) -> None:
+def save(patch: Patch, args: argparse.Namespace) -> None:
     """Write a patch and say what was written."""
     from patches.format import write_patch
 
@@ -177,7 +187,7 @@ def write_errors(folder: Path) -> Iterator[None]:
         raise unwritable(folder, error) from error
 
 
-def report(path: Path, patch: "Patch") -> None:
+def report(path: Path, patch: Patch) -> None:
     """Print what was written, and what to know of its length."""
     n = patch.manifest.num_virtual_tokens
     held = f"{n} tokens" if n else patch.manifest.kind

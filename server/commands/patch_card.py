@@ -6,14 +6,14 @@ any width and in a pipe.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from patches.canonical import JsonValue, canonical_json
+from patches.content import PatchContent, StoredTensor
 from patches.manifest import Manifest
 from server.commands.figures import BLOCKS, columns, number, sparkline
-
-if TYPE_CHECKING:
-    from patches.format import Patch
 
 #: Curves whose high values are the good ones, and those whose low ones are; of others no value is best.
 _HIGH_IS_GOOD, _LOW_IS_GOOD = {"accuracy", "margin"}, {"loss", "benign_kl"}
@@ -29,7 +29,7 @@ class Row:
     table: Sequence[str] = ()
 
 
-def patch_rows(patch: "Patch", blocks: str = BLOCKS) -> Iterator[Row]:
+def patch_rows(patch: PatchContent, blocks: str = BLOCKS) -> Iterator[Row]:
     """Yield what the manifest and the tensors say; curves are drawn with ``blocks``."""
     manifest = patch.manifest
     for word, text in manifest.body.facts():
@@ -38,7 +38,7 @@ def patch_rows(patch: "Patch", blocks: str = BLOCKS) -> Iterator[Row]:
         tensor = patch.tensors.get(name)
         yield Row(name, "none" if tensor is None else _layout(tensor))
         if name == "vector" and tensor is not None:
-            yield Row("  by layer", _norms(tensor, blocks))
+            yield Row("  by layer", _norms(tensor.values, blocks))
     for key in ("license", "changelog", "supersedes"):
         if (value := getattr(manifest, key)) is not None:
             yield Row(key, value)
@@ -192,21 +192,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _norms(vector: Any, blocks: str) -> str:
+def _norms(vector: np.ndarray, blocks: str) -> str:
     """Draw how long the vector is in each layer, one block a layer."""
-    norms = vector.norm(dim=1).tolist()
+    norms = np.linalg.norm(vector, axis=1).tolist()
     acting = [layer for layer, norm in enumerate(norms) if norm]
     ends = f"layers {acting[0]} to {acting[-1]}, longest {number(max(norms))}"
     return f"{sparkline(norms, len(norms), blocks)}  {ends}"
 
 
-def _layout(tensor: Any) -> str:
-    return f"{dtype_of(tensor)} {list(tensor.shape)}, {mebibytes(tensor.nbytes)}"
-
-
-def dtype_of(tensor: Any) -> str:
-    """Return the dtype of a tensor as a manifest writes it."""
-    return str(tensor.dtype).removeprefix("torch.")
+def _layout(tensor: StoredTensor) -> str:
+    return f"{tensor.word} {list(tensor.shape)}, {mebibytes(tensor.nbytes)}"
 
 
 def mebibytes(num_bytes: int) -> str:

@@ -3,8 +3,8 @@
 import argparse
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from patches.content import PatchContent
 from patches.durable import write_bytes_atomically
 from patches.errors import InvalidName
 from patches.signing.keys import is_open_to_others, load_private_key
@@ -12,10 +12,7 @@ from patches.signing.signature import sign_statement, signature_path
 from patches.signing.statement import Statement, make_statement
 from server.commands.errors import CommandError
 from server.commands.output import say
-from server.commands.patch_arguments import patch_errors, read, read_password, unwritable, warn
-
-if TYPE_CHECKING:
-    from patches.format import Patch
+from server.commands.patch_arguments import patch_errors, read_content, read_password, unwritable, warn
 
 DESCRIPTION = """\
 Sign patch files: FILE.sig, beside each, states content digest, name, version, the time and, where given, the
@@ -56,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     if is_open_to_others(args.key):
         warn(f"{args.key}: others can read this private key; chmod 600 it")
     now = datetime.now(UTC)
-    statements = {path: _statement(path, read(path), args.minimum_version, now) for path in args.patches}
+    statements = {
+        path: _statement(path, read_content(path), args.minimum_version, now) for path in args.patches
+    }
     for path in statements:
         if signature_path(path).exists() and not args.force:
             raise CommandError(f"{signature_path(path)}: exists; --force replaces it")
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _statement(path: Path, patch: "Patch", minimum_version: str | None, now: datetime) -> Statement:
+def _statement(path: Path, patch: PatchContent, minimum_version: str | None, now: datetime) -> Statement:
     manifest = patch.manifest
     try:
         return make_statement(

@@ -3,16 +3,14 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from patches.content import PatchContent
 from patches.errors import PatchFormatError, SignatureRefused
 from patches.signing.keys import TrustedKeys, load_trusted_keys
 from patches.signing.signature import read_claim, read_signature, verify_signature
 from patches.signing.statement import Statement, format_time
 from server.commands.patch_arguments import patch_errors
-
-if TYPE_CHECKING:
-    from patches.format import Patch
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def trusted_keys(args: argparse.Namespace) -> TrustedKeys | None:
         return load_trusted_keys(args.trusted_keys)
 
 
-def report_signature(path: Path, patch: "Patch", keys: TrustedKeys | None) -> SignatureReport:
+def report_signature(path: Path, patch: PatchContent, keys: TrustedKeys | None) -> SignatureReport:
     """Look at the signature beside ``path``; with ``keys``, check it."""
     manifest = patch.manifest
     try:

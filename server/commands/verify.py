@@ -3,11 +3,12 @@
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from patches.base_model import DTYPES, BaseModel
+from patches.content import PatchContent
 from patches.errors import BaseModelMismatch, PatchFormatError
 from patches.fingerprint import fingerprint_model, holds_exactly, require_patch_fits
+from patches.format import find_content, read_patch_bytes
 from patches.model_files import model_folder
 from patches.signing.keys import TrustedKeys
 from patches.signing.revocations import read_revocations, revoked_part
@@ -20,9 +21,6 @@ from server.commands.signature_report import (
     report_signature,
     trusted_keys,
 )
-
-if TYPE_CHECKING:
-    from patches.format import Patch
 
 DESCRIPTION = """\
 Check patch files against the specification (docs/format.md), their digest, and, with --model, against a
@@ -83,15 +81,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verify(path: Path, demands: _Demands) -> bool:
-    from patches.format import find_problems, read_patch_bytes
-
     try:
         data = read_patch_bytes(path)
     except PatchFormatError as error:
         if error.reason == "unreadable":
             raise CommandError(str(error)) from error
         return _report(path, [f"{error.reason}: {error}"])
-    patch, problems = find_problems(data)
+    patch, problems = find_content(data)
     texts = [f"{problem.reason}: {problem}" for problem in problems]
     if patch is not None and demands.base_model is not None:
         texts += _differences(patch, demands.base_model, demands.is_dtype_given)
@@ -107,7 +103,7 @@ def _verify(path: Path, demands: _Demands) -> bool:
     return True
 
 
-def _tell_good(path: Path, patch: "Patch", demands: _Demands, signature: SignatureReport) -> None:
+def _tell_good(path: Path, patch: PatchContent, demands: _Demands, signature: SignatureReport) -> None:
     manifest = patch.manifest
     say(f"{path}: good: {manifest.name}@{manifest.version} {patch.digest}")
     if signature.state != "unsigned":
@@ -120,7 +116,7 @@ def _tell_good(path: Path, patch: "Patch", demands: _Demands, signature: Signatu
         say(f"  note: made for {made_for}; the server must run with --dtype {dtypes}")
 
 
-def _differences(patch: "Patch", base_model: BaseModel, is_dtype_given: bool) -> list[str]:
+def _differences(patch: PatchContent, base_model: BaseModel, is_dtype_given: bool) -> list[str]:
     dtype = base_model.dtype if is_dtype_given else patch.manifest.base_model.dtype
     try:
         require_patch_fits(replace(base_model, dtype=dtype), patch.manifest)
@@ -129,7 +125,7 @@ def _differences(patch: "Patch", base_model: BaseModel, is_dtype_given: bool) ->
     return []
 
 
-def _misfits(patch: "Patch", folder: Path | None) -> list[str]:
+def _misfits(patch: PatchContent, folder: Path | None) -> list[str]:
     from patches.checkpoint import read_checkpoint
     from patches.deltas.fit import misfits
     from patches.kinds.delta import DeltaBody

@@ -206,3 +206,29 @@ def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -
 def test_help_does_not_wait_for_torch(command: str) -> None:
     script = f"import sys, server.commands.{command} as m; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "modules"),
+    [
+        (["--help"], {"torch", "numpy", "rich"}),
+        (["inspect", "FILE"], {"torch"}),
+        (["inspect", "--json", "FILE"], {"torch"}),
+        (["verify", "FILE"], {"torch"}),
+    ],
+)
+def test_a_command_that_reads_a_file_loads_nothing_heavy(
+    arguments: list[str], modules: set[str], make: Callable[..., Patch], tmp_path: Path
+) -> None:
+    path = str(write_patch(make(), tmp_path))
+    called = [path if argument == "FILE" else argument for argument in arguments]
+    script = f"""
+import sys
+from server.cli import main
+try:
+    status = main({called!r})
+except SystemExit as ended:
+    status = ended.code
+sys.exit(status or sorted(sys.modules.keys() & {modules!r}) or 0)"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

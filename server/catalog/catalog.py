@@ -53,9 +53,9 @@ class Catalog:
         processes: OtherProcesses | None = None,
         weights: WeightControl | None = None,
     ) -> None:
-        control = control or CatalogControl()
+        control, processes = control or CatalogControl(), processes or NoOtherProcesses()
         #: Which weights are in force.
-        self.weights = Weights(model.base_model, weights)
+        self.weights = Weights(model.base_model, weights, processes)
         self._metrics = metrics
         self._changes = asyncio.Lock()
         #: What requests see, and why.
@@ -64,7 +64,7 @@ class Catalog:
             metrics,
             self._changes,
             control,
-            processes or NoOtherProcesses(),
+            processes,
             weights=self.weights,
             may_compose=may_compose,
         )

@@ -9,7 +9,7 @@ Event loop thread only.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from server.versions.view import ServedPatch
 
@@ -39,9 +39,9 @@ class Passage:
             door.left()
 
     @property
-    def is_inside(self) -> bool:
-        """Whether it has not left."""
-        return self._door is not None
+    def is_current(self) -> bool:
+        """Whether it has not left, and what is written is what it entered under."""
+        return self._door is not None and self.weights == self._door.weights
 
 
 class Door:
@@ -96,13 +96,42 @@ class Door:
         Raises:
             StillInside: Someone was after ``timeout_s``; the door is open again.
         """
-        self._may_enter.clear()
         try:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._is_empty.wait()
-            except TimeoutError:
-                raise StillInside(self._num_inside) from None
+            if num_inside := await self.close(timeout_s):
+                raise StillInside(num_inside)
             yield
         finally:
-            self._may_enter.set()
+            self.open()
+
+    async def close(self, timeout_s: float) -> int:
+        """Let no one in, wait until no one is inside, and return how many are all the same."""
+        self._may_enter.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._is_empty.wait()
+        except TimeoutError:
+            pass
+        return self._num_inside
+
+    def open(self) -> None:
+        """Let requests in."""
+        self._may_enter.set()
+
+
+@asynccontextmanager
+async def together(*closings: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+    """Enter all of these at a time, and leave all; where one can't be entered, raise what it raised."""
+    async with AsyncExitStack() as entered:
+
+        async def enter(closing: AbstractAsyncContextManager[None]) -> None:
+            await closing.__aenter__()
+            entered.push_async_exit(closing)
+
+        tasks = [asyncio.ensure_future(enter(closing)) for closing in closings]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        yield

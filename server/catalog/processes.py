@@ -41,6 +41,15 @@ class OtherProcesses(Protocol):
         """
         ...
 
+    def closed(self, timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """Keep requests out of every process while the context lasts: none is inside, and none enters.
+
+        Raises:
+            StillInside: Some were after ``timeout_s``; requests enter again.
+            NotInStep: A process of the server did not say so, or is not in step; requests enter again.
+        """
+        ...
+
     def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:
         """Announce which versions are being loaded, so that requests for them are told to try again."""
         ...
@@ -69,6 +78,10 @@ class NoOtherProcesses:
 
     def moved(self, view: CatalogView, names: Collection[str]) -> AbstractAsyncContextManager[None]:
         """See ``OtherProcesses.moved``."""
+        return contextlib.nullcontext()
+
+    def closed(self, timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """See ``OtherProcesses.closed``."""
         return contextlib.nullcontext()
 
     def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:

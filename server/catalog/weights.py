@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from patches.base_model import BaseModel
 from patches.kinds.delta import DeltaBody, effective_weights_digest
 from patches.manifest import Manifest
-from server.catalog.door import Door, StillInside
+from server.catalog.door import Door, StillInside, together
+from server.catalog.processes import OtherProcesses
 from server.errors import OrderRefused, WeightsBusy
 from server.memory.weights import EngineWeights, WeightsNotChanged
 from server.versions.activation import NameRecord
@@ -52,9 +53,12 @@ class Effects:
 class Weights:
     """Knows what is in force, and changes it while the lock on changes is held."""
 
-    def __init__(self, base_model: BaseModel, control: WeightControl | None) -> None:
+    def __init__(
+        self, base_model: BaseModel, control: WeightControl | None, processes: OtherProcesses
+    ) -> None:
         self._own_model = base_model
         self._control = control
+        self._processes = processes
         #: Requests pass it; ``None`` where weights never change.
         self.door = Door() if control is not None else None
 
@@ -138,7 +142,8 @@ class Weights:
         assert self.door is not None
         timeout_s = self._control.drain_timeout_s
         try:
-            async with self.door.closed(timeout_s):
+            # Both at a time: what one waits for, the other needs not wait for again.
+            async with together(self.door.closed(timeout_s), self._processes.closed(timeout_s)):
                 yield
         except StillInside as error:
             raise WeightsBusy(

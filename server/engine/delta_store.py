@@ -138,6 +138,8 @@ class DeltaStore:
         writes = []
         for change in body.changes(tensors):
             place = self._places.find(change.tensor.name, change.tensor.shape)
+            if place is None:
+                continue
             is_here, positions = place.local(change.positions)
             values = change.values[is_here].to(self._device, self._dtype)
             stored = change.positions[is_here]

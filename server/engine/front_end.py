@@ -36,6 +36,7 @@ from server.admin.uploads import Uploads
 from server.app import install
 from server.audit import Audit
 from server.catalog.catalog import Catalog
+from server.catalog.door import Door
 from server.catalog.folder import PatchFolder
 from server.catalog.refusals import ServedModel
 from server.catalog.trust_watch import TrustWatch
@@ -183,9 +184,13 @@ class FrontEnd:
         try:
             residents = FollowedResidents(self.metrics)
             may_compose = options.flags.patches.composition == "joined"
-            mirror = Mirror(seat.index, seat.steps, residents, options.policy, may_compose=may_compose)
+            door = Door() if options.flags.weights.weight_patches else None
+            mirror = Mirror(
+                seat.index, seat.steps, residents, options.policy, may_compose=may_compose, door=door
+            )
             decider, gate = self._gate(mirror, mirrored(audit, mirror.signer_of))
             mirror.bind(decider)
+            decider.door = door
             engine.bind_gate(gate)
             follower = Follower(seat.index, seat.address, mirror, residents.residency, self.metrics)
             decider.canaries = follower

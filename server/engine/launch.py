@@ -25,7 +25,7 @@ from server.engine.options import ServeOptions
 from server.engine.processes import serve_together
 from server.engine.releases import cli_env_setup, make_arg_parser, validate_parsed_serve_args
 from server.engine.start_errors import engine_started, flags_judged
-from server.engine.support import UnsupportedSetup, require_supported_arguments, require_supported_environment
+from server.engine.support import require_supported_arguments, require_supported_environment
 from server.metrics.patches import PatchMetrics
 
 logger = logging.getLogger(__name__)
@@ -98,11 +98,6 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
     with streams_beside(options.flags.log.log_format == "json", is_first=True) as streams:
         args = resolve_arguments(options, engine_arguments)
         if (args.api_server_count or 1) > 1:
-            if options.flags.weights.weight_patches:
-                raise UnsupportedSetup(
-                    "--weight-patches: expected one process that answers, got --api-server-count "
-                    f"{args.api_server_count}; weights can't change under several yet"
-                )
             serve_together(options, args)
             return
         metrics = PatchMetrics(REGISTRY)

@@ -4,6 +4,7 @@ vLLM lays some linear layers of a checkpoint into one, row upon row. Everything 
 lying where it is looked for (quantisation, adapters around layers, splits over ranks) is refused.
 """
 
+import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from vllm.config import CompilationMode
 from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear, UnquantizedLinearMethod
+from vllm.model_executor.models.utils import PPMissingLayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,7 @@ _FUSED = {
     "up_proj": ("gate_up_proj", 1),
 }
 _PLAIN_ON_CPU = "_cpu_skip_gemm_dispatch"
+_LAYER = re.compile(r"model\.layers\.[0-9]+(?=\.)")
 
 
 def may_change(config: "VllmConfig") -> bool:
@@ -49,9 +51,9 @@ def config_problem(config: "VllmConfig") -> str | None:
         "with speculative decoding a second model proposes tokens": config.speculative_config is not None,
         "sleep mode may throw weights away": model.enable_sleep_mode,
         "expert parallelism moves weights between ranks": parallel.enable_expert_parallel,
-        "with pipeline parallelism no rank has all layers": parallel.pipeline_parallel_size > 1,
-        "the model is compiled; start the server with --enforce-eager": (
-            config.compilation_config.mode != CompilationMode.NONE
+        "the compiler bakes weights in (inductor_compile_config: max_autotune or freezing)": any(
+            config.compilation_config.inductor_compile_config.get(word)
+            for word in ("max_autotune", "freezing")
         ),
         "the weights are random (--load-format dummy)": config.load_config.load_format == "dummy",
     }
@@ -113,8 +115,8 @@ class Places:
     def __init__(self, network: nn.Module) -> None:
         self._modules: Mapping[str, nn.Module] = dict(network.named_modules())
 
-    def find(self, name: str, shape: tuple[int, int]) -> Place:
-        """Find a tensor of the checkpoint.
+    def find(self, name: str, shape: tuple[int, int]) -> Place | None:
+        """Find a tensor of the checkpoint; ``None`` where a rank of another pipeline stage has it.
 
         Args:
             name: Of the tensor, such as ``model.layers.0.self_attn.q_proj.weight``.
@@ -127,6 +129,8 @@ class Places:
         parent, _, word = path.rpartition(".")
         module: Any = self._modules.get(path)
         sizes, part = [], 0
+        if self._is_elsewhere(name):
+            return None
         if module is None and word in _FUSED:
             fused, part = _FUSED[word]
             module = self._modules.get(f"{parent}.{fused}")
@@ -152,3 +156,8 @@ class Places:
             sum(sizes[:part]),
             is_copy=module.tp_rank % copies > 0,
         )
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Return whether a layer that this rank leaves out has the tensor."""
+        found = _LAYER.match(name)
+        return found is not None and isinstance(self._modules.get(found[0]), PPMissingLayer)

@@ -241,6 +241,10 @@ class Follower:
                 mirror.note_loading(frozenset((name, version) for name, version in body["loading"]))
             case "let_go":
                 return self._let_go(body["digest"])
+            case "close":
+                return mirror.close(body["timeout_s"])
+            case "open":
+                mirror.open()
             case "withdraw":
                 for digest in body["digests"]:
                     mirror.withdraw(digest)

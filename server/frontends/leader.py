@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any
 
 from server.admin.canary_watch import ArmReports
+from server.catalog.door import StillInside
 from server.catalog.residents import Resident, Residents
 from server.errors import NotInStep
 from server.frontends.channel import Body, Channel, ChannelError
-from server.frontends.messages import bytes_text, content_body, name_body
+from server.frontends.messages import bytes_text, content_body, name_body, weights_body
 from server.frontends.step import Steps
 from server.versions.view import CatalogView, ServedPatch
 
@@ -78,6 +79,8 @@ class FollowerPool:
         self._figures: dict[int, Body] = {}
         #: Held from handing over a step to its holding, and while a follower is let in.
         self._turn = asyncio.Lock()
+        #: Held while requests are kept out, and while a follower is let in: before ``_turn``.
+        self._entry = asyncio.Lock()
         self._server: asyncio.Server | None = None
         self._is_ending = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -139,6 +142,28 @@ class FollowerPool:
             self._policy = policy
             self._steps.advance()
 
+    @contextlib.asynccontextmanager
+    async def closed(self, timeout_s: float) -> AsyncIterator[None]:
+        """See ``OtherProcesses.closed``."""
+        async with self._entry:
+            # What is not counted on may still run what it took in before.
+            if self.num_attached < self._steps.num_processes - 1:
+                raise NotInStep("nothing was changed: a process of the server is not in step; try again")
+            followers = self._attached()
+            try:
+                limit_s = timeout_s + self._confirm_s
+                questions = (f.call("close", {"timeout_s": timeout_s}, limit_s) for f in followers)
+                answers = await asyncio.gather(*(_answer(question) for question in questions))
+                both = list(zip(followers, answers, strict=True))
+                _require_none([self._cut_off(f, str(a)) for f, a in both if isinstance(a, ChannelError)])
+                if num_inside := sum(a["num_inside"] for a in answers if not isinstance(a, ChannelError)):
+                    raise StillInside(num_inside)
+                yield
+            finally:
+                for follower in followers:
+                    assert follower.channel is not None
+                    follower.channel.tell("open", {})
+
     def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:
         """See ``OtherProcesses.note_loading``."""
         for follower in self._attached():
@@ -188,7 +213,8 @@ class FollowerPool:
     async def _hand_over(self, view: CatalogView, names: Collection[str], policy: bytes | None) -> None:
         meanings = {name: name_body(view, name) for name in names}
         served = [p for name in names if name in view.names for p in view.names[name].versions]
-        body = {"step": self._steps.current + 1, "names": meanings}
+        served += [view.weights] if view.weights is not None else []
+        body = {"step": self._steps.current + 1, "names": meanings, "weights": weights_body(view)}
         if policy is not None:
             body["policy"] = bytes_text(policy)
 
@@ -274,7 +300,7 @@ class FollowerPool:
     async def _enter(self, follower: _Connection) -> None:
         assert follower.index is not None
         try:
-            async with self._turn:
+            async with self._entry, self._turn:
                 contents, body = self._everything(follower)
                 answer = await follower.call("reset", body, self._confirm_s)
                 if not _has_confirmed(answer, contents):
@@ -291,8 +317,10 @@ class FollowerPool:
     def _everything(self, follower: _Connection) -> tuple[list[ServedPatch], Body]:
         view = self._view
         contents = [patch for named in view.names.values() for patch in named.versions]
+        contents += [view.weights] if view.weights is not None else []
         names = {name: name_body(view, name) for name in view.names}
-        body = {"step": self._steps.current, "names": names} | self._contents(follower, contents)
+        body = {"step": self._steps.current, "names": names, "weights": weights_body(view)}
+        body |= self._contents(follower, contents)
         if self._policy is not None:
             body["policy"] = bytes_text(self._policy)
         return contents, body

@@ -6,6 +6,7 @@ of another view serves the same.
 
 import base64
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -72,6 +73,26 @@ def with_name_body(
         [find(digest) for digest in body["versions"]],
         find(active) if active is not None else None,
         CanaryArm(find(canary["digest"]), _CANARIES.validate_python(canary["rules"])) if canary else None,
+    )
+
+
+def weights_body(view: CatalogView) -> Body:
+    """Describe which weights are in force, and what that means for names."""
+    return {
+        "in_force": view.weights.digest if view.weights is not None else None,
+        "names": sorted(view.weight_names),
+        "mismatched": sorted(view.mismatched),
+    }
+
+
+def with_weights_body(view: CatalogView, body: Body, find: Callable[[str], ServedPatch]) -> CatalogView:
+    """Return the view under the weights that ``body`` says; ``find`` returns contents by digest."""
+    digest: Any = body["in_force"]
+    return replace(
+        view,
+        weights=find(digest) if digest is not None else None,
+        weight_names=frozenset(body["names"]),
+        mismatched=frozenset(body["mismatched"]),
     )
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from server.audit import Audit, AuditEvent, NullAudit
+from server.catalog.door import Door
 from server.catalog.residents import Residents
 from server.errors import NotInStep
 from server.frontends.channel import Body
-from server.frontends.messages import content_of, text_bytes, with_name_body
+from server.frontends.messages import content_of, text_bytes, with_name_body, with_weights_body
 from server.frontends.step import Steps
 from server.policy.file import parse_policy
 from server.policy.rules import Policy
@@ -49,6 +50,7 @@ class Mirror:
         policy: Policy,
         *,
         may_compose: bool = False,
+        door: Door | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make one that is not in step yet.
@@ -59,6 +61,7 @@ class Mirror:
             residents: What requests of this process use.
             policy: What is in force where no policy file says otherwise.
             may_compose: See ``CatalogView``.
+            door: Where requests enter; None where weights never change.
             clock: Seconds; tests have their own.
         """
         self.residents = residents
@@ -66,6 +69,7 @@ class Mirror:
         self._steps = steps
         self._clock = clock
         self._may_compose = may_compose
+        self._door = door
         self._flag_policy = policy
         self._now = Copy(-1, CatalogView(may_compose=may_compose), policy)
         #: Handed over by the leader, and not in force yet.
@@ -112,6 +116,8 @@ class Mirror:
 
     def lost(self) -> None:
         """Note that the leader is gone: nothing is decided until it is heard again."""
+        # Whoever enters is refused.
+        self.open()
         self._heard_s = self._clock() - SILENCE_S
 
     def learn(self, body: Body) -> Body:
@@ -141,6 +147,21 @@ class Mirror:
             if resident.patch.digest not in confirmed["confirmed"] and not resident.num_in_flight:
                 self._forget(resident.patch.digest)
         return confirmed
+
+    async def close(self, timeout_s: float) -> Body:
+        """Keep requests out, from now until ``open``, where all that are inside leave in time.
+
+        Returns:
+            How many did not.
+        """
+        assert self._door is not None
+        return {"num_inside": await self._door.close(timeout_s)}
+
+    def open(self) -> None:
+        """Let requests in again, to what serves by now."""
+        self._follow()
+        if self._door is not None:
+            self._door.open()
 
     def note_loading(self, loading: frozenset[tuple[str, str]]) -> None:
         """Take in which versions are being loaded; that alone is no step."""
@@ -172,6 +193,7 @@ class Mirror:
         names: Mapping[str, Body | None] = body["names"]
         for name, meaning in names.items():
             view = with_name_body(view, name, meaning, self._content)
+        view = with_weights_body(view, body["weights"], self._content)
         data = body.get("policy")
         policy = parse_policy(text_bytes(data)) if data is not None else base.policy
         return Copy(body["step"], view, policy)
@@ -186,6 +208,8 @@ class Mirror:
 
     def _adopt(self, copy: Copy) -> None:
         self._now = copy
+        if self._door is not None:
+            self._door.weights = copy.view.weights
         if self._holder is not None:
             self._holder.policy = copy.policy
         for named in copy.view.names.values():

@@ -19,6 +19,11 @@ class Steps:
         self._words = words
 
     @property
+    def num_processes(self) -> int:
+        """How many processes share them."""
+        return len(self._words) - 1
+
+    @property
     def current(self) -> int:
         """The step that holds for every process."""
         return self._words[0]

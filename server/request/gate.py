@@ -76,7 +76,7 @@ class PatchGate:
             PatchNotReady: They changed since the request was decided, which had left the door before.
         """
         scope = _require_scope()
-        if scope.passage is not None and not scope.passage.is_inside:
+        if scope.passage is not None and not scope.passage.is_current:
             again = self._decider.door.try_enter_again(scope.passage) if self._decider.door else None
             if again is None:
                 raise reject(PatchNotReady("the weights change while the request waits; send it again"))

@@ -46,14 +46,21 @@ def processes() -> Any:
 
 
 @pytest.fixture
-async def stand(folder: Path, records: Any, processes: Any) -> AsyncIterator[Stand]:
+def weights() -> Any:
+    """What the weights of the model are changed with; None: they never change."""
+    return None
+
+
+@pytest.fixture
+async def stand(folder: Path, records: Any, processes: Any, weights: Any) -> AsyncIterator[Stand]:
     take_turns()
     metrics = PatchMetrics(registry := CollectorRegistry())
     residency = ScriptedResidency()
     control = CatalogControl(records) if records is not None else None
-    catalog = Catalog(residency, MODEL, metrics, control, processes=processes)
+    catalog = Catalog(residency, MODEL, metrics, control, processes=processes, weights=weights)
     leases = Leases(catalog, metrics)
     decider = Decider(catalog, OPEN_POLICY, leases, served_names=[SERVED_NAME])
+    decider.door = catalog.weights.door
     gate = PatchGate(decider, leases)
     engine = FakeEngine(gate, residency)
     engine.may_start.set()

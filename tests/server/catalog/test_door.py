@@ -66,4 +66,4 @@ async def test_a_change_that_fails_opens_the_door() -> None:
     with pytest.raises(RuntimeError):
         async with door.closed(30):
             raise RuntimeError
-    assert (await door.enter()).is_inside
+    assert (await door.enter()).is_current

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from server.admin.listener import AdminListener, bind_admin
 from server.admin.operator import Operator
 from server.app import install
+from server.catalog.door import Door
 from server.frontends.channel import Body
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
@@ -144,7 +145,8 @@ async def fleet(stand: Stand, pool: FollowerPool, steps: Steps, sockets: Path) -
         async def make_process(index: int) -> Process:
             metrics = PatchMetrics(CollectorRegistry())
             residents = FollowedResidents(metrics)
-            mirror = Mirror(index, steps, residents, OPEN_POLICY)
+            door = Door() if stand.decider.door is not None else None
+            mirror = Mirror(index, steps, residents, OPEN_POLICY, door=door)
             audit = AuditList()
             leases = Leases(mirror, metrics)
             decider = Decider(
@@ -155,6 +157,7 @@ async def fleet(stand: Stand, pool: FollowerPool, steps: Steps, sockets: Path) -
                 audit=MirrorAudit(audit, mirror.signer_of),
             )
             mirror.bind(decider)
+            decider.door = door
             engine = FakeEngine(PatchGate(decider, leases), stand.residency)
             engine.may_start.set()
             engine.may_go_on.set()

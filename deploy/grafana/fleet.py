@@ -118,10 +118,12 @@ def _changes() -> Panels:
             replace(
                 look,
                 title="Swap latency",
-                about="95th percentile, by cause: until every worker and process holds what serves.",
+                about="95th percentile, by cause: until every worker and process holds what serves. And how "
+                "long requests waited while weights changed.",
                 unit="s",
             ),
             Query(quantile(0.95, "policy_patch_swap_seconds", by="cause"), "{{cause}}"),
+            Query(quantile(0.95, "policy_patch_weight_hold_seconds"), "requests wait for weights"),
         ),
         lines(
             replace(

@@ -20,6 +20,7 @@ from server.catalog.door import Door, StillInside, together
 from server.catalog.processes import OtherProcesses
 from server.errors import OrderRefused, WeightsBusy
 from server.memory.weights import EngineWeights, WeightsNotChanged
+from server.metrics.swaps import SwapMetrics
 from server.versions.activation import NameRecord
 from server.versions.view import ServedPatch
 
@@ -54,11 +55,16 @@ class Weights:
     """Knows what is in force, and changes it while the lock on changes is held."""
 
     def __init__(
-        self, base_model: BaseModel, control: WeightControl | None, processes: OtherProcesses
+        self,
+        base_model: BaseModel,
+        control: WeightControl | None,
+        processes: OtherProcesses,
+        swaps: SwapMetrics,
     ) -> None:
         self._own_model = base_model
         self._control = control
         self._processes = processes
+        self._swaps = swaps
         #: Requests pass it; ``None`` where weights never change.
         self.door = Door() if control is not None else None
 
@@ -143,8 +149,9 @@ class Weights:
         timeout_s = self._control.drain_timeout_s
         try:
             # Both at a time: what one waits for, the other needs not wait for again.
-            async with together(self.door.closed(timeout_s), self._processes.closed(timeout_s)):
-                yield
+            with self._swaps.holding():
+                async with together(self.door.closed(timeout_s), self._processes.closed(timeout_s)):
+                    yield
         except StillInside as error:
             raise WeightsBusy(
                 f"{error.num_inside} requests were still running after {timeout_s:g} s; nothing was changed"

@@ -281,11 +281,19 @@ def test_what_is_in_force_is_so_after_a_restart(servers: Servers, deltas: dict[s
     assert ask_all(again) != under
 
 
-def test_ranks_and_engines_hold_the_same_weights(
-    start_module_server: Any, tiny_model: Path, tmp_path_factory: Any, tiny_patches: Any
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(["--tensor-parallel-size", "2", "--data-parallel-size", "2"], id="tensor and data"),
+        pytest.param(["--pipeline-parallel-size", "2", "--api-server-count", "2"], id="stages, front ends"),
+        pytest.param(["--no-enforce-eager"], id="compiled"),
+    ],
+)
+def test_ranks_and_processes_hold_the_same_weights(
+    start_module_server: Any, tiny_model: Path, tmp_path_factory: Any, tiny_patches: Any, flags: list[str]
 ) -> None:
-    """Two engines of two ranks each: every answer, whoever gives it, is that of the weights in force."""
-    several = ["--tensor-parallel-size", "2", "--data-parallel-size", "2", "--api-server-count", "1"]
+    """Every answer, whoever gives it, is that of the weights in force."""
+    several = flags if "--api-server-count" in flags else [*flags, "--api-server-count", "1"]
     folder = tmp_path_factory.mktemp("weights-of-ranks")
     server = Servers(start_module_server, tiny_model, folder, *several).now
     patch = delta_of(tiny_patches.model, "no-harm")

@@ -49,7 +49,7 @@ def delta_of(model: Any, name: str, version: str = "1.0.0", seed: int = 0) -> Pa
         positions = torch.randperm(old.numel(), generator=generator)[: old.numel() // 20].sort().values
         moved = old.reshape(-1)[positions] + torch.randn(len(positions), generator=generator) * old.std()
         collected.add(of, old, positions, moved)
-    body, tensors = collected.finish()
+    body, tensors = collected.finish("no weight")
     return make_patch(Label(name, version).manifest(model.base_model, body, {"method": "import"}), tensors)
 
 

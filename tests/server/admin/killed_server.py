@@ -20,6 +20,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from patches.format import encode_patch
+from patches.kinds.delta import ChangedTensor, DeltaBody
 from patches.kinds.prefix import PrefixBody
 from patches.manifest import Manifest
 from server.admin.operator import Operator
@@ -29,8 +30,11 @@ from server.catalog.folder import PatchFolder
 from server.catalog.records import Records
 from server.catalog.refusals import ServedModel
 from server.catalog.state_folder import CatalogState
+from server.catalog.weights import WeightControl
 from server.memory.residency import NullResidency
+from server.memory.weights import NullWeights
 from server.metrics.patches import PatchMetrics
+from server.versions.activation import Target
 from tests.tiny_model import SMALLEST_MODEL
 
 
@@ -42,8 +46,38 @@ def put(folder: Path, version: str, fill: float) -> None:
     (folder / f"pirate-{version}.safetensors").write_bytes(data)
 
 
-def shown(catalog: Catalog) -> list[Any]:
+def put_delta(folder: Path, version: str, fill: float) -> None:
+    body = DeltaBody((ChangedTensor("model.layers.0.mlp.up_proj.weight", (8, 4), 1),))
+    manifest = Manifest("no-harm", version, SMALLEST_MODEL, body, {"method": "hdr"})
+    tensors = {"values": torch.tensor([fill]), "indices": torch.zeros(1, dtype=torch.int32)}
+    (folder / f"no-harm-{version}.safetensors").write_bytes(encode_patch(manifest, tensors))
+
+
+class KilledWeights(NullWeights):
+    """Weights of an engine whose process may die before it is stopped, written, and resumed."""
+
+    async def write(self, digest: str | None, num_changed: int, *, timeout_s: float) -> None:
+        count_step("write")
+        await super().write(digest, num_changed, timeout_s=timeout_s)
+        count_step("written")
+
+    async def resume(self) -> None:
+        count_step("resume")
+        await super().resume()
+
+
+def shown(catalog: Catalog, weights: NullWeights) -> list[Any]:
     """What a caller could find out: the active content, whether it serves, and whether it is pinned."""
+    if of_weights := catalog.residents.of("no-harm"):
+        patch, record = catalog.weights.in_force, catalog.record("no-harm")
+        digest = patch.digest if patch is not None else None
+        # View, workers and record agree, and requests may enter.
+        assert catalog.view.weights == patch
+        assert weights.written == digest
+        assert record.active == (patch and Target(patch.version, patch.digest))
+        assert not weights.is_paused
+        assert len(of_weights) == 2
+        return [patch.version if patch else None, digest, record.is_pinned]
     record = catalog.record("pirate")
     named = catalog.view.names.get("pirate")
     active = named.active if named is not None else None
@@ -63,7 +97,17 @@ ORDERS: dict[str, list[Callable[[Operator], Awaitable[Any]]]] = {
         lambda operator: operator.activate("pirate", "1.0.0", "alice"),
         lambda operator: operator.remove("pirate", None, "alice"),
     ],
+    "weights": [
+        lambda operator: operator.activate("no-harm", "1.0.0", "alice"),
+        lambda operator: operator.activate("no-harm", "2.0.0", "alice"),
+        lambda operator: operator.rollback("no-harm", "alice"),
+        lambda operator: operator.rollback("no-harm", "alice"),
+    ],
 }
+
+
+def count_step(event: str) -> None:
+    """Called before each step that a process takes; the one that is to be killed has another."""
 
 
 def die_at(step: int, state: Path, patches: Path) -> None:
@@ -100,18 +144,22 @@ def die_at(step: int, state: Path, patches: Path) -> None:
 
     os.fsync, builtins.open = counted_fsync, counted_open
     sys.addaudithook(audit)
+    global count_step
+    count_step = count
 
 
 async def serve(folder: Path, orders: list[Callable[[Operator], Awaitable[Any]]], out: int) -> None:
     records = Records(CatalogState(folder / "state"), keep_previous=1)
     model, metrics = ServedModel(SMALLEST_MODEL, 64), PatchMetrics(CollectorRegistry())
-    catalog = Catalog(NullResidency(), model, metrics, CatalogControl(records))
+    weights = KilledWeights()
+    control = WeightControl(weights)
+    catalog = Catalog(NullResidency(), model, metrics, CatalogControl(records), weights=control)
     async with PatchFolder(folder / "patches", catalog):
-        os.write(out, json.dumps(shown(catalog)).encode() + b"\n")
+        os.write(out, json.dumps(shown(catalog, weights)).encode() + b"\n")
         operator = Operator(catalog)
         for order in orders:
             await order(operator)
-            os.write(out, json.dumps(shown(catalog)).encode() + b"\n")
+            os.write(out, json.dumps(shown(catalog, weights)).encode() + b"\n")
 
 
 def in_process(work: Callable[[int], None]) -> tuple[int, list[Any]]:
@@ -138,6 +186,8 @@ def run(folder: Path, step: int, orders: str) -> bool:
     (folder / "patches").mkdir(parents=True)
     for i, version in enumerate(("1.0.0", "1.1.0", "1.2.0")):
         put(folder / "patches", version, float(i))
+    for version in ("1.0.0", "2.0.0") if orders == "weights" else ():
+        put_delta(folder / "patches", version, float(version[0]))
 
     def live(out: int) -> None:
         die_at(step, folder / "state", folder / "patches")

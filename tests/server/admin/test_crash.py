@@ -53,6 +53,14 @@ def test_a_removal_that_was_cut_off_lets_nothing_serve_that_the_pin_kept_out(tmp
     require_confirmed(deaths)
 
 
+def test_weights_are_after_a_kill_those_of_the_record(tmp_path: Path) -> None:
+    """Before the engine stops, between its write and the record, between the record and its going on."""
+    deaths = kill_at_each_step(tmp_path / "server", "weights")
+    assert len(deaths) > 40
+    assert [version for version, _, _ in deaths[-1]["confirmed"]] == [None, "1.0.0", "2.0.0", "1.0.0", None]
+    require_confirmed(deaths)
+
+
 def require_confirmed(deaths: list[dict[str, Any]]) -> None:
     whole = deaths[-1]["confirmed"]
     for death in deaths:

@@ -18,6 +18,9 @@ ARM_HEADER = f"{PATCH_HEADER}-Arm"
 #: Of a response: the weight patch that was in force, ``none`` for the model's own weights.
 DELTA_HEADER = "X-Policy-Delta"
 
+#: Of a response: ``other`` where a patch answered that was made for other weights than those in force.
+WEIGHTS_HEADER = f"{PATCH_HEADER}-Weights"
+
 #: Of an upload: its ``.sig`` file in base64.
 SIGNATURE_HEADER = f"{PATCH_HEADER}-Signature"
 

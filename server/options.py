@@ -216,6 +216,14 @@ class WeightOptions:
         bool,
         Flag("take weight patches; `policypatch patches activate` puts one in force, for all requests"),
     ] = False
+    mismatched: Annotated[
+        str,
+        Flag(
+            "what becomes of prefixes and vectors that were made for other weights than those in force: they "
+            "answer no request, or, with keep, go on, which each answer says (default: {default})",
+            choices=("refuse", "keep"),
+        ),
+    ] = "refuse"
     weight_drain_timeout: Annotated[
         float,
         Flag(

@@ -115,13 +115,19 @@ def _signals() -> Panels:
             *quantiles(INTER_TOKEN),
         ),
         lines(
-            Look("Denials by reason", "Refused requests per second that named it.", "reqps", 6),
+            Look(
+                "Denials by reason",
+                "Refused requests per second that named it; and those that it answered under other weights.",
+                "reqps",
+                6,
+            ),
             Query(
                 or_zero_named(
                     rate("policy_patch_denied_requests_total", PATCH, by="reason"), "reason", "no denial"
                 ),
                 "{{reason}}",
             ),
+            Query(or_zero(rate("policy_patch_mismatched_requests_total", PATCH)), "under other weights"),
         ),
     ]
 

@@ -85,7 +85,7 @@ class Operator:
         situation = self._catalog.publication.situation(name)
         target = find_target(situation.resident, name, version)
         if not situation.is_of_weights:
-            return target, Effects([], [])
+            return target, Effects([], [], [])
         record = activated(situation.record, target, self._cause("activate", ""), has_file=True)
         self._catalog.weights.require_allowed(name, record)
         return target, self._catalog.effects(self._catalog.residents[target.digest].patch)
@@ -129,7 +129,7 @@ class Operator:
             active = record.active.version if record.active is not None else None
             if expected is not None and expected != active:
                 raise OrderRefused(f"from: expected {active}, which is active, got {expected}")
-            usable = (t for t in record.previous if t in situation.resident and self._fits(t))
+            usable = (t for t in record.previous if t in situation.resident and self._may_serve(t))
             target = next(usable, None)
             if target is None and situation.is_of_weights and record.active is not None:
                 return taken_back(record, self._cause("rollback", by))
@@ -272,15 +272,16 @@ class Operator:
 
     def _require_fitting(self, target: Target) -> None:
         """Raise where a content that is to serve was made for other weights than those in force."""
-        if not self._fits(target):
+        if not self._may_serve(target):
             raise OrderRefused(
                 f"version: {target.version} was made for other weights than those in force, so it could "
                 "answer no request; nothing was changed",
                 param="version",
             )
 
-    def _fits(self, target: Target) -> bool:
-        return self._catalog.publication.fits(target, self._catalog.weights.in_force)
+    def _may_serve(self, target: Target) -> bool:
+        weights = self._catalog.weights
+        return weights.keeps_mismatched or self._catalog.publication.fits(target, weights.in_force)
 
     def _cause(self, action: str, by: str) -> Cause:
         return Cause(action, by, self._clock())

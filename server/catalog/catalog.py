@@ -280,7 +280,8 @@ class Catalog:
         view = self.publication.view_under(wanted, *self.residents.names)
         now, then = ({p.reference for n in v.names.values() for p in n.versions} for v in (self.view, view))
         needed_now, needed_then = (set(self.needs(v)) for v in (self.view, view))
-        return Effects(sorted(now - then), sorted(needed_now - needed_then))
+        kept = {p.reference for n in view.names.values() for p in n.versions if p.digest in view.kept}
+        return Effects(sorted(now - then), sorted(kept), sorted(needed_now - needed_then))
 
     async def _resume_weights(self, names: Collection[str]) -> None:
         """Bring the weights in line with the record that says which patch is in force.

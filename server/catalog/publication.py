@@ -130,13 +130,21 @@ class Publication:
             is_stale = record.active is not None and not self.fits(record.active, weights)
             wanted = followed if self.is_starting or is_stale else record.active
             held = [r for r in self.residents.of(name) if not r.is_barred and r.patch.kind != WEIGHTS_KIND]
-            fitting = [r for r in held if not self.weights.is_mismatched(r.patch.manifest, weights)]
+            others = [r for r in held if self.weights.is_mismatched(r.patch.manifest, weights)]
+            kept = others if self.weights.keeps_mismatched else []
+            fitting = [r for r in held if r in kept or r not in others]
             mismatched = view.mismatched - {name} | ({name} if held and not fitting else set())
             of_weights = {name} if self.is_of_weights(name) and self.residents.of(name) else set()
             weight_names = view.weight_names - {name} | of_weights
             usable = ((r.patch, bool(r.paths)) for r in fitting)
             view = with_residents(
-                replace(view, mismatched=mismatched, weight_names=weight_names),
+                replace(
+                    view,
+                    mismatched=mismatched,
+                    weight_names=weight_names,
+                    kept=frozenset(d for d in view.kept if self.residents.name_of(d) != name)
+                    | {r.patch.digest for r in kept},
+                ),
                 name,
                 usable,
                 wanted,

@@ -39,6 +39,8 @@ class WeightControl:
     engine: EngineWeights
     #: Seconds that requests inside may take to end.
     drain_timeout_s: float = 60.0
+    #: Patches for other weights than those in force go on answering.
+    keeps_mismatched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Effects:
 
     #: References of what is served now, and was made for other weights.
     mismatched: list[str]
+    #: References of what would go on to be served all the same, as an operator wants it.
+    kept: list[str]
     #: What the policy needs of it: these forbid the change.
     lost: list[str]
 
@@ -78,6 +82,11 @@ class Weights:
         if manifest.kind == WEIGHTS_KIND:
             return False
         return manifest.base_model.weights_digest != self.digest_under(under)
+
+    @property
+    def keeps_mismatched(self) -> bool:
+        """Whether patches for other weights than those in force go on answering."""
+        return self._control is not None and self._control.keeps_mismatched
 
     def digest_under(self, under: ServedPatch | None) -> str:
         """Return the weights digest of the model under a weight patch, or of the model itself."""

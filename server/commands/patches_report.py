@@ -54,5 +54,6 @@ def describe_preview(preview: dict[str, Any]) -> list[str]:
     target = preview["would_activate"]
     lines = [f"{preview['name']}@{target['version']} would be active ({target['digest']})"]
     lines += [f"  would not be served, made for other weights: {one}" for one in preview["mismatched"]]
+    lines += [f"  would answer, though made for other weights: {one}" for one in preview["kept"]]
     lines += [f"  would be REFUSED: the policy needs {one}" for one in preview["refused_for"]]
     return lines

@@ -380,7 +380,8 @@ def _residency(
 def _weight_control(engine: PatchedAsyncLLM, weights: WeightOptions) -> WeightControl | None:
     if not weights.weight_patches:
         return None
-    return WeightControl(PausedEngineWeights(engine), weights.weight_drain_timeout)
+    is_kept = weights.mismatched == "keep"
+    return WeightControl(PausedEngineWeights(engine), weights.weight_drain_timeout, keeps_mismatched=is_kept)
 
 
 async def _init_state(

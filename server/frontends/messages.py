@@ -82,6 +82,7 @@ def weights_body(view: CatalogView) -> Body:
         "in_force": view.weights.digest if view.weights is not None else None,
         "names": sorted(view.weight_names),
         "mismatched": sorted(view.mismatched),
+        "kept": sorted(view.kept),
     }
 
 
@@ -93,6 +94,7 @@ def with_weights_body(view: CatalogView, body: Body, find: Callable[[str], Serve
         weights=find(digest) if digest is not None else None,
         weight_names=frozenset(body["names"]),
         mismatched=frozenset(body["mismatched"]),
+        kept=frozenset(body["kept"]),
     )
 
 

@@ -73,6 +73,11 @@ class PatchMetrics:
             "Requests that were refused, by error code and by the patch that they named.",
             ("patch", "reason"),
         )
+        self._mismatched = counter(
+            "policy_patch_mismatched_requests",
+            "Requests answered under a patch for other weights than those in force (--mismatched keep).",
+            ("patch",),
+        )
         self._injected = counter(
             "policy_patch_injected_tokens",
             "Prefix tokens written into the KV cache.",
@@ -158,19 +163,26 @@ class PatchMetrics:
             _remove(self._requests, name, outcome)
         for code in REQUEST_CODES:
             _remove(self._denied, name, code)
-        for metric in (self._injected, self._shared):
+        for metric in (self._injected, self._shared, self._mismatched):
             _remove(metric, name)
         self.swaps.dropped(name)
         self.steering.dropped(name)
 
     def request_finished(
-        self, patch: SelectedPatch | None, outcome: str, *, caller: str | None = None
+        self,
+        patch: SelectedPatch | None,
+        outcome: str,
+        *,
+        caller: str | None = None,
+        is_mismatched: bool = False,
     ) -> None:
         """Count a request that the base model or ``patch`` was decided for."""
         self._finished(BASE_LABEL if patch is None else self._label_of(patch), outcome).inc()
         self.callers.finished(caller, outcome)
         if patch is not None and patch.form is not None:
             self.prefixes.composed(patch.form)
+        if patch is not None and is_mismatched:
+            self._mismatched.labels(self._label_of(patch)).inc()
 
     def request_rejected(
         self,

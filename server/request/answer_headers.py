@@ -9,6 +9,7 @@ from patches.headers import (
     DELTA_HEADER,
     DIGEST_HEADER,
     PATCH_HEADER,
+    WEIGHTS_HEADER,
     asgi_name,
 )
 from server.request.prompt_routes import RouteKind
@@ -22,6 +23,7 @@ _DELTA_NAME = asgi_name(DELTA_HEADER)
 _ARM_NAME = asgi_name(ARM_HEADER)
 
 _BASE = (PATCH_NAME, b"none")
+_OTHER_WEIGHTS = (asgi_name(WEIGHTS_HEADER), b"other")
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -64,4 +66,7 @@ def _of_condition(request: RequestScope) -> Headers:
 
 def _of_weights(request: RequestScope) -> Headers:
     weights = request.weights
-    return () if weights is None else ((_DELTA_NAME, weights.encode("ascii")),)
+    if weights is None:
+        return ()
+    in_force = (_DELTA_NAME, weights.encode("ascii"))
+    return (in_force, _OTHER_WEIGHTS) if request.is_mismatched else (in_force,)

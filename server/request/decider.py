@@ -255,6 +255,8 @@ class Decider:
         scope.selection = selection
         scope.arm = arm_of(now, selection.patch) if selection.patch is not None else None
         scope.is_unpatched = selection.patch is None and self._reach.has_patch(caller, now, policy)
+        if now.kept and selection.patch is not None:
+            scope.is_mismatched = any(part.digest in now.kept for part in selection.patch.parts)
         self._leases.hold(scope)
         scope.trace.describe(scope.known)
         return selection

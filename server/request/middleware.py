@@ -308,7 +308,9 @@ class _Exchange:
             self._judge("server_error" if self._rejection.status >= 500 else "rejected")
         elif request.reached_engine:
             request.outcome = outcome = self._outcome()
-            self._metrics.request_finished(patch, outcome, caller=request.caller_class)
+            self._metrics.request_finished(
+                patch, outcome, caller=request.caller_class, is_mismatched=request.is_mismatched
+            )
             if request.is_unpatched and outcome == "ok":
                 self._metrics.callers.answered_unpatched(request.caller_class)
             self._judge(outcome)
@@ -352,7 +354,7 @@ def _judge_later(
     decider: Decider, metrics: PatchMetrics, request: RequestScope, patch: SelectedPatch, outcome: str
 ) -> None:
     request.outcome = outcome
-    metrics.request_finished(patch, outcome, caller=request.caller_class)
+    metrics.request_finished(patch, outcome, caller=request.caller_class, is_mismatched=request.is_mismatched)
     decider.finished(request, outcome)
     if request.ended_later is not None:
         request.ended_later()

@@ -44,6 +44,7 @@ class RequestScope:
         "identified_by",
         "is_closed",
         "is_counted_as_base",
+        "is_mismatched",
         "is_mistaken",
         "is_unpatched",
         "judge_later",
@@ -106,6 +107,8 @@ class RequestScope:
         self.num_prompt_tokens = self.num_generated_tokens = 0
         #: The base model answers, although a patch that the caller may choose is served.
         self.is_unpatched = False
+        #: Its patch was made for other weights than those in force.
+        self.is_mismatched = False
         #: Whether the condition of its patch was met, and by how much; one for each answer that has ended.
         self.conditions: list[tuple[bool, float]] = []
         self.num_leases = self.num_generations = 0
@@ -183,10 +186,12 @@ class RequestScope:
 
     @property
     def decided(self) -> dict[str, str | float]:
-        """What logs say beside the patch: the ``delta`` in force, and how its condition was decided."""
+        """What logs say beside the patch: the weights in force, and how its condition was decided."""
         decided: dict[str, str | float] = {}
         if self.weights is not None:
             decided["delta"] = self.weights
+        if self.is_mismatched:
+            decided["weights"] = "other"
         if self.condition is not None:
             # Of several answers, the one that came closest to being decided otherwise says most.
             decided |= {"condition": self.condition, "margin": min((m for _, m in self.conditions), key=abs)}

@@ -175,6 +175,7 @@ class ActivationPreview(BaseModel):
     name: str
     would_activate: PatchTarget
     mismatched: list[str] = Field(description="served now, and made for other weights than those would be")
+    kept: list[str] = Field(description="of those, what would go on to be served: `--mismatched keep`")
     refused_for: list[str] = Field(description="what the policy needs of these; they forbid the activation")
 
 
@@ -202,7 +203,11 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
             target, effects = operator.effects(name, body.version)
             would = PatchTarget(version=target.version, digest=target.digest)
             return ActivationPreview(
-                name=name, would_activate=would, mismatched=effects.mismatched, refused_for=effects.lost
+                name=name,
+                would_activate=would,
+                mismatched=effects.mismatched,
+                kept=effects.kept,
+                refused_for=effects.lost,
             )
         wish = f"{name}@{body.version}" if body.version is not None else name
         with access.order(request, "follow" if body.follow else "activate", by, wish) as order:

@@ -135,6 +135,8 @@ class CatalogView:
     weight_names: frozenset[str] = frozenset()
     #: Names whose patches were all made for other weights than those in force.
     mismatched: frozenset[str] = frozenset()
+    #: Digests of what is served although it was made for other weights than those in force.
+    kept: frozenset[str] = frozenset()
     #: Whether patches may be joined without a prepared composition; see ``server.versions.composition``.
     may_compose: bool = False
 

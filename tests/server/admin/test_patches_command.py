@@ -49,7 +49,7 @@ async def test_a_dry_run_of_what_would_be_refused_ends_with_1(
     await stand.load("pirate", "1.0.0")
     assert await command("activate", "pirate", "1.0.0", "--dry-run") == 0
     target, _ = admin.operator.effects("pirate", "1.0.0")
-    monkeypatch.setattr(admin.operator, "effects", lambda *_: (target, Effects([], ["calm"])))
+    monkeypatch.setattr(admin.operator, "effects", lambda *_: (target, Effects([], [], ["calm"])))
     assert await command("activate", "pirate", "1.0.0", "--dry-run") == 1
     assert "would be REFUSED: the policy needs calm" in capsys.readouterr().out
 

@@ -19,9 +19,10 @@ from patches.manifest import Manifest
 from server.admin.operator import Operator
 from server.catalog.catalog import Catalog
 from server.catalog.control import CatalogControl
+from server.catalog.processes import NoOtherProcesses
 from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState, StateError
-from server.catalog.weights import WeightControl
+from server.catalog.weights import WeightControl, Weights
 from server.errors import NothingToRollBack, OrderRefused, StateNotSaved, WeightsBusy
 from server.memory.weights import NullWeights, WeightsNotChanged
 from server.metrics.patches import PatchMetrics
@@ -59,7 +60,7 @@ class ScriptedWeights(NullWeights):
 class Case:
     """A catalog with weight patches, on a state folder, and an operator."""
 
-    def __init__(self, folder: Path, timeout_s: float = 30) -> None:
+    def __init__(self, folder: Path, timeout_s: float = 30, *, keeps_mismatched: bool = False) -> None:
         self.folder = folder / "patches"
         self.folder.mkdir(exist_ok=True)
         self.state = folder / "state"
@@ -67,7 +68,7 @@ class Case:
         self.residency = ScriptedResidency()
         self.records = Records(CatalogState(self.state))
         metrics = PatchMetrics(CollectorRegistry())
-        control = WeightControl(self.engine, timeout_s)
+        control = WeightControl(self.engine, timeout_s, keeps_mismatched=keeps_mismatched)
         self.catalog = Catalog(self.residency, MODEL, metrics, CatalogControl(self.records), weights=control)
         self.operator = Operator(self.catalog)
 
@@ -259,6 +260,48 @@ async def test_a_bare_name_means_the_version_that_was_made_for_the_weights_in_fo
     await again.operator.rollback("no-harm", "ops")
     assert active(again) == "3.0.0"
     again.records.close()
+
+
+async def test_patches_for_other_weights_are_kept_where_the_operator_wants_it(tmp_path: Path) -> None:
+    case = Case(tmp_path, keeps_mismatched=True)
+    await case.load(put_delta(case.folder), put(case.folder, "pirate"))
+    case.catalog.needs = lambda view: ["pirate"] if "pirate" in view.names else []
+    effects = case.operator.effects("no-harm", "1.0.0")[1]
+    assert (effects.mismatched, effects.kept, effects.lost) == ([], ["pirate@1.0.0"], [])
+    await case.operator.activate("no-harm", "1.0.0", "ops")
+    (pirate,) = case.catalog.view.names["pirate"].versions
+    assert (case.catalog.view.kept, case.catalog.view.mismatched) == ({pirate.digest}, set())
+    digest = case.catalog.weights.digest_under(case.catalog.weights.in_force)
+    fitting = replace(SMALLEST_MODEL, weights_digest=digest)
+    await case.catalog.load_file(put(case.folder, "pirate", "0.9.0", base_model=fitting))
+    # What fits is what the bare name means, though it is older.
+    active = case.catalog.view.names["pirate"].active
+    assert active is not None
+    assert active.version == "0.9.0"
+    await case.operator.rollback("no-harm", "ops")
+    assert set(case.catalog.view.kept) == {active.digest}
+    case.records.close()
+
+
+async def test_an_answer_under_a_patch_for_other_weights_says_so(stand: Stand) -> None:
+    weights = WeightControl(ScriptedWeights(), keeps_mismatched=True)
+    metrics = PatchMetrics(CollectorRegistry())
+    patch = await stand.load("pirate")
+    stand.catalog.weights = stand.catalog.publication.weights = Weights(
+        SMALLEST_MODEL, weights, NoOtherProcesses(), metrics.swaps
+    )
+    stand.decider.door = stand.catalog.weights.door
+    audit = MemoryAudit()
+    stand.decider.audit = audit
+    assert "x-policy-patch-weights" not in (await stand.chat("pirate")).headers
+    await stand.catalog.load_file(put_delta(stand.folder))
+    await Operator(stand.catalog).activate("no-harm", "1.0.0", "ops")
+    answered = await stand.chat("pirate")
+    assert answered.headers["x-policy-patch-weights"] == "other"
+    assert patch.digest in answered.text
+    assert "x-policy-patch-weights" not in (await stand.chat()).headers
+    assert [event.details.get("weights") for event in audit.events] == [None, "other", None]
+    assert stand.value('policy_patch_mismatched_requests_total{patch="pirate"}') == 1
 
 
 async def test_being_in_force_counts_as_no_request(case: Case) -> None:

@@ -55,7 +55,7 @@ class Catalog:
     ) -> None:
         control, processes = control or CatalogControl(), processes or NoOtherProcesses()
         #: Which weights are in force.
-        self.weights = Weights(model.base_model, weights, processes, metrics.swaps)
+        self.weights = Weights(model.base_model, weights, processes, metrics.weights)
         self._metrics = metrics
         self._changes = asyncio.Lock()
         #: What requests see, and why.

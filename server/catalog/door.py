@@ -104,7 +104,7 @@ class Door:
             self.open()
 
     async def close(self, timeout_s: float) -> int:
-        """Let no one in, wait until no one is inside, and return how many are all the same."""
+        """Keep requests out, wait until none is inside, and return how many are all the same."""
         self._may_enter.clear()
         try:
             async with asyncio.timeout(timeout_s):
@@ -114,7 +114,7 @@ class Door:
         return self._num_inside
 
     def open(self) -> None:
-        """Let requests in."""
+        """Have requests enter again."""
         self._may_enter.set()
 
 

@@ -20,7 +20,7 @@ from server.catalog.door import Door, StillInside, together
 from server.catalog.processes import OtherProcesses
 from server.errors import OrderRefused, WeightsBusy
 from server.memory.weights import EngineWeights, WeightsNotChanged
-from server.metrics.swaps import SwapMetrics
+from server.metrics.weights import WeightMetrics
 from server.versions.activation import NameRecord
 from server.versions.view import ServedPatch
 
@@ -63,12 +63,12 @@ class Weights:
         base_model: BaseModel,
         control: WeightControl | None,
         processes: OtherProcesses,
-        swaps: SwapMetrics,
+        metrics: WeightMetrics,
     ) -> None:
         self._own_model = base_model
         self._control = control
         self._processes = processes
-        self._swaps = swaps
+        self._metrics = metrics
         #: Requests pass it; ``None`` where weights never change.
         self.door = Door() if control is not None else None
 
@@ -158,7 +158,7 @@ class Weights:
         timeout_s = self._control.drain_timeout_s
         try:
             # Both at a time: what one waits for, the other needs not wait for again.
-            with self._swaps.holding():
+            with self._metrics.holding():
                 async with together(self.door.closed(timeout_s), self._processes.closed(timeout_s)):
                     yield
         except StillInside as error:

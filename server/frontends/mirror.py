@@ -158,7 +158,7 @@ class Mirror:
         return {"num_inside": await self._door.close(timeout_s)}
 
     def open(self) -> None:
-        """Let requests in again, to what serves by now."""
+        """Have requests enter again, to what serves by now."""
         self._follow()
         if self._door is not None:
             self._door.open()

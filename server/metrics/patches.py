@@ -25,6 +25,7 @@ from server.metrics.steering import SteeringMetrics
 from server.metrics.swaps import SwapMetrics
 from server.metrics.tiers import TierMetrics
 from server.metrics.use import PatchUse
+from server.metrics.weights import WeightMetrics
 from server.versions.activation import NameRecord
 from server.versions.composition import COMPOSED_LABELS, SelectedPatch
 
@@ -73,11 +74,6 @@ class PatchMetrics:
             "Requests that were refused, by error code and by the patch that they named.",
             ("patch", "reason"),
         )
-        self._mismatched = counter(
-            "policy_patch_mismatched_requests",
-            "Requests answered under a patch for other weights than those in force (--mismatched keep).",
-            ("patch",),
-        )
         self._injected = counter(
             "policy_patch_injected_tokens",
             "Prefix tokens written into the KV cache.",
@@ -97,6 +93,7 @@ class PatchMetrics:
         self.prefixes = PrefixMetrics(registry)
         self.steering = SteeringMetrics(registry, self._label)
         self.serving = ServingMetrics(registry)
+        self.weights = WeightMetrics(registry)
         for code in REQUEST_CODES:
             self._rejected.labels(code)
         self._begin_requests(BASE_LABEL)
@@ -163,10 +160,11 @@ class PatchMetrics:
             _remove(self._requests, name, outcome)
         for code in REQUEST_CODES:
             _remove(self._denied, name, code)
-        for metric in (self._injected, self._shared, self._mismatched):
+        for metric in (self._injected, self._shared):
             _remove(metric, name)
         self.swaps.dropped(name)
         self.steering.dropped(name)
+        self.weights.dropped(name)
 
     def request_finished(
         self,
@@ -182,7 +180,7 @@ class PatchMetrics:
         if patch is not None and patch.form is not None:
             self.prefixes.composed(patch.form)
         if patch is not None and is_mismatched:
-            self._mismatched.labels(self._label_of(patch)).inc()
+            self.weights.answered_mismatched(self._label_of(patch))
 
     def request_rejected(
         self,

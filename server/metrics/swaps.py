@@ -65,19 +65,7 @@ class SwapMetrics:
         )
         for cause in ACTIONS:
             self._seconds.labels(cause)
-        self._held = Histogram(
-            "policy_patch_weight_hold_seconds",
-            "How long new requests waited for a change of the model's weights, done or given up.",
-            buckets=SWAP_BOUNDS_S,
-            registry=registry,
-        )
         self._orders: deque[Ordered] = deque(maxlen=MAX_ORDERS)
-
-    @contextlib.contextmanager
-    def holding(self) -> Iterator[None]:
-        """Measure how long requests are kept out while the context lasts."""
-        with self._held.time():
-            yield
 
     @contextlib.contextmanager
     def ordered(self, name: str, cause: str, by: str, version: Callable[[], str]) -> Iterator[None]:

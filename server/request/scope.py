@@ -92,10 +92,8 @@ class RequestScope:
         self.has_failed = False
         #: A generation ended before its first token because of what the client sent.
         self.is_mistaken = False
-        #: This request is counted in the catalog's in-flight number of ``selection.patch``.
-        self.holds_patch = False
-        #: This request is counted as running on the base model.
-        self.is_counted_as_base = False
+        #: It is counted in the catalog's in-flight number of ``selection.patch``, or as running on the base.
+        self.holds_patch = self.is_counted_as_base = False
         #: The name with a canary that takes part, and ``canary`` or ``stable``.
         self.arm: tuple[str, str] | None = None
         #: The ``user`` of the body, where a canary wants to know it.

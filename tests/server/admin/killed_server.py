@@ -56,13 +56,17 @@ def put_delta(folder: Path, version: str, fill: float) -> None:
 class KilledWeights(NullWeights):
     """Weights of an engine whose process may die before it is stopped, written, and resumed."""
 
+    def __init__(self, count: Callable[[str], None]) -> None:
+        super().__init__()
+        self._count = count
+
     async def write(self, digest: str | None, num_changed: int, *, timeout_s: float) -> None:
-        count_step("write")
+        self._count("write")
         await super().write(digest, num_changed, timeout_s=timeout_s)
-        count_step("written")
+        self._count("written")
 
     async def resume(self) -> None:
-        count_step("resume")
+        self._count("resume")
         await super().resume()
 
 
@@ -106,12 +110,12 @@ ORDERS: dict[str, list[Callable[[Operator], Awaitable[Any]]]] = {
 }
 
 
-def count_step(event: str) -> None:
-    """Called before each step that a process takes; the one that is to be killed has another."""
+def die_at(step: int, state: Path, patches: Path) -> Callable[[str], None]:
+    """Kill this process right before it does the ``step``-th thing to its state, or removes a patch.
 
-
-def die_at(step: int, state: Path, patches: Path) -> None:
-    """Kill this process right before it does the ``step``-th thing to its state, or removes a patch."""
+    Returns:
+        To be called before further steps.
+    """
     seen = 0
 
     def count(event: str, *parts: object) -> None:
@@ -144,14 +148,18 @@ def die_at(step: int, state: Path, patches: Path) -> None:
 
     os.fsync, builtins.open = counted_fsync, counted_open
     sys.addaudithook(audit)
-    global count_step
-    count_step = count
+    return count
 
 
-async def serve(folder: Path, orders: list[Callable[[Operator], Awaitable[Any]]], out: int) -> None:
+async def serve(
+    folder: Path,
+    orders: list[Callable[[Operator], Awaitable[Any]]],
+    out: int,
+    count: Callable[[str], None] = lambda event: None,
+) -> None:
     records = Records(CatalogState(folder / "state"), keep_previous=1)
     model, metrics = ServedModel(SMALLEST_MODEL, 64), PatchMetrics(CollectorRegistry())
-    weights = KilledWeights()
+    weights = KilledWeights(count)
     control = WeightControl(weights)
     catalog = Catalog(NullResidency(), model, metrics, CatalogControl(records), weights=control)
     async with PatchFolder(folder / "patches", catalog):
@@ -190,8 +198,8 @@ def run(folder: Path, step: int, orders: str) -> bool:
         put_delta(folder / "patches", version, float(version[0]))
 
     def live(out: int) -> None:
-        die_at(step, folder / "state", folder / "patches")
-        asyncio.run(serve(folder, ORDERS[orders], out))
+        count = die_at(step, folder / "state", folder / "patches")
+        asyncio.run(serve(folder, ORDERS[orders], out, count))
 
     status, confirmed = in_process(live)
     # The folder lost what it held, but for one file: pins are kept by the state alone.

@@ -26,7 +26,7 @@ from server.catalog.publication import Publication
 from server.catalog.refusals import CATALOG_REASONS, ServedModel
 from server.catalog.residents import Resident, ResidentRow, Residents
 from server.catalog.state_folder import StateError
-from server.catalog.weights import WEIGHTS_KIND, Effects, WeightControl, Weights
+from server.catalog.weights import Effects, WeightControl, Weights
 from server.errors import FileRefused, OrderRefused, PatchNotFound
 from server.memory.residency import Residency
 from server.metrics.patches import PatchMetrics
@@ -260,8 +260,7 @@ class Catalog:
         await self.publication.refresh(*self.residents.names)
 
     def _weights_digests(self) -> Collection[str]:
-        deltas = (r.patch for r in self.residents.all() if r.patch.kind == WEIGHTS_KIND)
-        return {self.weights.digest_under(patch) for patch in deltas}
+        return {self.weights.digest_under(resident.patch) for resident in self.residents.of_weights()}
 
     def _meant(self, record: NameRecord) -> ServedPatch | None:
         return self.residents[record.active.digest].patch if record.active is not None else None

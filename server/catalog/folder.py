@@ -153,9 +153,14 @@ class PatchFolder(Watcher):
         self._catalog.note_folder(self._path, None)
         now_s = time.monotonic()
         # What is new comes first: a file that was only renamed never stops serving.
-        for path, stamp in sorted(listing.files.items()):
-            is_due = path in self._retries and self._retries[path][0] <= now_s
-            if self._known.get(path) != stamp or is_due:
+        due = {path for path, (due_s, _) in self._retries.items() if due_s <= now_s}
+        changed = [
+            (path, stamp)
+            for path, stamp in sorted(listing.files.items())
+            if self._known.get(path) != stamp or path in due
+        ]
+        with self._catalog.intake.files.expecting((path, stamp.patch.num_bytes) for path, stamp in changed):
+            for path, stamp in changed:
                 self._note_outcome(path, await self._catalog.load_file(path))
                 self._known[path] = stamp
         for path in sorted(self._known.keys() - listing.files.keys()):

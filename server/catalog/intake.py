@@ -5,8 +5,9 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from patches.format import Patch, read_patch
+from patches.format import Patch
 from patches.signing.signature import Signature
+from server.catalog.read_ahead import ReadAhead
 from server.catalog.refusals import ServedModel, refusal_of, require_servable
 from server.trust.trust import Trust
 
@@ -22,6 +23,8 @@ class Intake:
         self._weights_digests = weights_digests
         #: Which files are accepted.
         self.trust = trust
+        #: Reads them.
+        self.files = ReadAhead()
 
     async def examine(self, path: Path) -> Patch:
         """Return what a file holds, if it could be served.
@@ -39,7 +42,7 @@ class Intake:
 
     async def read(self, path: Path) -> Patch:
         """Read a file, which is a valid patch then; whether it may be served is for ``admit`` to say."""
-        return await asyncio.to_thread(read_patch, path)
+        return await self.files.read(path)
 
     async def admit(self, path: Path, patch: Patch, *, is_ordered: bool = False) -> Signature | None:
         """Decide whether ``patch``, read from ``path``, may be served here.
@@ -58,4 +61,7 @@ class Intake:
             # It serves while that weight patch is in force.
             model = replace(model, base_model=replace(model.base_model, weights_digest=digest))
         require_servable(patch, model)
+        if not self.trust.is_signature_required:
+            # Nothing is read from disk.
+            return self.trust.check(path, patch, is_ordered=is_ordered)
         return await asyncio.to_thread(self.trust.check, path, patch, is_ordered=is_ordered)

@@ -50,7 +50,7 @@ class Loading:
             patch = await self._intake.read(path)
             signature = await self._intake.admit(path, patch)
             served = await self._claim(path, patch)
-            if await asyncio.to_thread(self._intake.trust.adopt, served, signature):
+            if signature is not None and await asyncio.to_thread(self._intake.trust.adopt, served, signature):
                 await self._drop_distrusted()
         except Exception as error:
             # The file is untrusted: whatever it does to the reader, the other files must still be served.
@@ -116,7 +116,7 @@ class Loading:
     async def retry_conflicts(self) -> None:
         """Load files that were refused because of a rival, where the rival is gone."""
         for path, failure in self.refusals.conflicts():
-            if not self._publication.view.has(failure.name or "", failure.version or ""):
+            if self._publication.served(failure.name or "", failure.version or "") is None:
                 await self.load(path)
 
     def evict_rivals(self, name: str) -> None:
@@ -160,8 +160,7 @@ class Loading:
                 f"'{manifest.name}' names a weight patch and a {min(kinds - {WEIGHTS_KIND})} patch; "
                 "give one of them another name"
             )
-        named = self._publication.view.names.get(manifest.name)
-        rival = named.by_version.get(manifest.version) if named is not None else None
+        rival = self._publication.served(manifest.name, manifest.version)
         if rival is None or rival.digest == patch.digest:
             return
         record = self._publication.records.record(manifest.name)

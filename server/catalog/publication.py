@@ -23,7 +23,7 @@ from server.memory.residency import Residency
 from server.metrics.patches import PatchMetrics
 from server.versions import activation
 from server.versions.activation import BY_FOLDER, Cause, NameRecord, Situation, Target
-from server.versions.view import CatalogView, ServedPatch, with_residents
+from server.versions.view import CatalogView, ServedPatch, naming_of
 
 
 class Publication:
@@ -102,7 +102,9 @@ class Publication:
                 if changed.active != record.active:
                     moved.append(name)
                     self.audit.record(folder_event(name, changed.active))
-        await self.show(*names)
+        if not self.is_starting:
+            # No request is answered before that, and ``settle`` shows all names at once.
+            await self.show(*names)
         if self.change_began_s is not None:
             for name in moved:
                 self._swaps.followed_folder(name, time.monotonic() - self.change_began_s)
@@ -122,35 +124,40 @@ class Publication:
 
     def view_under(self, weights: ServedPatch | None, *names: str) -> CatalogView:
         """Return what requests would see of ``names``, were a weight patch in force."""
-        view = replace(self.view, weights=weights)
-        for name in sorted(set(names)):
+        mismatched, weight_names = set(self.view.mismatched), set(self.view.weight_names)
+        concerned = set(names)
+        kept = {digest for digest in self.view.kept if self.residents.name_of(digest) not in concerned}
+        namings = []
+        for name in sorted(concerned):
             record = NameRecord() if self.is_starting else self.records.record(name)
             followed = activation.follow_folder(record, self._files(name, weights))
             # What the record says under other weights than it was written for, it will say next.
             is_stale = record.active is not None and not self.fits(record.active, weights)
             wanted = followed if self.is_starting or is_stale else record.active
-            held = [r for r in self.residents.of(name) if not r.is_barred and r.patch.kind != WEIGHTS_KIND]
+            of_name = self.residents.of(name)
+            held = [r for r in of_name if not r.is_barred and r.patch.kind != WEIGHTS_KIND]
             others = [r for r in held if self.weights.is_mismatched(r.patch.manifest, weights)]
-            kept = others if self.weights.keeps_mismatched else []
-            fitting = [r for r in held if r in kept or r not in others]
-            mismatched = view.mismatched - {name} | ({name} if held and not fitting else set())
-            of_weights = {name} if self.is_of_weights(name) and self.residents.of(name) else set()
-            weight_names = view.weight_names - {name} | of_weights
+            kept_here = others if self.weights.keeps_mismatched else []
+            fitting = [r for r in held if r in kept_here or r not in others]
+            kept.update(r.patch.digest for r in kept_here)
+            _put(mismatched, name, is_in=bool(held) and not fitting)
+            _put(weight_names, name, is_in=bool(of_name) and self.is_of_weights(name))
             usable = ((r.patch, bool(r.paths)) for r in fitting)
-            view = with_residents(
-                replace(
-                    view,
-                    mismatched=mismatched,
-                    weight_names=weight_names,
-                    kept=frozenset(d for d in view.kept if self.residents.name_of(d) != name)
-                    | {r.patch.digest for r in kept},
-                ),
-                name,
-                usable,
-                wanted,
-                record.canary,
-            )
-        return view
+            namings.append(naming_of(name, usable, wanted, record.canary))
+        view = replace(
+            self.view,
+            weights=weights,
+            mismatched=frozenset(mismatched),
+            weight_names=frozenset(weight_names),
+            kept=frozenset(kept),
+        )
+        return view.with_names(namings)
+
+    def served(self, name: str, version: str) -> ServedPatch | None:
+        """Return what serves as this version; before ``settle``, what the files so far would have serve."""
+        view = self.view_under(self.weights.in_force, name) if self.is_starting else self.view
+        named = view.names.get(name)
+        return named.by_version.get(version) if named is not None else None
 
     async def sweep(self, *names: str) -> None:
         """Drop what nothing keeps, once no request uses it."""
@@ -188,3 +195,10 @@ class Publication:
     def _is_kept(self, resident: Resident) -> bool:
         is_ordered = resident.patch.digest in self.records.kept_digests and not resident.is_barred
         return bool(resident.paths) or is_ordered
+
+
+def _put(names: set[str], name: str, *, is_in: bool) -> None:
+    if is_in:
+        names.add(name)
+    else:
+        names.discard(name)

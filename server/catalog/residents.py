@@ -108,6 +108,8 @@ class Residents:
         self._residents: dict[str, Resident] = {}
         #: Name -> digest -> the same: a change concerns one name, however many there are.
         self._by_name: dict[str, dict[str, Resident]] = {}
+        #: Those of weight patches, which each file is held against.
+        self._of_weights: dict[str, Resident] = {}
         self._drains: set[asyncio.Task[None]] = set()
         residency.bind(self._must_stay)
 
@@ -134,6 +136,10 @@ class Residents:
     def all(self) -> tuple[Resident, ...]:
         """List everything."""
         return tuple(self._residents.values())
+
+    def of_weights(self) -> Collection[Resident]:
+        """List the weight patches."""
+        return self._of_weights.values()
 
     @property
     def names(self) -> Collection[str]:
@@ -234,6 +240,8 @@ class Residents:
         """Add a content that the workers can hold."""
         resident = self._residents[patch.digest] = Resident(patch)
         self._by_name.setdefault(patch.name, {})[patch.digest] = resident
+        if patch.kind == DeltaBody.kind:
+            self._of_weights[patch.digest] = resident
         self._metrics.patch_added(patch.digest, patch.name)
         return resident
 
@@ -241,6 +249,7 @@ class Residents:
         """Take a content that nothing uses out of this list."""
         patch = resident.patch
         del self._residents[patch.digest]
+        self._of_weights.pop(patch.digest, None)
         named = self._by_name[patch.name]
         del named[patch.digest]
         if not named:

@@ -1,6 +1,7 @@
 """Workers over vLLM's worker RPC: a patch is sent once to every worker, and every worker confirms it."""
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save as save_safetensors
@@ -17,12 +18,18 @@ RPC_TIMEOUT_S = 120.0
 #: Seconds between two questions whether the workers are through with a prefix.
 POLL_S = 0.002
 
+#: Forms of patches that are remembered as confirmed.
+_MAX_FORMS = 256
+
 
 class RpcWorkers:
     """The workers of one engine, of all its data-parallel ranks; ``server.memory.residency.Workers``."""
 
     def __init__(self, engine: "PatchedAsyncLLM") -> None:
         self._engine = engine
+        #: What all workers confirmed: kind, layout and facts -> bytes. They judge by nothing else, and the
+        #: patches of a folder have few forms.
+        self._confirmed: dict[str, int] = {}
 
     async def check(self, payload: Payload) -> int:
         """Have every worker judge kind and layout; see ``Workers.check``.
@@ -30,8 +37,13 @@ class RpcWorkers:
         Raises:
             ResidencyError: a worker could not hold it, failed, or confirmed something else.
         """
-        answers = await self._ask("policy_patch_check", *_described(payload))
-        return _confirmed(answers, payload)
+        form = json.dumps((payload.kind, payload.layout, dict(payload.facts)), sort_keys=True)
+        if form not in self._confirmed:
+            answers = await self._ask("policy_patch_check", *_described(payload))
+            if len(self._confirmed) >= _MAX_FORMS:
+                self._confirmed.clear()
+            self._confirmed[form] = _confirmed(answers, payload)
+        return self._confirmed[form]
 
     async def load(self, payload: Payload, *, is_pinned: bool = False) -> int:
         """Send a patch to every worker and wait until each has its part; see ``Workers.load``.

@@ -140,10 +140,6 @@ class CatalogView:
     #: Whether patches may be joined without a prepared composition; see ``server.versions.composition``.
     may_compose: bool = False
 
-    def has(self, name: str, version: str) -> bool:
-        """Return whether this version is served."""
-        return name in self.names and version in self.names[name].by_version
-
     def with_changes(self, added: ServedPatch | None, removed: ServedPatch | None) -> "CatalogView":
         """Return the view in which ``added`` is served and ``removed`` is not, in one step."""
         view = self
@@ -164,15 +160,24 @@ class CatalogView:
         canary: CanaryArm | None = None,
     ) -> "CatalogView":
         """Return the view in which ``name`` has these versions and means ``active`` or its canary."""
-        canaries = {key: arm for key, arm in self.canaries.items() if key != name}
-        if canary is not None:
-            canaries[name] = canary
+        return self.with_names([Naming(name, patches, active, canary)])
+
+    def with_names(self, namings: "Iterable[Naming]") -> "CatalogView":
+        """Return the view in which all of this holds; one copy, however many names there are."""
+        canaries = dict(self.canaries)
         names = dict(self.names)
         compositions = dict(self.compositions)
-        before = names.pop(name).versions if name in names else ()
-        if patches:
-            names[name] = NamedPatch.of(name, patches, active)
-        self._index_compositions(compositions, names, {*before, *patches})
+        changed: set[ServedPatch] = set()
+        for naming in namings:
+            canaries.pop(naming.name, None)
+            if naming.canary is not None:
+                canaries[naming.name] = naming.canary
+            if naming.name in names:
+                changed.update(names.pop(naming.name).versions)
+            if naming.patches:
+                changed.update(naming.patches)
+                names[naming.name] = NamedPatch.of(naming.name, naming.patches, naming.active)
+        self._index_compositions(compositions, names, changed)
         return replace(
             self,
             names=MappingProxyType(names),
@@ -198,17 +203,25 @@ class CatalogView:
                 compositions.pop(key, None)
 
 
-def with_residents(
-    view: CatalogView,
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What a name is to mean."""
+
+    name: str
+    patches: Collection[ServedPatch]
+    active: ServedPatch | None
+    canary: CanaryArm | None = None
+
+
+def naming_of(
     name: str,
     residents: Iterable[tuple[ServedPatch, bool]],
     wanted: Target | None,
     canary: Canary | None,
-) -> CatalogView:
-    """Return the view in which ``name`` serves what of ``residents`` a file or an order wants served.
+) -> Naming:
+    """Return what ``name`` means where it serves what of ``residents`` a file or an order wants served.
 
     Args:
-        view: The view before.
         name: The patch.
         residents: All contents of it that the workers can hold and that may serve; with each, whether a file
             holds it.
@@ -224,4 +237,4 @@ def with_residents(
     active = served.get(wanted.digest) if wanted is not None else None
     trial = served.get(tried.digest) if tried is not None else None
     arm = CanaryArm(trial, canary) if trial is not None and canary is not None else None
-    return view.with_name(name, list(served.values()), active, arm)
+    return Naming(name, list(served.values()), active, arm)

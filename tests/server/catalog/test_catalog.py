@@ -303,7 +303,7 @@ async def test_an_unforeseen_failure_of_one_file_is_contained(stand: Stand, monk
     def explode(path: Any) -> Any:
         raise RecursionError("deep")
 
-    monkeypatch.setattr("server.catalog.intake.read_patch", explode)
+    monkeypatch.setattr("server.catalog.read_ahead.read_patch", explode)
     failure = await stand.load()
     assert (failure.reason, failure.message) == ("internal", "internal error: RecursionError")
 

@@ -58,3 +58,34 @@ async def test_one_rank_that_confirms_something_else_is_enough_to_refuse(
     ranks.shapes[1] = [1, 2, 3, 1, 2]
     with pytest.raises(ResidencyError, match="expected every worker to confirm"):
         await residency.check(PAYLOAD)
+
+
+async def test_patches_of_one_form_are_judged_once(ranks: Ranks, residency: RpcWorkers) -> None:
+    again = Payload("e", PAYLOAD.kind, {"kv": torch.ones(1, 2, 4, 1, 2)}, PAYLOAD.facts)
+    assert [await residency.check(payload) for payload in (PAYLOAD, again)] == [20, 20]
+    assert len(ranks.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Payload("d", "prefix", {"kv": torch.zeros(1, 2, 5, 1, 2)}, {"num_virtual_tokens": 5}),
+        Payload("d", "prefix", {"kv": torch.zeros(1, 2, 4, 1, 2)}, {"num_virtual_tokens": 3}),
+        Payload("d", "steering", {"kv": torch.zeros(1, 2, 4, 1, 2)}, {"num_virtual_tokens": 4}),
+    ],
+)
+async def test_patches_of_another_form_are_judged_anew(
+    other: Payload, ranks: Ranks, residency: RpcWorkers
+) -> None:
+    await residency.check(PAYLOAD)
+    ranks.shapes = [other.layout["kv"][0]] * 2
+    await residency.check(other)
+    assert len(ranks.asked) == 2
+
+
+async def test_what_was_refused_is_asked_again(ranks: Ranks, residency: RpcWorkers) -> None:
+    ranks.shapes[1] = [1, 2, 3, 1, 2]
+    with pytest.raises(ResidencyError):
+        await residency.check(PAYLOAD)
+    ranks.shapes[1] = [1, 2, 4, 1, 2]
+    assert await residency.check(PAYLOAD) == 20

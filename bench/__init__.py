@@ -15,6 +15,7 @@ mean.
 ``overflow``     what it costs when patches outnumber device slots, or exceed host memory
 ``swap``         what requests notice while the patch that they name is replaced
 ``memory``       what a patch takes of the KV cache and of memory
+``start``        how long servers over many patches take to start, and some commands
 ``frontend``     what our front end adds to a request and to a token, apart from any model
 ``scrape``       what a scrape of the metrics costs
 ``catalog``      whether the front end stays fast with a thousand patches

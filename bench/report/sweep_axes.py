@@ -46,6 +46,19 @@ SWEEPS = {
         "The server's front end with workers that answer at once: what the catalog costs, and nothing of the "
         "model. Start-up reads every file and checks its digest.",
     ),
+    "start": Sweep(
+        "how long starts take",
+        "patches in the folder, or command",
+        (
+            _of("wall", "until it answers, or ends", "s", 1, "wall_s"),
+            _of("processor", "its processor time", "s", 1, "processor_s"),
+        ),
+        "`serve`: a whole server whose engine core computes nothing; processor time is that of the process "
+        "that answers HTTP. Commands: ratios are to `sha256sum` of the large file. Goals: 0.5 s more with "
+        "1,000 patches than with none, `help` in 0.2 s, `inspect` in 0.5 s, `verify` no slower than "
+        "`sha256sum`.",
+        quiet=("wall", "processor"),
+    ),
     "scrape": Sweep(
         "what a scrape costs",
         "patches, all of them used",

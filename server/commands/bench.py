@@ -15,6 +15,7 @@ QUESTIONS = {
     "overhead": "what a patch costs: throughput, TTFT, ITL, against plain vLLM",
     "catalog": "whether a server with a thousand patches stays fast",
     "frontend": "what our front end adds to a request and a token, beside vLLM's",
+    "start": "how long a server with 1,000 patches, and commands, take to start",
     "scrape": "what a scrape of the metrics costs a server",
     "fidelity": "how close answers under a patch are to those under its text",
     "files": "what becomes of 10,000 damaged and hostile patch files",

@@ -67,6 +67,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
             "scale",
             "scrape",
             "soak",
+            "start",
             "steering",
             "steer_layer",
             "swap",

@@ -213,21 +213,31 @@ def test_patches_for_other_weights_are_told_from_those_that_serve(
     assert server.complete(PROMPTS[0], patch="policy-of-weights", max_tokens=1).status_code == 200
 
 
-def test_a_prefix_for_the_weights_under_a_patch_answers_while_that_is_in_force(
-    server: Any, deltas: dict[str, Patch], tiny_model: Path
+def test_a_name_changes_with_the_weights_to_the_version_that_was_made_for_them(
+    server: Any, deltas: dict[str, Patch], tiny_model: Path, tiny_patches: Any
 ) -> None:
-    under = under_delta(load_model(tiny_model, dtype="float32"), deltas["1.0.0"])
+    model = load_model(tiny_model, dtype="float32")
+    under = under_delta(model, deltas["1.0.0"])
     policy = [(37 * i) % 40000 + 10 for i in range(45)]
-    prefix = compile_token_ids(under, policy, Label("policy-under-no-harm", "1.0.0"))
-    server.install(prefix, wait=False)
+    own = compile_token_ids(model, policy, Label("policy-of-both", "1.0.0"))
+    server.install(own)
+    server.install(compile_token_ids(under, policy, Label("policy-of-both", "2.0.0")), wait=False)
+
+    def ask(weights: Weights, version: str) -> None:
+        told = server.complete(PROMPTS[0], patch="policy-of-both", max_tokens=1).headers
+        assert told["X-Policy-Patch"] == f"policy-of-both@{version}"
+        for prompt in PROMPTS:
+            answer = server.ask(prompt, patch="policy-of-both", max_tokens=NUM_TOKENS)
+            weights.assert_answered(policy + prompt, answer)
+
+    while server.client.get("/v1/patches/policy-of-both/2.0.0").status_code != 200:
+        time.sleep(0.1)
+    ask(Weights(tiny_patches.model, None), "1.0.0")
     assert order(server, "activate", version="1.0.0").status_code == 200
-    server.wait_for_digest("policy-under-no-harm", prefix.digest)
-    weights = Weights(under, None)
-    for prompt in PROMPTS:
-        answer = server.ask(prompt, patch="policy-under-no-harm", max_tokens=NUM_TOKENS)
-        weights.assert_answered(policy + prompt, answer)
+    ask(Weights(under, None), "2.0.0")
     assert order(server, "rollback").status_code == 200
-    assert server.complete(PROMPTS[0], patch="policy-under-no-harm").status_code == 404
+    ask(Weights(tiny_patches.model, None), "1.0.0")
+    assert server.complete(PROMPTS[0], patch="policy-of-both@2.0.0").status_code == 404
 
 
 def test_what_makes_no_sense_is_refused_and_changes_nothing(server: Any, deltas: dict[str, Patch]) -> None:

@@ -128,10 +128,17 @@ class PolicyOptions:
         bool,
         Flag(f"refuse `{PATCH_HEADER}: none`, and answers without a patch"),
     ] = False
+    require_choice: Annotated[
+        bool,
+        Flag(
+            f"refuse requests that name nothing, neither in `{PATCH_HEADER}` nor behind the model's name; "
+            "`none` is a choice, too"
+        ),
+    ] = False
     policy: Annotated[
         Path | None,
         Flag(
-            "policy file: who may choose which patch; watched, and in place of the two flags above",
+            "policy file: who may choose which patch; watched, and in place of the flags above",
             "FILE",
             Path,
         ),

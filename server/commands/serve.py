@@ -99,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         policy = (
             Policy.from_flags(
-                default_patch=flags.policy.default_patch, require_patch=flags.policy.require_patch
+                default_patch=flags.policy.default_patch,
+                require_patch=flags.policy.require_patch,
+                require_choice=flags.policy.require_choice,
             )
             if policy_file is None
             else policy_file.policy
@@ -122,9 +124,10 @@ def run(args: argparse.Namespace) -> int:
 def _read_policy(options: PolicyOptions) -> "PolicyFile | None":
     if options.policy is None:
         return None
-    if options.default_patch is not None or options.require_patch:
+    if options.default_patch is not None or options.require_patch or options.require_choice:
         raise CommandError(
-            "--policy: the file says what --default-patch and --require-patch say; use one way"
+            "--policy: the file says what --default-patch, --require-patch and --require-choice say; use one "
+            "way"
         )
     from server.commands.policy_file import read_policy
 

@@ -56,6 +56,7 @@ and ``client`` hides the prefix again.
 ``steering_selftest``    a forward pass at start that shows whether vectors act where they should
 ``withheld``             keeps back tokens of requests whose vector is not on the device
 ``worker_extension``     methods added to vLLM's workers
+``worker_setup``         what a leading process makes of its workers before it serves
 ``rpc_workers``          the workers as the residency seam sees them
 ``stats``                counts of prefix tokens on their way to the metrics
 =======================  ===========================================================================

@@ -62,6 +62,15 @@ class PatchedAsyncLLM(AsyncLLM):
         self._send_to_core = self.engine_core.add_request_async
         self.engine_core.add_request_async = self._send_prefixed
 
+    async def require_alive(self) -> None:
+        """Return where the engine can answer.
+
+        Raises:
+            NotInStep: It has ended, and so will this process.
+        """
+        if self.errored:
+            raise NotInStep("the engine has ended, and so will this process")
+
     def shutdown(self, timeout: float | None = None) -> None:
         """End the client; one of several first waits for what it is answering.
 

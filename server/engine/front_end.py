@@ -27,7 +27,6 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 import server
-from patches.base_model import BaseModel
 from server.admin.canary_watch import CanaryWatch
 from server.admin.control import Control
 from server.admin.listener import AdminListener, bind_admin
@@ -40,34 +39,28 @@ from server.catalog.door import Door
 from server.catalog.folder import PatchFolder
 from server.catalog.refusals import ServedModel
 from server.catalog.trust_watch import TrustWatch
-from server.catalog.weights import WeightControl
 from server.engine.client import PatchedAsyncLLM
 from server.engine.configuration import engine_config, fingerprint_of, http_options
 from server.engine.context_length import hand_out_remaining_context
-from server.engine.engine_weights import PausedEngineWeights
 from server.engine.mistakes import hush_mistakes
 from server.engine.model_registry import add_aliases
 from server.engine.options import ServeOptions
 from server.engine.ready import announce, announced
-from server.engine.rpc_workers import RPC_TIMEOUT_S, RpcWorkers
 from server.engine.start_errors import flags_judged
 from server.engine.stats import injection_logger_factory
 from server.engine.support import (
     refused_kinds,
-    require_matching_rank_layout,
-    require_movable_keys,
 )
 from server.engine.thread_turns import take_turns
 from server.engine.tracing import tracing_of_engine, watched_exports
+from server.engine.worker_setup import prepare_workers, tiered_residency, weight_control
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
 from server.frontends.mirror import Mirror, mirrored
 from server.frontends.relay import FromFollowers, Relay
 from server.frontends.step import Steps
-from server.memory.tiers import TieredResidency
 from server.metrics.page import MetricsPage, no_others
 from server.metrics.patches import PatchMetrics
-from server.options import MemoryOptions, WeightOptions
 from server.policy.reach import references_served
 from server.policy.watch import PolicyWatch
 from server.request.access_log import AccessLog
@@ -125,16 +118,16 @@ class FrontEnd:
         engine = self._engine(config)
         try:
             may_compose = options.flags.patches.composition == "joined"
-            layouts = await _prepare_workers(engine, base_model, metrics, may_compose=may_compose)
+            layouts = await prepare_workers(engine, base_model, metrics, may_compose=may_compose)
             followers = self._followers()
             catalog = Catalog(
-                _residency(engine, len(layouts), options.flags.memory, metrics),
+                tiered_residency(engine, len(layouts), options.flags.memory, metrics),
                 ServedModel(base_model, config.model_config.max_model_len - 2, refused_kinds(layouts)),
                 metrics,
                 control.of_catalog(),
                 may_compose=may_compose,
                 processes=followers,
-                weights=_weight_control(engine, options.flags.weights),
+                weights=weight_control(engine, options.flags.weights),
             )
             decider, gate = self._gate(catalog, control.audit)
             decider.door = catalog.weights.door
@@ -159,7 +152,14 @@ class FrontEnd:
                 await asyncio.to_thread(admin.uploads.remove_leftovers)
                 app = await self._app(engine)
                 admin_here = admin if control.listener is None else None
-                install(app, catalog=catalog, decider=decider, metrics=metrics, admin=admin_here)
+                install(
+                    app,
+                    catalog=catalog,
+                    decider=decider,
+                    metrics=metrics,
+                    admin=admin_here,
+                    alive=engine.require_alive,
+                )
                 self._describe(app, catalog, decider, followers)
                 access_log = self._add_access_log(app)
                 await _init_state(app, engine, self.args, gate, decider)
@@ -196,7 +196,7 @@ class FrontEnd:
             decider.canaries = follower
             async with follower:
                 app = await self._app(engine)
-                install(app, catalog=None, decider=decider, metrics=self.metrics)
+                install(app, catalog=None, decider=decider, metrics=self.metrics, alive=engine.require_alive)
                 relay = Middleware(Relay, address=seat.relay_address, is_in_step=lambda: mirror.is_in_step)
                 app.user_middleware.insert(0, relay)
                 self._add_access_log(app)
@@ -347,41 +347,6 @@ def _signer_of(trust: Trust) -> Callable[[str], str | None]:
         return signature.key.signer if signature is not None else None
 
     return signer_of
-
-
-async def _prepare_workers(
-    engine: PatchedAsyncLLM, base_model: BaseModel, metrics: PatchMetrics, *, may_compose: bool
-) -> list[dict[str, Any]]:
-    """Check that every worker can hold prefixes, and move their keys where patches may be joined.
-
-    Returns:
-        What each worker says of itself.
-
-    Raises:
-        UnsupportedSetup: one cannot.
-    """
-    layouts = await engine.ask_workers("policy_patch_layout", timeout_s=RPC_TIMEOUT_S)
-    require_matching_rank_layout(layouts, base_model)
-    metrics.prefixes.set_writers({answer["writer"] for answer in layouts})
-    if may_compose:
-        problems = await engine.ask_workers("policy_patch_enable_composition", timeout_s=RPC_TIMEOUT_S)
-        require_movable_keys(problems)
-    return layouts
-
-
-def _residency(
-    engine: PatchedAsyncLLM, num_workers: int, memory: MemoryOptions, metrics: PatchMetrics
-) -> TieredResidency:
-    device_bytes = memory.patch_device_memory * num_workers
-    metrics.tiers.set_limits(device_bytes=device_bytes, host_bytes=memory.patch_host_memory)
-    return TieredResidency(RpcWorkers(engine), memory, metrics.tiers)
-
-
-def _weight_control(engine: PatchedAsyncLLM, weights: WeightOptions) -> WeightControl | None:
-    if not weights.weight_patches:
-        return None
-    is_kept = weights.mismatched == "keep"
-    return WeightControl(PausedEngineWeights(engine), weights.weight_drain_timeout, keeps_mismatched=is_kept)
 
 
 async def _init_state(

@@ -21,8 +21,9 @@ _RELAYED_PATHS = frozenset({"/v1/patches", "/metrics", "/openapi.json"})
 
 _PATCHES_PREFIX = "/v1/patches/"
 
-#: Answered by 503 where this process may not decide.
-_HEALTH_PATHS = frozenset({"/health", "/ping"})
+#: Answered by 503 where this process may not decide. ``/health`` says only that it is alive: who is out of
+#: step gets back into it, and would not by being started again.
+_HEALTH_PATHS = frozenset({"/ping"})
 
 _ENDS_HEADER = b"x-policypatch-ends"
 

@@ -146,6 +146,13 @@ def _select(case: _Case, wish: Wish | None) -> Selection:
 
 def _select_default(case: _Case) -> Selection:
     policy = case.policy
+    if policy.require_choice:
+        raise PatchForbidden(
+            f"this server answers only what names its patch; name one, or 'none', in {PATCH_HEADER} or "
+            "behind the model's name (a gateway may have dropped the header)",
+            param=PATCH_HEADER,
+            rule="require_choice",
+        )
     wish, label = default_of(case.rules, policy)
     if isinstance(wish, OptOut) or (wish is None and not policy.required):
         case.source = "none"

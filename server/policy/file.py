@@ -7,6 +7,7 @@
     required: [safety]              # always in front; no request takes it away
     default: tone@1.2.0             # what a request gets that names nothing
     prepared_only: false            # whether `a, b` needs a prepared composition
+    require_choice: false           # whether a request has to name something, if only `none`
     share_cache: false              # whether keys and tenants share the prefix cache of their prompts
     alias: all                      # what `model: "<served name>:<patch>"` may name: all, or a list
     others: RULE                    # callers without a listed key and without a tenant; left out: refused
@@ -44,8 +45,8 @@ from server.versions.selection import OptOut, Wish
 FORMAT_VERSION = "1"
 
 _FIELDS = (
-    *("version", "fallbacks", "required", "default", "prepared_only", "share_cache", "alias", "others"),
-    *("keys", "tenants"),
+    *("version", "fallbacks", "required", "default", "prepared_only", "require_choice", "share_cache"),
+    *("alias", "others", "keys", "tenants"),
 )
 _RULE_FIELDS = ("allow", "default", "allow_none")
 _TENANT_FIELDS = ("header", "trusted", "required", "rules", "others")
@@ -122,6 +123,7 @@ def _policy(reader: Reader, root: Node) -> Policy | None:
         key_rules=MappingProxyType(key_rules),
         tenants=tenants,
         prepared_only=reader.boolean(fields.get("prepared_only"), "prepared_only", default=False),
+        require_choice=reader.boolean(fields.get("require_choice"), "require_choice", default=False),
         share_cache=reader.boolean(fields.get("share_cache"), "share_cache", default=False),
     )
 

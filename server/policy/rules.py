@@ -99,25 +99,30 @@ class Policy:
     tenants: Tenants | None = None
     #: Whether several patches need a prepared composition, even where the server could join them.
     prepared_only: bool = False
+    #: Whether a request has to name what it wants, if only ``none``: what a gateway dropped is not guessed.
+    require_choice: bool = False
     #: Whether callers that it distinguishes may find each other's prompts in the prefix cache.
     share_cache: bool = False
     #: What an operator calls its default: the flag, or the field of the file.
     default_label: str = "default"
 
     @classmethod
-    def from_flags(cls, *, default_patch: str | None, require_patch: bool) -> "Policy":
-        """Read ``--default-patch`` and ``--require-patch``: one rule for every caller.
+    def from_flags(
+        cls, *, default_patch: str | None, require_patch: bool, require_choice: bool = False
+    ) -> "Policy":
+        """Read ``--default-patch``, ``--require-patch``, ``--require-choice``: one rule for every caller.
 
         Raises:
             MalformedPatchName: ``default_patch`` is no reference, or is ``none``.
         """
         others = Rule("--require-patch" if require_patch else "flags", ALL, allow_none=not require_patch)
         if default_patch is None:
-            return cls(others=others)
+            return cls(others=others, require_choice=require_choice)
         wish = parse_wish(default_patch, "--default-patch")
         if isinstance(wish, OptOut):
             raise MalformedPatchName("--default-patch: expected a patch, got 'none'; leave the flag out")
-        return cls(default=wish, others=others, default_label="--default-patch")
+        label = "--default-patch"
+        return cls(default=wish, others=others, default_label=label, require_choice=require_choice)
 
     def references(self) -> Iterable[tuple[str, tuple[PatchRef, ...]]]:
         """Yield everything that has to be loaded for this policy to work, with where it stands."""

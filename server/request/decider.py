@@ -6,7 +6,7 @@ others, every request is refused; a caller that may have nothing learns nothing.
 Every call is made on the event loop's thread, costs a few dictionary look-ups, and never blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from patches.headers import ADAPTER_HEADER, PATCH_HEADER
 from server.admin.canary_watch import ArmReports
@@ -16,7 +16,7 @@ from server.catalog.served import Served
 from server.errors import ALIAS_PARAM, PatchNotFound, PolicyPatchError, UnsupportedWithPatch
 from server.policy.caller import Caller, Credentials, identify
 from server.policy.decision import Asked, decide, may_use_base
-from server.policy.reach import Reach
+from server.policy.reach import Reach, references_served
 from server.policy.rules import Policy
 from server.policy.terms import Terms, terms_of
 from server.request.lease import Leases
@@ -182,6 +182,18 @@ class Decider:
             served = ", ".join(self._served_names)
             message = f"model: expected one of {served}, or an alias of it, got {model!r}"
             raise self._refused(scope, PatchNotFound(message))
+
+    def require_in_step(self) -> None:
+        """Return where this process may decide.
+
+        Raises:
+            NotInStep: It does not know for sure what serves.
+        """
+        self._catalog.require_in_step()
+
+    def needs(self) -> Iterable[tuple[str, bool]]:
+        """Yield what the policy requires or has as a default, and whether it is served."""
+        return references_served(self.policy, self._catalog.view)
 
     async def enter(self, scope: RequestScope) -> None:
         """Have ``scope`` enter, before anything is decided for it, once weights stay as they are."""

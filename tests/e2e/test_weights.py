@@ -216,10 +216,9 @@ def test_patches_for_other_weights_are_told_from_those_that_serve(
 def test_a_name_changes_with_the_weights_to_the_version_that_was_made_for_them(
     server: Any, deltas: dict[str, Patch], tiny_model: Path, tiny_patches: Any
 ) -> None:
-    model = load_model(tiny_model, dtype="float32")
-    under = under_delta(model, deltas["1.0.0"])
+    under = under_delta(load_model(tiny_model, dtype="float32"), deltas["1.0.0"])
     policy = [(37 * i) % 40000 + 10 for i in range(45)]
-    own = compile_token_ids(model, policy, Label("policy-of-both", "1.0.0"))
+    own = compile_token_ids(tiny_patches.model, policy, Label("policy-of-both", "1.0.0"))
     server.install(own)
     server.install(compile_token_ids(under, policy, Label("policy-of-both", "2.0.0")), wait=False)
 

@@ -133,7 +133,9 @@ class Stand:
 
     def use(self, **policy: Any) -> None:
         self.decider.policy = Policy.from_flags(
-            default_patch=policy.get("default_patch"), require_patch=policy.get("require_patch", False)
+            default_patch=policy.get("default_patch"),
+            require_patch=policy.get("require_patch", False),
+            require_choice=policy.get("require_choice", False),
         )
 
     def exposition(self) -> str:

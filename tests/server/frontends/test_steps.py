@@ -92,7 +92,9 @@ async def test_a_process_that_was_stopped_never_decides_by_what_was(fleet: Any) 
     assert await one.version() == "pirate@3.0.0"
     for header in ("pirate", "pirate@1.0.0", None):
         assert fleet.stand.code(await other.chat(header)) == (503, "not_in_step")
-    assert (await other.client.get("/health")).status_code == 503
+    assert fleet.stand.code(await other.client.get("/ready")) == (503, "not_in_step")
+    # It is alive, and gets back by itself: a probe must not have it started again. The app has no such route.
+    assert (await other.client.get("/health")).status_code == 404
 
 
 async def test_a_step_that_was_not_prepared_here_is_not_decided_by(fleet: Any) -> None:
@@ -110,7 +112,7 @@ async def test_a_follower_without_its_leader_refuses(fleet: Any) -> None:
     await fleet.stand.until(lambda: not any(p.mirror.is_in_step for p in fleet.processes))
     for process in fleet.processes:
         assert fleet.stand.code(await process.chat("pirate")) == (503, "not_in_step")
-        assert (await process.client.get("/health")).status_code == 503
+        assert fleet.stand.code(await process.client.get("/ready")) == (503, "not_in_step")
 
 
 async def test_silence_of_the_leader_ends_what_a_follower_decides(fleet: Any) -> None:

@@ -282,6 +282,24 @@ async def test_a_body_that_is_no_json_is_the_callers_mistake_on_sagemaker(stand:
         assert response.json()["error"]["message"].startswith("body: expected JSON")
 
 
+@pytest.mark.parametrize("default", [None, "pirate"])
+async def test_where_a_choice_is_required_nothing_is_guessed(stand: Stand, default: str | None) -> None:
+    """As behind a gateway that drops the header: the base must not answer in silence."""
+    await stand.load()
+    stand.use(default_patch=default, require_choice=True)
+    for path in ("/v1/chat/completions", "/invocations"):
+        refused = await stand.post(path, model="demo", prompt="x")
+        assert refused.status_code == 403, path
+        assert "a gateway may have dropped the header" in refused.text
+    assert (await stand.chat("pirate")).headers[HEADER] == "pirate@1.0.0"
+    assert (await stand.chat("none")).headers[HEADER] == "none"
+    assert (await stand.chat(model="demo:pirate")).headers[HEADER] == "pirate@1.0.0"
+    assert (await stand.chat(model="demo:none")).headers[HEADER] == "none"
+    # These generate nothing.
+    assert (await stand.post("/tokenize", prompt="x")).status_code == 200
+    assert (await stand.post("/v1/embeddings")).status_code == 200
+
+
 async def test_a_known_route_that_this_model_lacks_is_the_routers_404(stand: Stand) -> None:
     await stand.load()
     for header in ("pirate", "Odd Case", None):

@@ -150,16 +150,9 @@ class FrontEnd:
                     catalog, operator, Uploads(options.flags.patches.patches, folder, catalog), control.access
                 )
                 await asyncio.to_thread(admin.uploads.remove_leftovers)
-                app = await self._app(engine)
+                app, alive = await self._app(engine), engine.require_alive
                 admin_here = admin if control.listener is None else None
-                install(
-                    app,
-                    catalog=catalog,
-                    decider=decider,
-                    metrics=metrics,
-                    admin=admin_here,
-                    alive=engine.require_alive,
-                )
+                install(app, catalog=catalog, decider=decider, metrics=metrics, admin=admin_here, alive=alive)
                 self._describe(app, catalog, decider, followers)
                 access_log = self._add_access_log(app)
                 await _init_state(app, engine, self.args, gate, decider)

@@ -40,6 +40,10 @@ def server(shared_server: Any, demo_patches: Any) -> Any:
     return shared_server
 
 
+def test_a_server_that_serves_says_that_it_is_ready(server: Any) -> None:
+    assert server.client.get("/ready").json() == {"ready": True}
+
+
 def post(server: Any, route: str, *, header: str | None = None, model: str = "base") -> httpx.Response:
     headers = {} if header is None else {PATCH_HEADER: header}
     answer: httpx.Response = server.client.post(

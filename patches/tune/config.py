@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from patches.base_model import DTYPES
 from patches.canonical import JsonValue
 from patches.errors import TrainingError
 
@@ -32,6 +33,8 @@ class TuneConfig:
     #: The share of weights that ``--protect`` holds.
     share: float = 0.01
     seed: int = 0
+    #: Of the folder's weights; the base's own where ``None``. What small steps change is lost in bfloat16.
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -39,9 +42,10 @@ class TuneConfig:
         Raises:
             TrainingError: One is outside its range.
         """
-        for name, allowed in (("weights", WEIGHTS), ("schedule", SCHEDULES)):
+        for name, allowed in (("weights", WEIGHTS), ("schedule", SCHEDULES), ("dtype", (None, *DTYPES))):
             if getattr(self, name) not in allowed:
-                raise TrainingError(f"{name}: expected {', '.join(allowed)}, got {getattr(self, name)!r}")
+                expected = ", ".join(word for word in allowed if word is not None)
+                raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "accumulate", "max_length"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("steps", self.steps is None or self.steps >= 1, "at least 1")

@@ -172,7 +172,8 @@ def _write(
 ) -> None:
     network, base = model.network, model_folder(inputs.model, inputs.revision)
     inputs.output.mkdir(parents=True, exist_ok=True)
-    network.requires_grad_(False).to(getattr(torch, own_dtype(_config_of(base))))
+    dtype = config.dtype or own_dtype(_config_of(base))
+    network.requires_grad_(False).to(getattr(torch, dtype))
     network.save_pretrained(inputs.output)
     # After it, as it writes a configuration of its own.
     shutil.copytree(base, inputs.output, ignore=shutil.ignore_patterns(*_WEIGHTS), dirs_exist_ok=True)

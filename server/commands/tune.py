@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patches.base_model import DTYPES
 from patches.errors import TrainingStopped
 from patches.tune.config import SCHEDULES, WEIGHTS, TuneConfig
 from server.commands.output import say
@@ -26,7 +27,8 @@ on are held while all others learn (SPA, arXiv 2604.08297): the --share with the
 `policypatch esi` made them of this very model, stay what they are to the last bit.
 
 The result is a model folder: the base's, with other weights. Of it and the base `policypatch delta` makes a
-weight patch; with --weights linear only weights learn that a weight patch can hold.
+weight patch; with --weights linear only weights learn that a weight patch can hold, and --dtype float32 keeps
+steps that bfloat16 would round away.
 
 Full tuning, in float32: memory is four times that of the weights, and activations. There are no checkpoints
 and no LoRA, which adds to every weight of a layer, so that none could be held. In a trainer of your own,
@@ -39,7 +41,7 @@ does, too, of which the chosen answers are learned.
 examples:
   policypatch tune --model models/base --data sums.jsonl -o models/base-sums
   policypatch tune --model models/base --data sums.jsonl --protect scores --steps 1000 -o models/base-sums
-  policypatch tune --model models/base --data lists.jsonl --weights linear --learning-rate 1e-4 \\
+  policypatch tune --model models/base --data lists.jsonl --weights linear --dtype float32 \\
       -o models/base-lists"""
 
 
@@ -75,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("max_length", "tokens of prompt and answer; longer rows are left out", type=int, metavar="T")
     add("max_grad_norm", "gradients are clipped to this norm", type=float, metavar="G")
     add("seed", "decides the order of rows", type=int, metavar="S")
+    add("dtype", "of the folder's weights (default: the base's)", choices=DTYPES)
     add_output_arguments(parser)
 
 

@@ -126,6 +126,19 @@ def test_a_model_in_bfloat16_stays_one_and_held_weights_are_still_equal(
         assert torch.equal(after[name].flatten()[places], before[name].flatten()[places])
 
 
+def test_small_steps_are_kept_in_float32(tiny_model_folder: Path, data: Path, tmp_path: Path) -> None:
+    made = {
+        dtype: inputs_of(tiny_model_folder, data, tmp_path, output=tmp_path / dtype)
+        for dtype in ("bfloat16", "float32")
+    }
+    for dtype, inputs in made.items():
+        tune_model(inputs, replace(FEW, learning_rate=1e-6, dtype=dtype))
+        assert {tensor.dtype for tensor in weights_of(inputs.output).values()} == {getattr(torch, dtype)}
+    name, before = "model.layers.0.mlp.up_proj.weight", weights_of(tiny_model_folder)
+    kept = weights_of(made["float32"].output)[name] - before[name]
+    assert 0 < float(kept.abs().max()) < 1e-5
+
+
 def test_rows_of_every_form_are_read_and_only_answers_count(tmp_path: Path, tiny_model_folder: Path) -> None:
     rows = [
         {"prompt": "say 1", "completion": "1"},
@@ -201,6 +214,7 @@ def test_a_loss_that_is_not_finite_writes_nothing(
     [
         ({"weights": "few"}, "weights: expected all, linear, got 'few'"),
         ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"dtype": "int8"}, "dtype: expected bfloat16, float16, float32, got 'int8'"),
         ({"learning_rate": 0.0}, "learning_rate: expected more than 0, got 0.0"),
         ({"warmup": 1.0}, "warmup: expected at least 0 and less than 1, got 1.0"),
     ],

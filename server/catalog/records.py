@@ -49,9 +49,15 @@ class Records:
         self._kept: dict[str, tuple[Target, ...]] = {}
         for name, record in self._records.items():
             self._note_kept(name, record)
-        #: Digests that stay on the workers without a file.
-        self.kept_digests: frozenset[str] = frozenset()
-        self._index()
+        #: Of ``_kept``; made anew when it is asked for, since a start changes all records one by one.
+        self._kept_digests: frozenset[str] | None = None
+
+    @property
+    def kept_digests(self) -> frozenset[str]:
+        """Digests that stay on the workers without a file."""
+        if self._kept_digests is None:
+            self._kept_digests = frozenset(t.digest for targets in self._kept.values() for t in targets)
+        return self._kept_digests
 
     @property
     def names(self) -> Set[str]:
@@ -148,10 +154,7 @@ class Records:
     def _adopt(self, name: str, record: NameRecord) -> None:
         self._records[name] = record
         self._note_kept(name, record)
-        self._index()
+        self._kept_digests = None
 
     def _note_kept(self, name: str, record: NameRecord) -> None:
         self._kept[name] = record.kept(self._keep_previous)
-
-    def _index(self) -> None:
-        self.kept_digests = frozenset(t.digest for targets in self._kept.values() for t in targets)

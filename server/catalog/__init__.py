@@ -8,6 +8,7 @@
 ``residents``     what the workers hold, which requests use it, and when it is dropped
 ``intake``        what a file must pass before it is loaded
 ``read_ahead``    reads files in threads before their turn comes
+``checked_ahead`` checks files while the engine starts
 ``refusals``      why files are refused, and which of them are refused now
 ``records``       the record of each name, in memory
 ``state_folder``  the records, and the files that they need, on disk

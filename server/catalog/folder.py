@@ -111,6 +111,7 @@ class PatchFolder(Watcher):
             ) from error
         self._catalog.begin_start()
         await self._apply(listing)
+        self._catalog.intake.files.drop_checked()
         await self._catalog.settle()
         return await super().__aenter__()
 

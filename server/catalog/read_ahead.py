@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from patches.format import Patch, read_patch
+from server.catalog.checked_ahead import CheckedAhead
 
 MAX_AHEAD_BYTES = 64 * 1024**2
 
@@ -23,6 +24,8 @@ class ReadAhead:
     """Reads patch files; used by one task of an event loop at a time."""
 
     def __init__(self) -> None:
+        #: What was checked before; it is asked once for each file.
+        self.checked: CheckedAhead | None = None
         #: What will be asked for, in this order, and how large it is.
         self._coming: deque[tuple[Path, int]] = deque()
         self._reading: dict[Path, tuple[asyncio.Task[Patch], int]] = {}
@@ -39,12 +42,22 @@ class ReadAhead:
                 task.add_done_callback(_ignore)
             self._reading.clear()
 
+    def drop_checked(self) -> None:
+        """Use nothing any more that was checked before."""
+        if self.checked is not None:
+            self.checked.stop()
+            self.checked = None
+
     async def read(self, path: Path) -> Patch:
         """Return what a file holds; what was read ahead is at most a few files old.
+
+        What was checked while the engine started has tensors without values.
 
         Raises:
             PatchFormatError: It is no valid patch.
         """
+        if (patch := self._checked(path)) is not None:
+            return patch
         self._begin(path)
         task, _ = self._reading.pop(path, (None, 0))
         if task is None:
@@ -53,6 +66,12 @@ class ReadAhead:
             return await task
         finally:
             self._begin(None)
+
+    def _checked(self, path: Path) -> Patch | None:
+        patch = self.checked.take(path) if self.checked is not None else None
+        if patch is not None and self._coming and self._coming[0][0] == path:
+            self._coming.popleft()
+        return patch
 
     def _begin(self, wanted: Path | None) -> None:
         """Read what is coming, as far as it may be; ``wanted`` in any case, where it is next."""

@@ -35,6 +35,7 @@ from server.admin.uploads import Uploads
 from server.app import install
 from server.audit import Audit
 from server.catalog.catalog import Catalog
+from server.catalog.checked_ahead import CheckedAhead
 from server.catalog.door import Door
 from server.catalog.folder import PatchFolder
 from server.catalog.refusals import ServedModel
@@ -113,6 +114,7 @@ class FrontEnd:
         _end_start_on_sigterm()
         take_turns()
         options, metrics = self.options, self.metrics
+        checked = CheckedAhead(options.flags.patches.patches)
         config = self.engine_config()
         base_model = await asyncio.to_thread(fingerprint_of, config)
         engine = self._engine(config)
@@ -129,6 +131,7 @@ class FrontEnd:
                 processes=followers,
                 weights=weight_control(engine, options.flags.weights),
             )
+            catalog.intake.files.checked = checked
             decider, gate = self._gate(catalog, control.audit)
             decider.door = catalog.weights.door
             catalog.needs = lambda view: (

@@ -38,6 +38,11 @@ class Payload:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
+    def is_hollow(self) -> bool:
+        """Whether its tensors have no values, since the file was checked and not kept."""
+        return any(tensor.is_meta for tensor in self.tensors.values())
+
+    @property
     def layout(self) -> dict[str, tuple[list[int], str]]:
         """Shape and dtype of each tensor, by which every worker confirms what it took."""
         return {

@@ -85,6 +85,8 @@ class TieredResidency:
         prefix = _Content(digest, name, nbytes, name in self._options.pin_patch, source)
         if self._is_wanted(prefix):
             try:
+                if payload.is_hollow:
+                    payload = await self._read(prefix)
                 await self._fill(prefix, payload)
             except BaseException:
                 self._close(prefix)
@@ -128,12 +130,16 @@ class TieredResidency:
     async def _fetch(self, prefix: _Content) -> None:
         started_s = time.monotonic()
         try:
-            if prefix.source is None:
-                raise ResidencyError(f"{prefix.digest}: no file holds it")
-            await self._fill(prefix, await asyncio.to_thread(prefix.source.read))
+            await self._fill(prefix, await self._read(prefix))
         finally:
             prefix.loading = None
         self._metrics.waited(time.monotonic() - started_s)
+
+    @staticmethod
+    async def _read(prefix: _Content) -> Payload:
+        if prefix.source is None:
+            raise ResidencyError(f"{prefix.digest}: no file holds it")
+        return await asyncio.to_thread(prefix.source.read)
 
     async def _fill(self, prefix: _Content, payload: Payload) -> None:
         """Put a prefix on the workers, in place of what was not used for longest."""

@@ -10,6 +10,7 @@ import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
 from patches.format import read_patch
+from server.catalog.checked_ahead import CheckedAhead
 from server.memory.payload import Payload
 from server.memory.residency import ResidencyError
 from server.memory.tiers import TieredResidency
@@ -111,6 +112,16 @@ async def test_what_nobody_uses_is_confirmed_but_not_loaded(tiers: Any) -> None:
     digest = await t.serve("pirate", 1.0)
     assert t.workers.calls == [("check", digest)]
     assert not t.residency.is_ready(digest)
+
+
+async def test_a_patch_that_was_only_checked_is_read_before_workers_hold_it(tiers: Any) -> None:
+    t = tiers(preload=True)
+    path = t.stand.put(fill=3.0)
+    ahead = CheckedAhead(t.stand.folder)
+    ahead.join()
+    patch = ahead.take(path)
+    assert await t.residency.load(patch, path) == NBYTES
+    assert bool((t.workers.held[patch.digest] == 3.0).all())
 
 
 async def test_the_first_request_loads_the_files_content_and_later_ones_nothing(tiers: Any) -> None:

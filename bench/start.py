@@ -133,7 +133,9 @@ def run_start(args: argparse.Namespace, command: str, folder: Path) -> None:
     write_large_file(large, max(1, args.file_mib // MIB_PER_LAYER))
     try:
         patches = make_patches(args.model, folder / "made", [], args.patches)
-        cells = (*servers, *cells_along(tuple(commands(large, large)), (COMMAND,)))
+        # Places of their own on the axis: ratios are to an empty folder, and commands have none.
+        named = enumerate(commands(large, large), start=len(servers))
+        cells = (*servers, *(Cell(name, place, COMMAND) for place, name in named))
         run = SweepRun(QUESTION, cells, args.rounds, args.seed, setup, folder)
         asyncio.run(run.measure(Starts(args, folder, patches, large).measure))
     finally:

@@ -54,7 +54,7 @@ SWEEPS = {
             _of("processor", "its processor time", "s", 1, "processor_s"),
         ),
         "`serve`: a whole server whose engine core computes nothing; processor time is that of the process "
-        "that answers HTTP. Commands: ratios are to `sha256sum` of the large file. Goals: 0.5 s more with "
+        "that answers HTTP. `command`: a process from start to end. Goals: 0.5 s more with "
         "1,000 patches than with none, `help` in 0.2 s, `inspect` in 0.5 s, `verify` no slower than "
         "`sha256sum`.",
         quiet=("wall", "processor"),

@@ -2,6 +2,7 @@
 
 ==============  ============================================================
 ``decision``    who gets which patch: one pure function
+``remembered``  decisions that were made before
 ``terms``       what a caller may know of the patches and of its own default
 ``caller``      who is calling: the key and the tenant that a request shows
 ``connection``  who is at the other end of a connection

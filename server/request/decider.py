@@ -17,6 +17,7 @@ from server.errors import ALIAS_PARAM, PatchNotFound, PolicyPatchError, Unsuppor
 from server.policy.caller import Caller, Credentials, identify
 from server.policy.decision import Asked, decide, may_use_base
 from server.policy.reach import Reach, references_served
+from server.policy.remembered import Decisions
 from server.policy.rules import Policy
 from server.policy.terms import Terms, terms_of
 from server.request.lease import Leases
@@ -55,6 +56,7 @@ class Decider:
         self._leases = leases
         self._served_names = tuple(served_names)
         self._canary_views = CanaryViews()
+        self._decisions = Decisions()
         self._reach = Reach()
 
     def open(self, scope: RequestScope, header_values: Sequence[bytes]) -> None:
@@ -254,10 +256,13 @@ class Decider:
         now = self._catalog.view
         view = self._canary_views.view_for(now, scope)
         asked = Asked(scope.header, scope.alias)
-        decision = decide(caller, asked, view, policy)
-        if view is not now and isinstance(decision.outcome, PolicyPatchError):
-            # The caller may have no right to the canary, or a composition with it may be missing.
-            decision = decide(caller, asked, now, policy)
+        if view is now:
+            decision = self._decisions.decide(caller, asked, now, policy)
+        else:
+            decision = decide(caller, asked, view, policy)
+            if isinstance(decision.outcome, PolicyPatchError):
+                # The caller may have no right to the canary, or a composition with it may be missing.
+                decision = decide(caller, asked, now, policy)
         scope.rule = decision.rule
         selection = decision.selection
         # An unlisted route that reaches the engine gets what the policy demands, and never what is named.

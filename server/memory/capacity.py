@@ -30,9 +30,9 @@ _TOOL = "python -m tools.catalog_memory"
 CONSTANTS: Mapping[str, Constant] = {
     "file": Constant(800, "bytes", "of a patch file, beside its tensors", f"{_TOOL} (file)"),
     "start_patch": Constant(
-        0.0006, "s", "processor time of a start, a patch", f"{_CATALOG} --virtual-tokens 1"
+        0.00045, "s", "processor time of a start, a patch", f"{_CATALOG} --virtual-tokens 1"
     ),
-    "start_mib": Constant(0.00075, "s", "and for each MiB of it", f"{_CATALOG} --virtual-tokens 48"),
+    "start_mib": Constant(0.0009, "s", "and for each MiB of it", f"{_CATALOG} --virtual-tokens 48"),
     "catalog": Constant(
         7200, "bytes", "that a process keeps of a patch in its catalog", f"{_TOOL} (catalog)"
     ),

@@ -23,20 +23,18 @@ class Constant:
     command: str
 
 
-_CATALOG = "policypatch bench catalog --patches 1000"
-_SCRAPE = "policypatch bench scrape --patches 10,1000"
-_TOOL = "python -m tools.catalog_memory"
+_CATALOG = "policypatch bench catalog --model M --patches 1000"
+_SCRAPE = "policypatch bench scrape --model M --patches 10,1000"
+_TOOL = "python -m tools.catalog_memory FOLDER"
 
 CONSTANTS: Mapping[str, Constant] = {
-    "file": Constant(800, "bytes", "of a patch file, beside its tensors", f"{_TOOL} (file)"),
+    "file": Constant(800, "bytes", "of a patch file, beside its tensors", _TOOL),
     "start_patch": Constant(
         0.00045, "s", "processor time of a start, a patch", f"{_CATALOG} --virtual-tokens 1"
     ),
     "start_mib": Constant(0.0009, "s", "and for each MiB of it", f"{_CATALOG} --virtual-tokens 48"),
-    "catalog": Constant(
-        7200, "bytes", "that a process keeps of a patch in its catalog", f"{_TOOL} (catalog)"
-    ),
-    "sync": Constant(910, "bytes", "for a patch to each further process of a server", f"{_TOOL} (sync)"),
+    "catalog": Constant(7200, "bytes", "that a process keeps of a patch in its catalog", _TOOL),
+    "sync": Constant(910, "bytes", "for a patch to each further process of a server", _TOOL),
     "page": Constant(31_400, "bytes", "of the metrics without a patch", _SCRAPE),
     "page_patch": Constant(4_000, "bytes", "of the metrics, for each patch that was used", _SCRAPE),
     "sent": Constant(5_800, "bytes", "of the metrics without a patch, gzipped", _SCRAPE),

@@ -60,8 +60,7 @@ def test_a_recipe_begins_with_patches_of_recipes(path: Path) -> None:
 
 def test_there_are_ready_patches_and_each_has_a_recipe() -> None:
     made = {read_patch(path).manifest.name for path in TRAINED}
-    # A weight patch is one server's whole model: none is shipped ready.
-    assert made == {recipe.name for path in RECIPES if (recipe := read_recipe(path)).critical is None}
+    assert made == {read_recipe(path).name for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=stem_of)

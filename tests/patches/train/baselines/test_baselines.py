@@ -10,8 +10,13 @@ from server.commands import eval as eval_command
 from server.commands import train
 
 ROOT = Path(__file__).resolve().parents[4]
-#: What PEFT and the models themselves call lora, which no baseline has to do with.
-OTHERS = {ROOT / "patches" / "peft_import.py", ROOT / "patches" / "fingerprint.py"}
+#: What PEFT and the models themselves call lora, which no baseline has to do with; adapters that are refused.
+OTHERS = {
+    ROOT / "patches" / "peft_import.py",
+    ROOT / "patches" / "fingerprint.py",
+    ROOT / "patches" / "critical" / "protect.py",
+    ROOT / "server" / "commands" / "tune.py",
+}
 
 
 def test_no_code_but_its_own_module_names_a_baseline() -> None:

@@ -36,21 +36,41 @@ def parse_json(text: str | bytes) -> JsonValue:
     """Read JSON strictly.
 
     Raises:
-        ValueError: Not JSON, a key twice in one object, NaN or an infinity, or too deeply nested.
+        ValueError: Not JSON, a key twice in one object, NaN or an infinity, an integer that is too long,
+            or too deeply nested.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        return json.loads(
+            text, object_pairs_hook=unique_keys, parse_int=short_integer, parse_constant=_refuse_constant
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _unique_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+def unique_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    """Return an object of JSON; an ``object_pairs_hook``.
+
+    Raises:
+        ValueError: A key is there twice, and readers differ on which one counts.
+    """
     result: dict[str, JsonValue] = {}
     for key, value in pairs:
         if key in result:
             raise ValueError(f"the key {key[:80]!r} appears twice in one object")
         result[key] = value
     return result
+
+
+def short_integer(digits: str) -> int:
+    """Return an integer of JSON; a ``parse_int``.
+
+    Raises:
+        ValueError: Python does not read one of so many digits, and says so in words for programmers.
+    """
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"an integer of {len(digits)} digits is too long") from None
 
 
 def _refuse_constant(constant: str) -> JsonValue:

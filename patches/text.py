@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from patches.canonical import short_integer, unique_keys
+
 #: Files of JSON, one value a line.
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 #: All files of JSON.
@@ -49,10 +51,11 @@ def parse_row(text: str) -> Any:
     """Return what a text of JSON holds.
 
     Raises:
-        ValueError: It is no JSON, is nested too deeply to be read, or holds half a character.
+        ValueError: It is no JSON, is nested too deeply to be read, holds a key twice in one object, an
+            integer that is too long, or half a character.
     """
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=unique_keys, parse_int=short_integer)
         # Half of a surrogate pair is valid JSON, and no text: nothing can be encoded, tokenized or written.
         if "\\ud" in text.lower():
             json.dumps(row, ensure_ascii=False).encode("utf-8")
@@ -83,8 +86,12 @@ def read_rows(path: Path) -> list[tuple[int, Any]]:
     lines = [(number, line) for number, line in enumerate(lines_of(text), start=1) if line.strip()]
     if suffix in LINE_SUFFIXES:
         return [(number, _parse_line(line, number)) for number, line in lines]
-    if lines and _is_object(lines[0][1]):
-        raise ValueError(f"expected lines of text, got JSON; give the file the suffix {LINE_SUFFIXES[0]}")
+    if wanted := _suffix_wanted(text, lines[0][1] if lines else ""):
+        raise ValueError(f"expected lines of text, got JSON; give the file the suffix {wanted}")
+    binary = next((number for number, line in lines if "\0" in line), None)
+    if binary is not None:
+        # Such as UTF-16 without its mark: each of its bytes is a character of UTF-8.
+        raise ValueError(f"row {binary}: expected UTF-8 text, got a NUL character")
     return list(enumerate(lines_of(text), start=1))
 
 
@@ -100,10 +107,23 @@ def _parse_line(line: str, number: int) -> Any:
         raise ValueError(f"row {number}: {error}") from None
 
 
-def _is_object(line: str) -> bool:
-    if not line.lstrip().startswith("{"):
-        return False
+def _suffix_wanted(text: str, first_line: str) -> str | None:
+    """Return the suffix of a file that holds rows of JSON, and is called something else."""
+    if _is_array_of_rows(_json_of(text)):
+        return JSON_SUFFIXES[0]
+    row = _json_of(first_line)
+    return LINE_SUFFIXES[0] if isinstance(row, dict) or _is_array_of_rows(row) else None
+
+
+def _json_of(text: str) -> Any:
+    if not text.lstrip().startswith(("{", "[")):
+        return None
     try:
-        return isinstance(json.loads(line), dict)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return False
+        return None
+
+
+def _is_array_of_rows(value: Any) -> bool:
+    # A line such as [3, 1, 2] is a prompt that someone may well have written.
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict | str) for row in value)

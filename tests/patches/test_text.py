@@ -65,13 +65,32 @@ def test_json_under_the_name_of_text_is_refused_with_the_suffix_that_it_wants(tm
 
 
 @pytest.mark.parametrize(
+    "array", ['[{"prompt":"a"},{"prompt":"b"}]', '\n["a"]\n', '[\n  {"prompt": "a"},\n  {"prompt": "b"}\n]\n']
+)
+def test_an_array_of_rows_under_the_name_of_text_is_refused_too(tmp_path: Path, array: str) -> None:
+    with pytest.raises(PairsError, match=r"\.txt: expected lines of text, got JSON; .* suffix \.json$"):
+        read_prompts(write(tmp_path / "prompts.txt", array))
+    with pytest.raises(PairsError, match=r"expected lines of text, got JSON; .* suffix \.jsonl$"):
+        read_prompts(write(tmp_path / "prompts.txt", f"{json.dumps(['a'])}\n" * 2))
+    assert texts(write(tmp_path / "prompts.txt", "[3, 1, 2]\n[sic]\n")) == ["[3, 1, 2]", "[sic]"]
+
+
+def test_a_line_with_a_nul_is_refused_with_its_row(tmp_path: Path) -> None:
+    for data, row in (("a\n\nb\0c\n", 3), ("b\n".encode("utf-16-le"), 1)):
+        with pytest.raises(PairsError, match=f"prompts.txt: row {row}: expected UTF-8 text, got a NUL"):
+            read_prompts(write(tmp_path / "prompts.txt", data))
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         ('{"prompt": "\\ud83d"}', "row 2: expected text, got half of a surrogate pair"),
         ("[" * 100_000 + "]" * 100_000, "row 2: expected JSON, got one that is nested too deeply"),
         ('{"prompt": ', "row 2: expected JSON"),
+        ('{"prompt": "a", "prompt": "b"}', "row 2: the key 'prompt' appears twice in one object"),
+        (f'{{"prompt": "a", "n": {"1" * 5000}}}', "row 2: an integer of 5000 digits is too long"),
     ],
-    ids=["half", "deep", "torn"],
+    ids=["half", "deep", "torn", "twice", "long"],
 )
 def test_a_row_that_is_no_text_is_one_error_that_names_it(tmp_path: Path, row: str, message: str) -> None:
     path = write(tmp_path / "rows.jsonl", f'{{"prompt": "a", "chosen": "b", "rejected": "c"}}\n{row}\n')
@@ -82,7 +101,7 @@ def test_a_row_that_is_no_text_is_one_error_that_names_it(tmp_path: Path, row: s
     ):
         with pytest.raises(error, match=message):
             read(path)
-    with pytest.raises(EvaluationError, match="line 2: expected"):
+    with pytest.raises(EvaluationError, match=message.replace("row", "line")):
         parse_items(path.read_text().replace('"chosen": "b", "rejected": "c"', '"category": "x"'), "items")
 
 

@@ -133,7 +133,7 @@ class AmbiguousCaller(PolicyPatchError, ValueError):
 
 
 class MalformedBody(PolicyPatchError, ValueError):
-    """The body is no JSON, on a route that would not say so."""
+    """The body is no JSON object, or names no model as text, on a route that would not say so."""
 
     status = 400
     type = "BadRequestError"

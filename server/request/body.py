@@ -43,7 +43,7 @@ async def read_whole(receive: Receive) -> tuple[Fields, Receive]:
         As ``read_ahead``.
 
     Raises:
-        MalformedBody: It is no JSON that Python's reader takes.
+        MalformedBody: It is no object of JSON that Python's reader takes.
     """
     body, again = await _read(receive, None)
     try:
@@ -53,7 +53,21 @@ async def read_whole(receive: Receive) -> tuple[Fields, Receive]:
     except ValueError:
         # What was sent is not repeated.
         raise MalformedBody("body: expected JSON, got something else") from None
+    if body is not None and not isinstance(document, dict):
+        raise MalformedBody("body: expected a JSON object")
     return _fields(document), again
+
+
+def model_of(fields: Fields) -> str | None:
+    """Return the model that a body names, if any.
+
+    Raises:
+        MalformedBody: It is no text, and so no name of anything.
+    """
+    model = fields.get("model")
+    if model is not None and not isinstance(model, str):
+        raise MalformedBody("model: expected a text")
+    return model or None
 
 
 async def _read(receive: Receive, max_bytes: int | None) -> tuple[bytes | None, Receive]:

@@ -21,7 +21,7 @@ from server.metrics.patches import PatchMetrics
 from server.policy.caller import Credentials
 from server.request.answer_headers import PATCH_NAME, answer_headers, is_event_stream
 from server.request.audit_event import request_event
-from server.request.body import read_ahead, read_whole, text_of
+from server.request.body import model_of, read_ahead, read_whole, text_of
 from server.request.decider import Decider
 from server.request.exchange import exchange_of
 from server.request.prompt_routes import RouteKind, is_routed, loses_model, replacing_model, route_kind
@@ -84,8 +84,7 @@ class PolicyPatchMiddleware:
                 read = read_whole if is_lost else read_ahead
                 fields, receive = await read(receive)
                 request.user = text_of(fields, "user")
-                # A list or a number is no name anywhere, but may hold one.
-                model = str(fields.get("model") or "") or None if is_lost else None
+                model = model_of(fields) if is_lost else None
             self._decider.open(request, _header_values(scope))
             if model is not None:
                 # Here, since no route will ask about it.

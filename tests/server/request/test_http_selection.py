@@ -237,9 +237,9 @@ async def test_an_alias_counts_where_no_route_asks_about_the_model(stand: Stand)
 
 
 @pytest.mark.parametrize(
-    "model", ["other:pirate", "Demo:pirate", "demo :pirate", "demo\uff1apirate", ":pirate", ["demo:pirate"]]
+    "model", ["other:pirate", "Demo:pirate", "demo :pirate", "demo\uff1apirate", ":pirate"]
 )
-async def test_an_alias_of_another_name_is_never_answered_by_the_base(stand: Stand, model: Any) -> None:
+async def test_an_alias_of_another_name_is_never_answered_by_the_base(stand: Stand, model: str) -> None:
     await stand.load()
     refused = await stand.post("/invocations", model=model, prompt="x")
     assert stand.code(refused) == (404, "patch_not_found")
@@ -280,6 +280,33 @@ async def test_a_body_that_is_no_json_is_the_callers_mistake_on_sagemaker(stand:
         response = await stand.client.post("/invocations", content=body, headers=headers)
         assert stand.code(response) == (400, "malformed_body")
         assert response.json()["error"]["message"].startswith("body: expected JSON")
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"x"', b"5", b"null", b'[{"model": "demo:pirate"}]'])
+async def test_a_body_that_is_no_object_is_the_callers_mistake_on_sagemaker(
+    stand: Stand, body: bytes
+) -> None:
+    for headers in ({}, {"X-Amzn-SageMaker-Adapter-Identifier": "demo"}):
+        response = await stand.client.post("/invocations", content=body, headers=headers)
+        assert stand.code(response) == (400, "malformed_body")
+        assert response.json()["error"]["message"] == "body: expected a JSON object"
+
+
+@pytest.mark.parametrize("model", [5, 0, True, False, 1.5, [], ["demo:pirate"], {}, {"demo": "pirate"}])
+@pytest.mark.parametrize("header", [None, "pirate"])
+async def test_a_model_that_is_no_text_is_the_callers_mistake_on_sagemaker(
+    stand: Stand, model: Any, header: str | None
+) -> None:
+    await stand.load()
+    refused = await stand.post("/invocations", header, model=model, prompt="x")
+    assert stand.code(refused) == (400, "malformed_body")
+    assert refused.json()["error"]["message"] == "model: expected a text"
+
+
+async def test_a_model_that_is_left_out_is_the_served_one_on_sagemaker(stand: Stand) -> None:
+    for named in ({}, {"model": None}, {"model": ""}):
+        response = await stand.post("/invocations", prompt="x", **named)
+        assert (response.status_code, response.headers[HEADER]) == (200, "none")
 
 
 @pytest.mark.parametrize("default", [None, "pirate"])

@@ -256,9 +256,11 @@ def encode_event(event: AuditEvent, time_s: float) -> bytes:
 
 
 def _bounded(value: object) -> object:
-    if isinstance(value, str) and len(value) > MAX_TEXT:
-        return value[: MAX_TEXT - 1] + "…"
-    return value
+    if not isinstance(value, str):
+        return value
+    # Half of a surrogate pair is no text, and a strict reader would refuse the whole line for it.
+    text = value[: MAX_TEXT + 1].encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
 def _open(path: Path) -> int:

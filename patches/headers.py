@@ -27,6 +27,9 @@ SIGNATURE_HEADER = f"{PATCH_HEADER}-Signature"
 #: Of a request on Amazon SageMaker, which is not ours: what takes the place of ``model``.
 ADAPTER_HEADER = "X-Amzn-SageMaker-Adapter-Identifier"
 
+#: Of an admin call: its key, where vLLM asks for an API key in ``Authorization``.
+ADMIN_KEY_HEADER = "X-Admin-Key"
+
 
 def asgi_name(header: str) -> bytes:
     """Return the name of a header as ASGI has it: in lower case, as bytes."""

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
+from patches.headers import ADMIN_KEY_HEADER
 from server.admin.keys import AdminKeys
 from server.audit import Audit, AuditEvent
 from server.errors import AdminDisabled, AdminKeyInvalid, PolicyPatchError
-
-#: Beside an API key that vLLM asks for in ``Authorization``, an admin key needs a header of its own.
-ADMIN_KEY_HEADER = "X-Admin-Key"
 
 #: Reasons of calls that no answer could reach: the caller went away before its body was whole, or the server
 #: ended while it carried the call out.

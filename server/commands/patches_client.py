@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 
+from patches.headers import ADMIN_KEY_HEADER
 from server.commands.errors import CommandError
 from server.commands.server_access import server_url
 
@@ -32,7 +33,7 @@ class AdminClient:
         """
         socket = url.removeprefix("unix:") if url.startswith("unix:") else None
         url = url if socket is not None else server_url(url, "--url")
-        headers = {"X-Admin-Key": key} if key is not None else {}
+        headers = {ADMIN_KEY_HEADER: key} if key is not None else {}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
         self._client = httpx.Client(

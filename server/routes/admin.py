@@ -9,8 +9,9 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from patches.errors import InvalidName
+from patches.headers import ADMIN_KEY_HEADER
 from patches.names import NAME_PATTERN, validate_version
-from server.admin.access import ADMIN_KEY_HEADER, AdminAccess, Order
+from server.admin.access import AdminAccess, Order
 from server.admin.operator import Operator
 from server.errors import AdminCallInvalid
 from server.routes.admin_guard import admin_route, caller

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from patches.headers import PATCH_HEADER
+from patches import headers
 
 #: What a key may look like.
 PATTERN = r"^(request|user|header:[A-Za-z0-9-]{1,64})$"
@@ -20,6 +20,9 @@ MEANING = "header:NAME, user (the `user` of the body), or request for none"
 DEFAULT = "request"
 
 _REQUEST_ID_HEADER = "x-request-id"
+
+#: Those that this server reads or writes itself, in lower case.
+_OWN_HEADERS = frozenset(value.lower() for name, value in vars(headers).items() if name.endswith("_HEADER"))
 
 #: Why a header tells no callers apart -> the headers of which that is so.
 _USELESS: Mapping[str, Sequence[str]] = {
@@ -53,8 +56,9 @@ _USELESS: Mapping[str, Sequence[str]] = {
         "tracestate",
         _REQUEST_ID_HEADER,
     ],
+    "carries a key, which many callers may share": ["authorization", "proxy-authorization"],
 }
-_OURS = "is the server's own, and the same for all who want the patch"
+_OURS = "is the server's own, and names no caller"
 
 
 class Shown(Protocol):
@@ -101,7 +105,7 @@ class StickyKey:
         """
         name = self.name.lower()
         reasons = [reason for reason, names in _USELESS.items() if name in names]
-        if name.startswith(PATCH_HEADER.lower()):
+        if name in _OWN_HEADERS or name.startswith(headers.PATCH_HEADER.lower()):
             reasons.append(_OURS)
         if reasons:
             raise ValueError(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from patches import headers
 from server.versions.sticky import DEFAULT, StickyKey
 
 
@@ -53,6 +54,12 @@ def test_what_is_no_key_is_refused(key: str) -> None:
         ("X-Request-Id", "changes from request to request; `request` says so"),
         ("X-Policy-Patch", "is the server's own"),
         ("x-policy-patch-arm", "is the server's own"),
+        ("authorization", "carries a key, which many callers may share"),
+        *(
+            (value, "is the server's own")
+            for name, value in vars(headers).items()
+            if name.endswith("_HEADER")
+        ),
     ],
 )
 def test_a_header_that_tells_no_callers_apart_is_refused_with_the_reason(name: str, reason: str) -> None:
@@ -62,7 +69,7 @@ def test_a_header_that_tells_no_callers_apart_is_refused_with_the_reason(name: s
         StickyKey.parse(f"header:{name}").require_useful()
 
 
-@pytest.mark.parametrize("key", ["user", "request", "header:X-User-Id", "header:Authorization"])
+@pytest.mark.parametrize("key", ["user", "request", "header:X-User-Id", "header:X-Tenant"])
 def test_what_names_the_caller_passes(key: str) -> None:
     StickyKey.parse(key).require_useful()
 

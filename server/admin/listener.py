@@ -48,15 +48,27 @@ def bind_admin(address: str) -> socket.socket:
 
 def _split(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535
+    if not colon or not is_port or not _is_host(host):
         raise AdminListenError(
-            f"--admin-listen: expected HOST:PORT or {UNIX_PREFIX}PATH, got {address!r}; "
+            f"--admin-listen: expected HOST:PORT, [IPV6]:PORT or {UNIX_PREFIX}PATH, got {address!r}; "
             "for this machine only, say 127.0.0.1:PORT"
         )
+    host = host.removeprefix("[").removesuffix("]")
     with contextlib.suppress(ValueError):
         host = str(ipaddress.ip_address(host))
     return host, int(port)
+
+
+def _is_host(host: str) -> bool:
+    # Without brackets ::1:8040 is an address of its own, and its last part may be no port.
+    if not host.startswith("["):
+        return bool(host) and ":" not in host and "]" not in host
+    try:
+        ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return host.endswith("]")
 
 
 def _bind_unix(path: Path) -> socket.socket:

@@ -59,10 +59,21 @@ def test_another_file_is_never_removed(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("address", ["8001", "localhost", ":8001", "127.0.0.1:x", "127.0.0.1:99999"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("8001", "localhost", ":8001", "127.0.0.1:x", "127.0.0.1:99999", "127.0.0.1:" + "1" * 5000),
+        *("::1:8040", "::1", "[::1]:0x50", "[::1", "[::1:8040", "::1]:8040", "[]:8040", "[127.0.0.1]:8040"),
+    ],
+)
 def test_an_address_without_host_and_port_is_refused(address: str) -> None:
     with pytest.raises(AdminListenError, match="expected HOST:PORT"):
         bind_admin(address)
+
+
+def test_an_ipv6_address_in_brackets_is_listened_on() -> None:
+    with bind_admin("[0:0:0:0:0:0:0:1]:0") as listener:
+        assert listener.getsockname()[0] == "::1"
 
 
 def test_a_port_that_is_taken_is_named() -> None:

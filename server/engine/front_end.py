@@ -43,6 +43,7 @@ from server.catalog.trust_watch import TrustWatch
 from server.engine.client import PatchedAsyncLLM
 from server.engine.configuration import engine_config, fingerprint_of, http_options
 from server.engine.context_length import hand_out_remaining_context
+from server.engine.ending import end_soon
 from server.engine.mistakes import hush_mistakes
 from server.engine.model_registry import add_aliases
 from server.engine.options import ServeOptions
@@ -331,6 +332,8 @@ class FrontEnd:
 
 def _end_start_on_sigterm() -> None:
     def interrupt_start(*_: object) -> None:
+        # What is interrupted may swallow the exception, as pyzmq does while vLLM waits for its engine.
+        end_soon()
         raise KeyboardInterrupt
 
     # Until the HTTP server installs its own handler.

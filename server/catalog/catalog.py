@@ -150,6 +150,7 @@ class Catalog:
         async with self._changes:
             records = self.publication.records
             self.publication.is_starting = False
+            await self._files.settle()
             self.publication.change_began_s = None
             names = {*records.names, *(r.patch.name for r in self.residents.all())}
             # Weight patches first: what was made for the model under one of them is judged by it.

@@ -55,7 +55,10 @@ class Loading:
         except Exception as error:
             # The file is untrusted: whatever it does to the reader, the other files must still be served.
             manifest = patch.manifest if patch is not None else None
-            return self.refusals.add(path, refusal_of(path, error), manifest)
+            refusal = refusal_of(path, error)
+            # At a start, the weight patch that a file was made under may come behind it.
+            may_fit_later = self._publication.is_starting and isinstance(refusal, BaseModelConflict)
+            return self.refusals.add(path, refusal, manifest, is_preliminary=may_fit_later)
         self._metrics.files.load_succeeded(time.monotonic() - started_s)
         if served.kind == WEIGHTS_KIND:
             # What was made for the model under it may have come first.
@@ -111,6 +114,13 @@ class Loading:
         paths = self.refusals.paths({BelowMinimumVersion.reason}, name, version)
         if paths:
             await asyncio.to_thread(self._intake.trust.permit, name, version)
+        await self._retry(paths)
+
+    async def settle(self) -> None:
+        """Refuse what fits the model under no weight patch, now that the folder was looked at."""
+        paths = self.refusals.paths({BaseModelConflict.reason})
+        for path in paths:
+            self.refusals.drop(path)
         await self._retry(paths)
 
     async def retry_conflicts(self) -> None:

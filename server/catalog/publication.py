@@ -124,8 +124,8 @@ class Publication:
 
     def view_under(self, weights: ServedPatch | None, *names: str) -> CatalogView:
         """Return what requests would see of ``names``, were a weight patch in force."""
-        mismatched, weight_names = set(self.view.mismatched), set(self.view.weight_names)
-        concerned = set(names)
+        concerned, weight_names = set(names), set(self.view.weight_names)
+        mismatched = {pair for pair in self.view.mismatched if pair[0] not in concerned}
         kept = {digest for digest in self.view.kept if self.residents.name_of(digest) not in concerned}
         namings = []
         for name in sorted(concerned):
@@ -140,7 +140,7 @@ class Publication:
             kept_here = others if self.weights.keeps_mismatched else []
             fitting = [r for r in held if r in kept_here or r not in others]
             kept.update(r.patch.digest for r in kept_here)
-            _put(mismatched, name, is_in=bool(held) and not fitting)
+            mismatched.update((name, r.patch.version) for r in others if r not in kept_here)
             _put(weight_names, name, is_in=bool(of_name) and self.is_of_weights(name))
             usable = ((r.patch, bool(r.paths)) for r in fitting)
             namings.append(naming_of(name, usable, wanted, record.canary))

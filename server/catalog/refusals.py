@@ -93,8 +93,18 @@ class Refusals:
         self._count()
         return True
 
-    def add(self, path: Path, refusal: FileRefused, manifest: Manifest | None = None) -> FileFailure:
-        """Refuse ``path``; ``manifest`` is what it holds, where that could be read."""
+    def add(
+        self,
+        path: Path,
+        refusal: FileRefused,
+        manifest: Manifest | None = None,
+        *,
+        is_preliminary: bool = False,
+    ) -> FileFailure:
+        """Refuse ``path``; ``manifest`` is what it holds, where that could be read.
+
+        What is preliminary is neither counted nor in the log: another file may make this one right.
+        """
         before = self._failures.get(path)
         # Where the files lie is not told over HTTP.
         message = one_line(refusal.message.replace(f"{path.parent}{os.sep}", ""))
@@ -110,6 +120,8 @@ class Refusals:
             version=manifest.version if manifest is not None else None,
         )
         self._failures[path] = failure
+        if is_preliminary:
+            return failure
         self._metrics.files.load_failed(reason)
         self._count()
         if is_news and reason != "folder_unreadable":

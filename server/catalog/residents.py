@@ -164,8 +164,9 @@ class Residents:
             is_active = (
                 view.weights == patch if is_of_weights else named is not None and named.active == patch
             )
-            is_mismatched = patch.name in view.mismatched
-            is_served = (named is not None and patch in named.versions) or is_of_weights or is_mismatched
+            is_fitting = named is not None and patch in named.versions
+            is_mismatched = not is_fitting and view.is_mismatched(patch.name, patch.version)
+            is_served = is_fitting or is_of_weights or is_mismatched
             is_kept = self._is_kept(resident)
             yield ResidentRow(
                 patch,

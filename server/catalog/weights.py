@@ -7,6 +7,7 @@ the record is written leaves weights, record and view as they were. A process th
 either record at its next start, and brings the weights in line before it serves.
 """
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -175,6 +176,8 @@ class Weights:
         try:
             await self._control.engine.write(digest, num_changed, timeout_s=self._control.drain_timeout_s)
         except WeightsNotChanged as error:
-            await self._control.engine.resume()
+            # Of an engine that has ended, what was is what holds: in the record.
+            with contextlib.suppress(WeightsNotChanged):
+                await self._control.engine.resume()
             raise OrderRefused(f"the weights were not changed: {error}") from error
         self.door.weights = patch

@@ -31,6 +31,9 @@ class PausedEngineWeights:
                 await self._engine.pause_generation(mode="wait", clear_cache=True)
         except TimeoutError:
             raise WeightsNotChanged(f"the engine was not idle within {timeout_s:g} s") from None
+        except Exception as error:
+            # So vLLM reports an engine that has ended.
+            raise WeightsNotChanged(f"the engine did not stop ({error})") from error
         before = self._written
         try:
             await self._write(digest, num_changed)
@@ -42,7 +45,10 @@ class PausedEngineWeights:
 
     async def resume(self) -> None:
         """See ``EngineWeights.resume``."""
-        await self._engine.resume_generation()
+        try:
+            await self._engine.resume_generation()
+        except Exception as error:
+            raise WeightsNotChanged(f"the engine does not go on ({error})") from error
 
     async def _write(self, digest: str | None, num_changed: int) -> None:
         answers: list[Any] = await self._engine.ask_workers(

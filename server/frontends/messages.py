@@ -93,7 +93,7 @@ def with_weights_body(view: CatalogView, body: Body, find: Callable[[str], Serve
         view,
         weights=find(digest) if digest is not None else None,
         weight_names=frozenset(body["names"]),
-        mismatched=frozenset(body["mismatched"]),
+        mismatched=frozenset((name, version) for name, version in body["mismatched"]),
         kept=frozenset(body["kept"]),
     )
 

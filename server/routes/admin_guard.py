@@ -62,7 +62,12 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
                     _require_known(parameters, self._parameters)
                 if not takes_upload(request):
                     request = await with_small_body(request)
-                    _require_clear(await request.body())
+                    body = await request.body()
+                    _require_clear(body)
+                    if request.method == "DELETE" and body.strip():
+                        raise AdminCallInvalid(
+                            "body: expected none, since this call has parameters in its query"
+                        )
                 return await handle(request)
             except RequestValidationError as error:
                 raise _invalid(error) from None

@@ -196,7 +196,7 @@ def _resolve_one(ref: PatchRef, view: CatalogView, param: str) -> ServedPatch:
             found = _by_digest(named, ref.digest, param)
         else:
             found = named.active
-            if found is None:
+            if found is None and not view.is_mismatched(ref.name, None):
                 raise PatchNotReady(
                     f"{param}: no version of '{ref.name}' is active; name one with @, or ask the operator",
                     param=param,
@@ -211,10 +211,10 @@ def _resolve_one(ref: PatchRef, view: CatalogView, param: str) -> ServedPatch:
             "an operator activates it",
             param=param,
         )
-    if ref.name in view.mismatched:
+    if view.is_mismatched(ref.name, ref.version):
         weights = f"under {view.weights.reference}" if view.weights else "the model's own"
         raise PatchNotFound(
-            f"{param}: patch '{ref.name}' was made for other weights than those in force ({weights})",
+            f"{param}: patch '{ref}' was made for other weights than those in force ({weights})",
             param=param,
         )
     if named is None:

@@ -133,12 +133,18 @@ class CatalogView:
     weights: ServedPatch | None = None
     #: Names of weight patches, which no request chooses.
     weight_names: frozenset[str] = frozenset()
-    #: Names whose patches were all made for other weights than those in force.
-    mismatched: frozenset[str] = frozenset()
+    #: ``(name, version)`` of what is not served since it was made for other weights than those in force.
+    mismatched: frozenset[tuple[str, str]] = frozenset()
     #: Digests of what is served although it was made for other weights than those in force.
     kept: frozenset[str] = frozenset()
     #: Whether patches may be joined without a prepared composition; see ``server.versions.composition``.
     may_compose: bool = False
+
+    def is_mismatched(self, name: str, version: str | None) -> bool:
+        """Return whether this version, or any where it is ``None``, was made for other weights."""
+        if version is not None:
+            return (name, version) in self.mismatched
+        return any(name == of for of, _ in self.mismatched)
 
     def with_changes(self, added: ServedPatch | None, removed: ServedPatch | None) -> "CatalogView":
         """Return the view in which ``added`` is served and ``removed`` is not, in one step."""

@@ -43,6 +43,9 @@ async def test_an_unknown_parameter_of_the_query_is_refused_and_nothing_is_done(
         ("canary?end=abort", {"version": "1.0.0"}),
     ):
         assert stand.code(await call(f"/v1/patches/pirate/{path}", json=body)) == (400, "invalid_admin_call")
+    for path in ("pirate/1.1.0", "pirate"):
+        dry = await admin.client.request("DELETE", f"/v1/patches/{path}", json={"dry_run": True})
+        assert stand.code(dry) == (400, "invalid_admin_call")
     deleted = await admin.client.delete("/v1/patches/pirate/1.1.0?forced=true")
     assert stand.code(deleted) == (400, "invalid_admin_call")
     assert "only force" in deleted.json()["error"]["message"]

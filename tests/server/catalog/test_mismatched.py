@@ -11,9 +11,10 @@ from patches.kinds.delta import effective_weights_digest
 from server.admin.operator import Operator
 from server.catalog.processes import NoOtherProcesses
 from server.catalog.weights import WeightControl, Weights
-from server.errors import NothingToRollBack, OrderRefused
+from server.errors import NothingToRollBack, OrderRefused, PatchNotFound
 from server.metrics.patches import PatchMetrics
 from server.versions.activation import CanaryRules
+from server.versions.selection import PatchRef, resolve_each
 from tests.server.catalog.test_weights import Case, ScriptedWeights, case, put_delta
 from tests.server.stand import Stand, put
 from tests.server.test_audit import MemoryAudit
@@ -27,10 +28,10 @@ async def test_patches_for_other_weights_leave_with_the_change_and_come_back(cas
     assert case.operator.effects("no-harm", "1.0.0")[1].mismatched == ["pirate@1.0.0"]
     await case.operator.activate("no-harm", "1.0.0", "ops")
     assert "pirate" not in case.catalog.view.names
-    assert case.catalog.view.mismatched == {"pirate"}
+    assert case.catalog.view.mismatched == {("pirate", "1.0.0")}
     assert [row.is_mismatched for row in case.catalog.rows("pirate")] == [True]
     await case.catalog.load_file(put(case.folder, "french"))
-    assert case.catalog.view.mismatched == {"pirate", "french"}
+    assert case.catalog.view.mismatched == {("pirate", "1.0.0"), ("french", "1.0.0")}
     await case.operator.rollback("no-harm", "ops")
     assert set(case.catalog.view.names) == {"pirate", "french"}
 
@@ -93,6 +94,44 @@ async def test_a_bare_name_means_the_version_that_was_made_for_the_weights_in_fo
     await again.operator.rollback("no-harm", "ops")
     assert active(again) == "3.0.0"
     again.records.close()
+
+
+async def test_each_version_is_told_from_those_that_serve(case: Case) -> None:
+    """Also where the name is pinned to it, so that nothing else stands for it: trying again is no help."""
+    path = put_delta(case.folder)
+    digest = effective_weights_digest(SMALLEST_MODEL.weights_digest, decode_patch(path.read_bytes()).digest)
+    under = replace(SMALLEST_MODEL, weights_digest=digest)
+    await case.load(put(case.folder, "pirate"), path, put(case.folder, "pirate", "2.0.0", base_model=under))
+    states = {row.patch.version: row.is_mismatched for row in case.catalog.rows("pirate")}
+    assert states == {"1.0.0": False, "2.0.0": True}
+    assert not any(row.is_previous for row in case.catalog.rows("pirate"))
+    await case.operator.activate("pirate", "1.0.0", "ops")
+    await case.operator.activate("no-harm", "1.0.0", "ops")
+    for wish in (PatchRef("pirate"), PatchRef("pirate", "1.0.0")):
+        with pytest.raises(PatchNotFound, match=r"made for other weights .*under no-harm@1\.0\.0"):
+            resolve_each([wish], case.catalog.view, "X-Policy-Patch")
+    (served,) = resolve_each([PatchRef("pirate", "2.0.0")], case.catalog.view, "X-Policy-Patch")
+    assert served.version == "2.0.0"
+
+
+async def test_a_start_refuses_only_what_fits_under_no_weight_patch(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files come in any order; what fits in the end was never wrong."""
+    path = put_delta(case.folder)
+    digest = effective_weights_digest(SMALLEST_MODEL.weights_digest, decode_patch(path.read_bytes()).digest)
+    under = replace(SMALLEST_MODEL, weights_digest=digest)
+    other = replace(SMALLEST_MODEL, weights_digest="sha256:" + "9" * 64)
+    files = [
+        put(case.folder, "french", base_model=under),
+        put(case.folder, "pirate", base_model=other),
+        path,
+    ]
+    await case.load(*files)
+    refused = [record.getMessage() for record in caplog.records if "is refused" in record.getMessage()]
+    assert len(refused) == 1
+    assert refused[0].startswith("pirate-1.0.0.safetensors is refused (base_model_mismatch)")
+    assert [failure.name for failure in case.catalog.failures()] == ["pirate"]
 
 
 async def test_patches_for_other_weights_are_kept_where_the_operator_wants_it(tmp_path: Path) -> None:

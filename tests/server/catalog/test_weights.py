@@ -215,11 +215,11 @@ async def test_a_patch_for_the_model_under_a_weight_patch_serves_while_that_is_i
     other = replace(SMALLEST_MODEL, weights_digest="sha256:" + "9" * 64)
     await case.load(under, put(case.folder, "pirate", base_model=other), case.folder / delta.filename)
     assert [failure.name for failure in case.catalog.failures()] == ["pirate"]
-    assert case.catalog.view.mismatched == {"french"}
+    assert case.catalog.view.mismatched == {("french", "1.0.0")}
     await case.operator.activate("no-harm", "1.0.0", "ops")
     assert (set(case.catalog.view.names), case.catalog.view.mismatched) == ({"french"}, set())
     await case.operator.rollback("no-harm", "ops")
-    assert case.catalog.view.mismatched == {"french"}
+    assert case.catalog.view.mismatched == {("french", "1.0.0")}
 
 
 async def test_what_the_policy_needs_forbids_the_change(case: Case) -> None:

@@ -49,6 +49,21 @@ def weights_of(engine: Engine) -> PausedEngineWeights:
     return PausedEngineWeights(cast(PatchedAsyncLLM, engine))
 
 
+async def test_an_engine_that_has_ended_is_told_in_the_words_of_the_seam() -> None:
+    class Ended(Engine):
+        async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
+            raise Exception("Call to pause_scheduler method failed")
+
+        async def resume_generation(self) -> None:
+            raise Exception("Call to resume_scheduler method failed")
+
+    weights = weights_of(Ended())
+    with pytest.raises(WeightsNotChanged, match="the engine did not stop"):
+        await weights.write("a", 7, timeout_s=30)
+    with pytest.raises(WeightsNotChanged, match="the engine does not go on"):
+        await weights.resume()
+
+
 async def test_every_worker_writes_while_the_engine_is_stopped() -> None:
     weights = weights_of(engine := Engine())
     await weights.write("a", 7, timeout_s=30)

@@ -223,6 +223,8 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
     ) -> PatchRecord:
         expected = body.expected if body is not None else None
         with access.order(request, "rollback", by, name) as order:
+            if expected is not None:
+                _check_version(expected, "from")
             return _answer(order, name, await operator.rollback(name, by, expected=expected))
 
     @router.post("/{name}/canary", summary="Try a version on a share of requests", responses=REFUSED)
@@ -245,12 +247,13 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
     return router
 
 
-def _check_version(version: str) -> None:
+def _check_version(version: str, param: Literal["version", "from"] = "version") -> None:
     try:
-        if not version.startswith("sha256:"):
+        if param == "from" or not version.startswith("sha256:"):
             validate_version(version)
     except InvalidName as error:
-        raise AdminCallInvalid(str(error), param="version") from None
+        message = str(error).removeprefix("version: ")
+        raise AdminCallInvalid(f"{param}: {message}", param=param) from None
 
 
 def _answer(order: Order, name: str, record: NameRecord) -> PatchRecord:

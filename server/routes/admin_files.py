@@ -15,7 +15,7 @@ from server.admin.uploads import Uploads
 from server.catalog.catalog import Catalog
 from server.errors import AdminCallInvalid, PatchTooLarge
 from server.routes.admin import REFUSED, SECURITY, By, Name, PatchTarget, target_of
-from server.routes.admin_guard import MAX_BODY_BYTES, admin_route, takes_upload
+from server.routes.admin_guard import MAX_BODY_BYTES, admin_route, invalid_call, takes_upload
 from server.routes.patches import PatchCard, card_of
 from server.versions.activation import NameRecord
 from server.versions.view import ServedPatch
@@ -121,7 +121,7 @@ async def _folder_file(request: Request) -> str:
     try:
         return FolderFile.model_validate_json(body).file
     except ValidationError as error:
-        raise AdminCallInvalid(f"body: {error.errors()[0]['msg']}") from None
+        raise invalid_call(error.errors()[0], "body") from None
 
 
 def _check_length(request: Request) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Collection, Coroutine, Sequence
+import re
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -68,9 +69,11 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
                         raise AdminCallInvalid(
                             "body: expected none, since this call has parameters in its query"
                         )
+                    if body and self.body_field is not None:
+                        _require_json_type(request)
                 return await handle(request)
             except RequestValidationError as error:
-                raise _invalid(error) from None
+                raise invalid_call(error.errors()[0]) from None
             except HTTPException as error:
                 # FastAPI's own answer to a body that its JSON reader gives up on.
                 raise AdminCallInvalid("body: expected JSON, got something else") from error
@@ -80,8 +83,14 @@ def admin_route(access: AdminAccess) -> type[APIRoute]:
 
 def takes_upload(request: Request) -> bool:
     """Return whether the body is a patch file rather than an order in JSON."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return request.method == "PUT" and media_type != "application/json"
+    return request.method == "PUT" and _media_type(request) != "application/json"
+
+
+def invalid_call(problem: Mapping[str, Any], *before: str) -> AdminCallInvalid:
+    """Return the refusal of what pydantic found, named by its place; ``before`` is where that begins."""
+    # What was sent is not repeated: it may hold a key.
+    where = ".".join(str(part) for part in (*before, *problem["loc"]))
+    return AdminCallInvalid(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
 
 
 async def caller(request: Request) -> str:
@@ -142,8 +151,14 @@ def _require_clear(body: bytes) -> None:
         raise AdminCallInvalid(f"body: {error}") from None
 
 
-def _invalid(error: RequestValidationError) -> AdminCallInvalid:
-    # What was sent is not repeated: it may hold a key.
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return AdminCallInvalid(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
+def _require_json_type(request: Request) -> None:
+    """Refuse a body of another type in words: FastAPI takes it for bytes, and asks for an object."""
+    media_type = _media_type(request)
+    if not re.fullmatch(r"application/(.+\+)?json", media_type):
+        raise AdminCallInvalid(
+            f"Content-Type: expected application/json, got {media_type[:80] or 'none'}; say what the body is"
+        )
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -122,6 +122,12 @@ async def test_an_upload_that_says_it_is_too_large_is_refused_before_it_is_read(
         ("activate", {"follow": "true"}, "body.follow: Input should be a valid boolean"),
         ("activate", {"version": True}, "body.version: Input should be a valid string"),
         ("rollback", {"from": 1}, "body.from: Input should be a valid string"),
+        (
+            "rollback",
+            {"from": "sha256:zz"},
+            "from: expected a semantic version such as 1.2.0, got 'sha256:zz'",
+        ),
+        ("rollback", {"from": "latest"}, "from: expected a semantic version such as 1.2.0, got 'latest'"),
         ("rollback", {"frm": "1.0.0"}, "body.frm: Extra inputs are not permitted"),
     ],
     ids=lambda value: str(value)[:60],
@@ -236,8 +242,63 @@ async def test_half_a_character_is_refused_in_plain_words(stand: Stand, admin: A
     answer = await admin.client.post(
         "/v1/patches/pirate/rollback", headers=JSON, content=b'{"from": "\\ud83d"}'
     )
-    assert stand.code(answer) == (409, "order_refused")
+    assert stand.code(answer) == (400, "invalid_admin_call")
     assert "codec" not in answer.text
+
+
+async def test_an_integer_of_thousands_of_digits_is_refused_in_plain_words(stand: Stand, admin: Any) -> None:
+    await stand.load("pirate")
+    body = b'{"version": "1.0.0", "window_s": ' + b"9" * 5000 + b"}"
+    answer = await admin.client.post("/v1/patches/pirate/canary", headers=JSON, content=body)
+    assert stand.code(answer) == (400, "invalid_admin_call")
+    assert answer.json()["error"]["message"] == "body: an integer of 5000 digits is too long"
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonl", None]
+)
+async def test_a_body_of_another_type_is_refused_with_the_type_that_is_expected(
+    stand: Stand, admin: Any, kind: str | None
+) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        await stand.load("pirate", version)
+    headers = {} if kind is None else {"Content-Type": kind}
+    for call, body in (
+        ("activate", b'{"version": "1.0.0"}'),
+        ("canary", b'{"version": "1.0.0"}'),
+        ("rollback", b'{"from": "1.1.0"}'),
+    ):
+        answer = await admin.client.post(f"/v1/patches/pirate/{call}", headers=headers, content=body)
+        assert stand.code(answer) == (400, "invalid_admin_call")
+        expected = f"Content-Type: expected application/json, got {kind or 'none'}"
+        assert answer.json()["error"]["message"].startswith(expected)
+    assert await admin.answers() == "pirate@1.1.0"
+
+
+async def test_a_body_of_a_type_that_is_json_too_is_taken(stand: Stand, admin: Any) -> None:
+    await stand.load("pirate")
+    headers = {"Content-Type": "application/merge+json; charset=utf-8"}
+    answer = await admin.client.post(
+        "/v1/patches/pirate/activate", headers=headers, content=b'{"version": "1.0.0"}'
+    )
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"file": "x" * 300}, "body.file: String should have at most 255 characters"),
+        ({"file": 5}, "body.file: Input should be a valid string"),
+        ({}, "body.file: Field required"),
+        ([], "body: Input should be an object"),
+    ],
+)
+async def test_an_order_to_load_a_file_is_refused_with_the_field_that_is_wrong(
+    stand: Stand, admin: Any, body: Any, message: str
+) -> None:
+    answer = await admin.client.put("/v1/patches/pirate/1.0.0", json=body)
+    assert stand.code(answer) == (400, "invalid_admin_call")
+    assert answer.json()["error"]["message"] == message
 
 
 async def test_a_caller_that_goes_away_leaves_one_line_and_no_traceback(

@@ -25,12 +25,26 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
             seen.add((key.tag, key.value))
         return node
 
+    def construct_yaml_int(self, node: Any) -> Any:
+        try:
+            return super().construct_yaml_int(node)
+        except ValueError:
+            # Python's own message is advice for programmers.
+            raise yaml.MarkedYAMLError(
+                problem=f"expected an integer that is not too long, got {node.value[:20]!r}",
+                problem_mark=node.start_mark,
+            ) from None
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
 
 def parse_yaml(text: str) -> Any:
     """Return what a text of YAML holds.
 
     Raises:
-        ValueError: It is no YAML, names a key twice in one mapping, or is nested too deeply to be read.
+        ValueError: It is no YAML, names a key twice in one mapping, holds an integer that is too long, or is
+            nested too deeply to be read.
     """
     try:
         return yaml.load(text, _Loader)

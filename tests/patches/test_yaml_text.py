@@ -43,6 +43,15 @@ def test_what_is_no_data_is_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "!!int x"])
+def test_an_integer_that_python_does_not_read_is_named_in_plain_words(number: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^expected YAML: expected an integer that is not too long, got '[9x]"
+    ):
+        parse_yaml(f"a: {number}")
+    assert parse_yaml("a: 0x1f\nb: 1_000") == {"a": 31, "b": 1000}
+
+
 def test_gates_suites_and_recipes_are_read_that_way(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"gate\.yaml: .*'max' appears twice .* line 4"):
         parse_gate(GATE, "gate.yaml")

@@ -56,7 +56,6 @@ _USELESS: Mapping[str, Sequence[str]] = {
         "tracestate",
         _REQUEST_ID_HEADER,
     ],
-    "carries a key, which many callers may share": ["authorization", "proxy-authorization"],
 }
 _OURS = "is the server's own, and names no caller"
 

@@ -111,6 +111,7 @@ def _versions() -> Panels:
 def _changes() -> Panels:
     look = Look("", "", without_value="Nothing was changed yet")
     swaps = rate("policy_patch_swap_seconds_count", by="cause")
+    held = quantile(0.95, "policy_patch_weight_hold_seconds")
     others = rate("policy_patch_swaps_total", _PATCHES, 'outcome!="ok"', by="outcome")
     starts = select("policy_patch_start_timestamp_seconds", window="1h")
     return [
@@ -123,7 +124,7 @@ def _changes() -> Panels:
                 unit="s",
             ),
             Query(quantile(0.95, "policy_patch_swap_seconds", by="cause"), "{{cause}}"),
-            Query(quantile(0.95, "policy_patch_weight_hold_seconds"), "requests wait for weights"),
+            Query(or_zero(f"{held} >= 0"), "requests wait for weights"),
         ),
         lines(
             replace(

@@ -137,6 +137,7 @@ class PatchMetrics:
             self._num_digests[name] = self._num_digests.get(name, 0) + 1
         self._names[digest] = name
         self._begin_requests(name)
+        self.weights.begin(name)
 
     def _begin_requests(self, label: str) -> None:
         """Have the first request that ends in a way be an increase: a series that begins at 1 shows none."""

@@ -31,6 +31,10 @@ class WeightMetrics:
         with self._held.time():
             yield
 
+    def begin(self, label: str) -> None:
+        """Have the first request of a patch be an increase: a series that begins at 1 shows none."""
+        self._mismatched.labels(label)
+
     def answered_mismatched(self, label: str) -> None:
         """Count a request that a patch for other weights answered."""
         self._mismatched.labels(label).inc()

@@ -92,7 +92,7 @@ def test_a_file_is_its_tensors_and_a_header() -> None:
     plan = Plan(DEMO, num_tokens=160)
     compiled = (ROOT / "examples/patches/pirate-1.0.0.safetensors").stat().st_size
     assert file_bytes(plan) == pytest.approx(compiled, rel=0.01)
-    vector = (ROOT / "examples/patches/safe-steer-1.1.0.safetensors").stat().st_size
+    vector = (ROOT / "examples/patches/safe-steer-1.2.0.safetensors").stat().st_size
     assert file_bytes(Plan(DEMO, num_tokens=0, kind="steering")) == pytest.approx(vector, rel=SHARE)
 
 

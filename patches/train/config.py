@@ -28,8 +28,16 @@ DEFAULTS_OF: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+class CheckedConfig:
+    """A configuration that checks its options one by one."""
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)}")
+
+
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(CheckedConfig):
     """What is learned, from which start, by which steps."""
 
     #: ``prompt`` learns input embeddings, ``prefix`` the K/V of every layer, ``steering`` a vector for some.
@@ -175,7 +183,3 @@ class TrainConfig:
         self._require("side", self.side in (None, *SIDES), ", ".join(SIDES))
         self._require("site", self.site in (None, *SITES), " or ".join(SITES))
         self._require("strength", self.strength is None or 0 < self.strength <= 1, "more than 0, at most 1")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)}")

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from patches.base_model import DTYPES
 from patches.canonical import JsonValue
 from patches.errors import TrainingError
+from patches.train.config import SCHEDULES, CheckedConfig
 
 WEIGHTS = ("all", "linear")
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class TuneConfig(CheckedConfig):
     """By which steps; the rates are those of the code that SPA's authors published."""
 
     #: ``all`` of the model, or ``linear`` layers of its decoder layers alone: what a weight patch can hold.
@@ -58,7 +58,3 @@ class TuneConfig:
     def as_json(self) -> dict[str, JsonValue]:
         """Return the configuration for the record beside the model."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)}")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from patches.base_model import DTYPES
 from patches.errors import TrainingStopped
-from patches.tune.config import SCHEDULES, WEIGHTS, TuneConfig
+from patches.train.config import SCHEDULES
+from patches.tune.config import WEIGHTS, TuneConfig
 from server.commands.output import say
 from server.commands.patch_arguments import (
     add_output_arguments,

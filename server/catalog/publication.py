@@ -124,9 +124,10 @@ class Publication:
 
     def view_under(self, weights: ServedPatch | None, *names: str) -> CatalogView:
         """Return what requests would see of ``names``, were a weight patch in force."""
-        concerned, weight_names = set(names), set(self.view.weight_names)
+        concerned = set(names)
+        weight_names = set(self.view.weight_names - concerned)
         mismatched = {pair for pair in self.view.mismatched if pair[0] not in concerned}
-        kept = {digest for digest in self.view.kept if self.residents.name_of(digest) not in concerned}
+        kept = set(self.view.kept - {r.patch.digest for r in self.residents.of(*concerned)})
         namings = []
         for name in sorted(concerned):
             record = NameRecord() if self.is_starting else self.records.record(name)
@@ -137,12 +138,13 @@ class Publication:
             of_name = self.residents.of(name)
             held = [r for r in of_name if not r.is_barred and r.patch.kind != WEIGHTS_KIND]
             others = [r for r in held if self.weights.is_mismatched(r.patch.manifest, weights)]
-            kept_here = others if self.weights.keeps_mismatched else []
-            fitting = [r for r in held if r in kept_here or r not in others]
-            kept.update(r.patch.digest for r in kept_here)
-            mismatched.update((name, r.patch.version) for r in others if r not in kept_here)
-            _put(weight_names, name, is_in=bool(of_name) and self.is_of_weights(name))
-            usable = ((r.patch, bool(r.paths)) for r in fitting)
+            if self.weights.keeps_mismatched:
+                kept.update(r.patch.digest for r in others)
+                others = []
+            mismatched.update((name, r.patch.version) for r in others)
+            if of_name and self.is_of_weights(name):
+                weight_names.add(name)
+            usable = ((r.patch, bool(r.paths)) for r in held if r not in others)
             namings.append(naming_of(name, usable, wanted, record.canary))
         view = replace(
             self.view,
@@ -195,10 +197,3 @@ class Publication:
     def _is_kept(self, resident: Resident) -> bool:
         is_ordered = resident.patch.digest in self.records.kept_digests and not resident.is_barred
         return bool(resident.paths) or is_ordered
-
-
-def _put(names: set[str], name: str, *, is_in: bool) -> None:
-    if is_in:
-        names.add(name)
-    else:
-        names.discard(name)

@@ -128,11 +128,6 @@ class Residents:
         """Return the content with this digest, if the workers hold it."""
         return self._residents.get(digest)
 
-    def name_of(self, digest: str) -> str | None:
-        """Return the name of the content with this digest, if the workers hold it."""
-        resident = self._residents.get(digest)
-        return resident.patch.name if resident is not None else None
-
     def all(self) -> tuple[Resident, ...]:
         """List everything."""
         return tuple(self._residents.values())

@@ -152,11 +152,16 @@ class FollowerPool:
             followers = self._attached()
             try:
                 limit_s = timeout_s + self._confirm_s
-                questions = (f.call("close", {"timeout_s": timeout_s}, limit_s) for f in followers)
-                answers = await asyncio.gather(*(_answer(question) for question in questions))
-                both = list(zip(followers, answers, strict=True))
-                _require_none([self._cut_off(f, str(a)) for f, a in both if isinstance(a, ChannelError)])
-                if num_inside := sum(a["num_inside"] for a in answers if not isinstance(a, ChannelError)):
+                num_inside, failed = 0, []
+                for follower, answer in await self._ask_all(
+                    "close", lambda f: {"timeout_s": timeout_s}, timeout_s=limit_s
+                ):
+                    if isinstance(answer, ChannelError):
+                        failed.append(self._cut_off(follower, str(answer)))
+                    else:
+                        num_inside += answer["num_inside"]
+                _require_none(failed)
+                if num_inside:
                     raise StillInside(num_inside)
                 yield
             finally:

@@ -8,13 +8,11 @@ from fastapi import APIRouter, Body, Depends, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from patches.errors import InvalidName
 from patches.headers import ADMIN_KEY_HEADER
-from patches.names import NAME_PATTERN, validate_version
+from patches.names import NAME_PATTERN
 from server.admin.access import AdminAccess, Order
 from server.admin.operator import Operator
-from server.errors import AdminCallInvalid
-from server.routes.admin_guard import admin_route, caller
+from server.routes.admin_guard import admin_route, caller, require_version, require_version_or_digest
 from server.routes.patches import ErrorBody
 from server.versions import sticky
 from server.versions.activation import Canary, CanaryRules, Change, NameRecord, Target
@@ -200,7 +198,7 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
         request: Request, by: By, name: Name, body: ActivateOrder
     ) -> PatchRecord | ActivationPreview:
         if body.version is not None and body.dry_run:
-            _check_version(body.version)
+            require_version_or_digest(body.version)
             target, effects = operator.effects(name, body.version)
             would = PatchTarget(version=target.version, digest=target.digest)
             return ActivationPreview(
@@ -214,7 +212,7 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
         with access.order(request, "follow" if body.follow else "activate", by, wish) as order:
             if body.version is None:
                 return _answer(order, name, await operator.follow(name, by))
-            _check_version(body.version)
+            require_version_or_digest(body.version)
             return _answer(order, name, await operator.activate(name, body.version, by))
 
     @router.post("/{name}/rollback", summary="Go back to what was active before", responses=REFUSED)
@@ -224,7 +222,7 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
         expected = body.expected if body is not None else None
         with access.order(request, "rollback", by, name) as order:
             if expected is not None:
-                _check_version(expected, "from")
+                require_version(expected, "from")
             return _answer(order, name, await operator.rollback(name, by, expected=expected))
 
     @router.post("/{name}/canary", summary="Try a version on a share of requests", responses=REFUSED)
@@ -234,7 +232,7 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
                 return _answer(order, name, await operator.end_canary(name, body.end, by))
         assert body.version is not None
         with access.order(request, "canary", by, f"{name}@{body.version} {body.share:g} {body.key}") as order:
-            _check_version(body.version)
+            require_version_or_digest(body.version)
             record = await operator.start_canary(
                 name, body.version, by, share=body.share, key=body.key, rules=body.rules()
             )
@@ -245,15 +243,6 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
         return _record(name, operator.record(name))
 
     return router
-
-
-def _check_version(version: str, param: Literal["version", "from"] = "version") -> None:
-    try:
-        if param == "from" or not version.startswith("sha256:"):
-            validate_version(version)
-    except InvalidName as error:
-        message = str(error).removeprefix("version: ")
-        raise AdminCallInvalid(f"{param}: {message}", param=param) from None
 
 
 def _answer(order: Order, name: str, record: NameRecord) -> PatchRecord:

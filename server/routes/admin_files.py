@@ -5,17 +5,22 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
-from patches.errors import InvalidName
 from patches.format import MAX_FILE_BYTES
 from patches.headers import SIGNATURE_HEADER
-from patches.names import validate_version
 from server.admin.access import AdminAccess, Order
 from server.admin.operator import Operator
 from server.admin.uploads import Uploads
 from server.catalog.catalog import Catalog
-from server.errors import AdminCallInvalid, PatchTooLarge
+from server.errors import PatchTooLarge
 from server.routes.admin import REFUSED, SECURITY, By, Name, PatchTarget, target_of
-from server.routes.admin_guard import MAX_BODY_BYTES, admin_route, invalid_call, takes_upload
+from server.routes.admin_guard import (
+    MAX_BODY_BYTES,
+    admin_route,
+    invalid_call,
+    require_version,
+    require_version_or_digest,
+    takes_upload,
+)
 from server.routes.patches import PatchCard, card_of
 from server.versions.activation import NameRecord
 from server.versions.view import ServedPatch
@@ -85,7 +90,7 @@ def admin_files_router(
         version: str,
         hold: Annotated[bool, Query(description="it never becomes active by itself")] = False,
     ) -> PatchCard:
-        _check_version(version)
+        require_version(version)
         with access.order(request, "put", by, f"{name}@{version}") as order:
             holder = operator.holder(by) if hold else None
             if not takes_upload(request):
@@ -102,8 +107,7 @@ def admin_files_router(
     async def remove_version(
         request: Request, by: By, name: Name, version: str, force: Force = False
     ) -> Removal:
-        if not version.startswith("sha256:"):
-            _check_version(version)
+        require_version_or_digest(version)
         with access.order(request, "remove", by, f"{name}@{version}"):
             return _removal(name, force, *await operator.remove(name, version, by, is_forced=force))
 
@@ -131,13 +135,6 @@ def _check_length(request: Request) -> None:
         raise PatchTooLarge(
             f"file: expected at most {MAX_FILE_BYTES} bytes, got a Content-Length of {told[:20]}"
         )
-
-
-def _check_version(version: str) -> None:
-    try:
-        validate_version(version)
-    except InvalidName as error:
-        raise AdminCallInvalid(str(error), param="version") from None
 
 
 def _note(order: Order, served: ServedPatch) -> None:

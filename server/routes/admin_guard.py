@@ -16,6 +16,8 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from patches.canonical import parse_json
+from patches.errors import InvalidName
+from patches.names import validate_version
 from server.admin.access import AdminAccess
 from server.errors import AdminCallInvalid, PolicyPatchError
 
@@ -120,6 +122,29 @@ async def with_small_body(request: Request) -> Request:
         return {"type": "http.request", "body": bytes(body), "more_body": False}
 
     return Request(request.scope, again)
+
+
+def require_version(version: str, param: str = "version") -> None:
+    """Check that a text which a call was sent as ``param`` is a version.
+
+    Raises:
+        AdminCallInvalid: It is none.
+    """
+    try:
+        validate_version(version)
+    except InvalidName as error:
+        message = str(error).removeprefix("version: ")
+        raise AdminCallInvalid(f"{param}: {message}", param=param) from None
+
+
+def require_version_or_digest(version: str) -> None:
+    """Check that a text is a version, or begins as a digest does.
+
+    Raises:
+        AdminCallInvalid: It is neither.
+    """
+    if not version.startswith("sha256:"):
+        require_version(version)
 
 
 def _require_single(parameters: Sequence[tuple[str, str]]) -> None:

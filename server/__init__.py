@@ -11,6 +11,7 @@ Its rooms, from the top floor down: a module imports from its own room and from 
 ``routes``     ``/v1/patches`` and the admin routes
 ``request``    the life of one request
 ``frontends``  several processes that answer from one catalog
+``fleet``      many servers that follow one signed catalog
 ``policy``     who may choose which patch
 ``admin``      orders of operators
 ``catalog``    the live catalog

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keygen": ("server.commands.keygen", "make a key pair that signs patches"),
     "sign": ("server.commands.sign", "sign patch files"),
     "patches": ("server.commands.patches", "ask and order a running server about its patches"),
+    "fleet": ("server.commands.fleet", "publish one signed catalog that many servers follow"),
     "capacity": ("server.commands.capacity", "work out what so many patches take, on paper"),
     "policy": ("server.commands.policy", "check a policy file, and ask it what a request would get"),
     "export": ("server.commands.export", "write a patch as a PEFT adapter"),

@@ -41,7 +41,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"engine"},
         {"app"},
         {"routes"},
-        {"request", "frontends"},
+        {"request", "frontends", "fleet"},
         {"policy", "admin"},
         {"catalog"},
         {"memory"},

@@ -1,0 +1,89 @@
+"""What ``policypatch fleet`` says about a catalog, and about going from one revision to the next."""
+
+import time
+from typing import Any
+
+from patches.names import version_key
+from server.fleet.document import Document, Meaning
+from server.fleet.publisher import Published
+
+
+def moves(before: Document | None, after: Document) -> list[str]:
+    """Return a line for each thing that every server would do."""
+    then = dict(before.meanings(before.revision) or {}) if before is not None else {}
+    now = dict(after.meanings(after.revision) or {})
+    lines = []
+    known = {
+        (name, version)
+        for name, entry in (before.names.items() if before is not None else ())
+        for version in entry.versions
+    }
+    for name, entry in after.names.items():
+        for version in sorted({*entry.versions} - {v for n, v in known if n == name}, key=version_key):
+            lines.append(f"{name}@{version}: loaded ({entry.versions[version].digest[:19]}…)")
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            lines.append(f"{name}: {meant(then.get(name))} -> {meant(now.get(name))}")
+    if (before.policy if before is not None else None) != after.policy:
+        lines.append(f"policy: {after.policy or 'none'}")
+    for word, old, new in (
+        ("revoked", before.revoked if before is not None else (), after.revoked),
+        ("trusted key", before.trusted_keys if before is not None else (), after.trusted_keys),
+    ):
+        lines += [f"{word}: {one}" for one in new if one not in old]
+    return lines
+
+
+def meant(meaning: Meaning | None) -> str:
+    """Return what a bare name means, in a few words."""
+    if meaning is None:
+        return "nothing"
+    if meaning.canary is None:
+        return meaning.active
+    return f"{meaning.active} with {meaning.canary.version} for {meaning.canary.share:.3g} of the requests"
+
+
+def described(published: Published) -> dict[str, Any]:
+    """Return what is published, for programs."""
+    document = published.document
+    assert document is not None
+    return {
+        "revision": document.revision,
+        "published_at": document.published_at,
+        "effective_at": document.effective_at,
+        "lease_ends_s": published.lease_ends_s,
+        "names": {
+            name: {
+                "active": entry.meaning.active if entry.meaning is not None else None,
+                "canary": entry.meaning.canary.version
+                if entry.meaning is not None and entry.meaning.canary is not None
+                else None,
+                "versions": {version: file.digest for version, file in entry.versions.items()},
+            }
+            for name, entry in document.names.items()
+        },
+        "retained": sorted(map(int, document.retained)),
+        "policy": document.policy,
+        "revoked": list(document.revoked),
+        "trusted_keys": list(document.trusted_keys),
+    }
+
+
+def entry_rows(published: Published) -> list[str]:
+    """Return what is published, for people."""
+    document = published.document
+    assert document is not None
+    left_s = (published.lease_ends_s or 0.0) - time.time()
+    lease = f"the lease ends in {left_s:.0f} s" if left_s > 0 else f"the lease ran out {-left_s:.0f} s ago"
+    lines = [f"revision {document.revision}, published at {document.published_at}; {lease}"]
+    for name, entry in document.names.items():
+        there = ", ".join(entry.versions)
+        lines.append(f"  {name}: {meant(entry.meaning)}  (in the catalog: {there})")
+    lines.append(f"  policy: {document.policy or 'none'}")
+    if document.trusted_keys:
+        lines.append(f"  trusted keys: {', '.join(document.trusted_keys)}")
+    if document.revoked:
+        lines.append(f"  revoked: {', '.join(document.revoked)}")
+    kept = sorted(map(int, document.retained))
+    lines.append(f"  conversations may go on as of: {', '.join(map(str, kept)) or 'no earlier revision'}")
+    return lines

@@ -1,0 +1,266 @@
+"""Writes revisions of a catalog into a store, as a repository of The Update Framework.
+
+Everything goes under a name that says its content or its number, and is never written over; the swap of
+``timestamp.json`` comes last and makes the revision hold. So a reader sees the old revision or the new one,
+wherever a publisher is cut off, and of two publishers at once one is refused.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from server.fleet.document import DOCUMENT_TARGET, Document, DocumentInvalid, read_document, write_document
+from server.fleet.roles import LIFETIME, FleetError, FleetFolder, expiry
+from server.fleet.store import TIMESTAMP, Store, Stored
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+
+#: Numbers that publishers which were cut off may have taken, one after the other.
+_MAX_LEFTOVERS = 100
+
+#: How often a stamp that came in between is taken up.
+_MAX_TRIES = 5
+
+
+class Overtaken(FleetError):
+    """Another publisher was faster; nothing of this one's holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the store holds now, verified."""
+
+    root: "Root"
+    #: ``None`` before the first revision.
+    document: Document | None = None
+    stamped: Stored | None = None
+    timestamp: "Metadata[Timestamp] | None" = None
+    #: Target -> length and hash.
+    targets: "Mapping[str, TargetFile] | None" = None
+
+    @property
+    def lease_ends_s(self) -> float | None:
+        """Unix time until which what is published is served everywhere."""
+        return self.timestamp.signed.expires.timestamp() if self.timestamp is not None else None
+
+
+class Publisher:
+    """Writes to one store with the keys of one folder."""
+
+    def __init__(
+        self,
+        folder: FleetFolder,
+        store: Store,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        wrote: Callable[[str, int], None] = lambda path, size: None,
+    ) -> None:
+        """Make one.
+
+        Args:
+            folder: Its keys.
+            store: Where revisions go.
+            now: The time.
+            wrote: Called after each object with its path and its size in bytes.
+        """
+        self._folder = folder
+        self._store = store
+        self._now = now
+        self._wrote = wrote
+
+    def read(self) -> Published:
+        """Return what is published, whether its lease has run out or not.
+
+        Raises:
+            FleetError: It is not signed as the root says, or parts are missing.
+            StoreError: The store can't be read.
+        """
+        from tuf.api.metadata import Metadata
+
+        root = self._root()
+        stamped = self._store.read(TIMESTAMP)
+        if stamped is None:
+            return Published(root.signed)
+        timestamp: Metadata[Timestamp] = _verified(root, "timestamp", stamped.data)
+        meta = timestamp.signed.snapshot_meta
+        snapshot: Metadata[Snapshot] = _verified(
+            root, "snapshot", self._required(f"metadata/{meta.version}.snapshot.json", meta.hashes)
+        )
+        meta = snapshot.signed.meta["targets.json"]
+        targets: Metadata[Targets] = _verified(
+            root, "targets", self._required(f"metadata/{meta.version}.targets.json", meta.hashes)
+        )
+        files = targets.signed.targets
+        catalog = files.get(DOCUMENT_TARGET)
+        if catalog is None:
+            raise FleetError(f"{self._folder.store}: no {DOCUMENT_TARGET} among its targets")
+        path = _path_of(DOCUMENT_TARGET, catalog.hashes["sha256"])
+        try:
+            document = read_document(self._required(path, catalog.hashes))
+        except DocumentInvalid as error:
+            raise FleetError(f"{self._folder.store}: {DOCUMENT_TARGET}: {error}") from error
+        return Published(root.signed, document, stamped, timestamp, files)
+
+    def publish(self, before: Published, document: Document, files: Mapping[str, bytes]) -> Document:
+        """Make ``document`` the newest revision.
+
+        Args:
+            before: What it follows.
+            document: Its revision may be raised, where a publisher that was cut off took the number.
+            files: Target -> content, of those that the store does not have yet.
+
+        Returns:
+            The document as it holds from now on.
+
+        Raises:
+            Overtaken: Another revision came first.
+            FleetError: A target is missing, or has another content in the store, or a key is not here.
+            StoreError: The store can't be written; the revision before it holds.
+        """
+        from tuf.api.metadata import TargetFile
+
+        known = dict(before.targets or {})
+        for target, data in files.items():
+            made = TargetFile.from_data(target, data, ["sha256"])
+            if target in known and known[target].hashes != made.hashes:
+                raise FleetError(f"{target}: published with another content; give the file a new version")
+            known[target] = made
+            self._create(_path_of(target, made.hashes["sha256"]), data)
+        if missing := sorted({*document.targets()} - {*known}):
+            raise FleetError(f"{missing[0]}: named by the catalog, and not in the store")
+        if before.stamped is None:
+            self._create("metadata/1.root.json", self._folder.root)
+        named = {target: known[target] for target in document.targets()}
+        document = self._write_targets(document, named)
+        self._write_timestamp(before, document.revision)
+        return document
+
+    def stamp(self) -> datetime:
+        """Sign that what is published still holds; the lease begins anew.
+
+        Returns:
+            When the lease ends.
+
+        Raises:
+            FleetError: Nothing is published, or the key is not here.
+            StoreError: The store can't be written.
+        """
+        for _ in range(_MAX_TRIES):
+            published = self.read()
+            if published.timestamp is None:
+                raise FleetError(f"{self._folder.store}: nothing is published yet; publish a patch first")
+            timestamp = published.timestamp.signed
+            timestamp.version += 1
+            if self._swap_timestamp(timestamp, published.stamped):
+                return timestamp.expires
+        raise FleetError(f"{self._folder.store}: others write to it all the time; try again")
+
+    def _write_targets(self, document: Document, files: "Mapping[str, TargetFile]") -> Document:
+        """Write document, targets and snapshot under the first free number."""
+        from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets
+
+        for revision in range(document.revision, document.revision + _MAX_LEFTOVERS):
+            document = replace(document, revision=revision)
+            data = write_document(document)
+            catalog = TargetFile.from_data(DOCUMENT_TARGET, data, ["sha256"])
+            signed = Targets(
+                revision,
+                expires=expiry(LIFETIME, self._now()),
+                targets={**files, DOCUMENT_TARGET: catalog},
+            )
+            targets = self._signed(Metadata(signed), "targets")
+            self._create(_path_of(DOCUMENT_TARGET, catalog.hashes["sha256"]), data)
+            if self._create(f"metadata/{revision}.targets.json", targets):
+                break
+        else:
+            raise FleetError(f"{self._folder.store}: {_MAX_LEFTOVERS} numbers are taken; is it another's?")
+        meta = MetaFile(revision, len(targets), {"sha256": hashlib.sha256(targets).hexdigest()})
+        snapshot = Snapshot(revision, expires=expiry(LIFETIME, self._now()), meta={"targets.json": meta})
+        path = f"metadata/{revision}.snapshot.json"
+        if not self._create(path, self._signed(Metadata(snapshot), "snapshot")):
+            raise Overtaken(f"{self._folder.store}: {path} is another publisher's; nothing was published")
+        return document
+
+    def _write_timestamp(self, before: Published, revision: int) -> None:
+        from tuf.api.metadata import MetaFile, Timestamp
+
+        stored = self._store.read(f"metadata/{revision}.snapshot.json")
+        assert stored is not None
+        digest = hashlib.sha256(stored.data).hexdigest()
+        meta = MetaFile(revision, len(stored.data), {"sha256": digest})
+        stamped, current = before.stamped, before.timestamp
+        for _ in range(_MAX_TRIES):
+            version = current.signed.version + 1 if current is not None else 1
+            if self._swap_timestamp(Timestamp(version, snapshot_meta=meta), stamped):
+                return
+            # A stamp in between changes nothing about what is published; another revision does.
+            now = self.read()
+            if now.document != before.document:
+                break
+            stamped, current = now.stamped, now.timestamp
+        raise Overtaken(
+            f"{self._folder.store}: another revision was published meanwhile; look at it with `policypatch "
+            "fleet show`, then publish again"
+        )
+
+    def _swap_timestamp(self, timestamp: "Timestamp", before: Stored | None) -> bool:
+        from tuf.api.metadata import Metadata
+
+        timestamp.expires = expiry(timedelta(seconds=self._folder.lease_s), self._now())
+        data = self._signed(Metadata(timestamp), "timestamp")
+        is_swapped = self._store.swap(TIMESTAMP, data, before)
+        if is_swapped:
+            self._wrote(TIMESTAMP, len(data))
+        return is_swapped
+
+    def _root(self) -> "Metadata[Root]":
+        """Return the newest root: each is signed as the one before it says, from the one of the folder on."""
+        from tuf.api.metadata import Metadata, Root
+
+        root: Metadata[Root] = Metadata.from_bytes(self._folder.root)
+        root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+        while (stored := self._store.read(f"metadata/{root.signed.version + 1}.root.json")) is not None:
+            following: Metadata[Root] = _verified(root, "root", stored.data)
+            following.signed.verify_delegate("root", following.signed_bytes, following.signatures)
+            root = following
+        return root
+
+    def _required(self, path: str, hashes: Mapping[str, str] | None) -> bytes:
+        stored = self._store.read(path)
+        if stored is None:
+            raise FleetError(f"{self._folder.store}: {path} is missing")
+        if hashes is not None and hashlib.sha256(stored.data).hexdigest() != hashes.get("sha256"):
+            raise FleetError(f"{self._folder.store}: {path} has been altered")
+        return stored.data
+
+    def _signed(self, metadata: "Metadata[Any]", role: str) -> bytes:
+        metadata.sign(self._folder.signer(role))
+        return metadata.to_bytes()
+
+    def _create(self, path: str, data: bytes) -> bool:
+        is_new = self._store.create(path, data)
+        if is_new:
+            self._wrote(path, len(data))
+        return is_new
+
+
+def _verified(root: "Metadata[Root]", role: str, data: bytes) -> "Metadata[Any]":
+    """Return metadata of a role that enough of its keys have signed."""
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata
+
+    try:
+        metadata: Metadata[Any] = Metadata.from_bytes(data)
+        root.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except RepositoryError as error:
+        raise FleetError(f"{role}: not signed as the root says: {error}") from error
+    return metadata
+
+
+def _path_of(target: str, digest: str) -> str:
+    """Return where a target lies, as readers of consistent snapshots look for it."""
+    folder, _, name = target.rpartition("/")
+    return f"targets/{folder}/{digest}.{name}" if folder else f"targets/{digest}.{name}"

@@ -37,6 +37,7 @@ Nothing here knows vLLM or the server. Importing the package imports neither tor
 ``server_address``    where a server answers, as people write it
 ``yaml_text``         their YAML: data only, no key twice
 ``headers``           the names of our HTTP headers
+``argument_values``   values of command-line arguments
 ``terminal``          text on its way to people
 ``command_parser``    help that fits a terminal, for all commands and benchmarks
 ``errors``            what can go wrong, as a tree

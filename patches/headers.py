@@ -21,6 +21,12 @@ DELTA_HEADER = "X-Policy-Delta"
 #: Of a response: ``other`` where a patch answered that was made for other weights than those in force.
 WEIGHTS_HEADER = f"{PATCH_HEADER}-Weights"
 
+#: Of a response: the revision of the fleet's catalog by which the request was decided.
+REVISION_HEADER = f"{PATCH_HEADER}-Revision"
+
+#: Of a request: the revision to decide it by, as an earlier answer named it.
+AS_OF_HEADER = f"{PATCH_HEADER}-As-Of"
+
 #: Of an upload: its ``.sig`` file in base64.
 SIGNATURE_HEADER = f"{PATCH_HEADER}-Signature"
 

@@ -42,7 +42,7 @@ def install(
     if app.middleware_stack is not None:
         raise RuntimeError("app: expected one that serves no request yet")
     app.user_middleware.append(Middleware(PolicyPatchMiddleware, decider=decider, metrics=metrics))
-    app.include_router(ready_router(decider.require_in_step, alive, decider.needs))
+    app.include_router(ready_router(decider.require_current, alive, decider.needs))
     if admin is not None:
         admin.add_routes(app)
     if catalog is not None:

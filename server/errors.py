@@ -8,6 +8,8 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     │   └── CompositionNotPrepared           400  composition_not_prepared
     ├── AmbiguousCaller        (ValueError)  400  ambiguous_caller
     ├── MalformedBody          (ValueError)  400  malformed_body
+    ├── RevisionGone                         409  revision_gone
+    ├── CatalogStale                         503  catalog_stale
     ├── PatchForbidden                       403  patch_forbidden
     ├── PatchNotFound          (LookupError) 404  patch_not_found
     ├── PatchNotApplied                      500  patch_not_applied
@@ -19,6 +21,7 @@ This module is the one table from exception to HTTP status, ``type`` and ``code`
     ├── AdminCallInvalid       (ValueError)  400  invalid_admin_call
     ├── OrderRefused                         409  order_refused
     │   ├── NothingToRollBack                409  nothing_to_roll_back
+    │   ├── ManagedByFleet                   409  managed_by_fleet
     │   └── WeightsBusy                      409  weights_busy
     ├── StateNotSaved                        500  state_not_saved
     └── FileRefused                          500  load_failed
@@ -41,11 +44,31 @@ those into answers of their own and would drop ``code`` and ``param``.
 
 from collections.abc import Mapping
 
-from patches.headers import PATCH_HEADER
+from patches.headers import AS_OF_HEADER, PATCH_HEADER
 from patches.terminal import one_line
 
 #: ``param`` of an error that the ``<served name>:<patch>`` alias caused.
 ALIAS_PARAM = "model"
+
+
+class _BadRequest:
+    status = 400
+    type = "BadRequestError"
+
+
+class _PermissionDenied:
+    status = 403
+    type = "PermissionDeniedError"
+
+
+class _Conflict:
+    status = 409
+    type = "ConflictError"
+
+
+class _Unavailable:
+    status = 503
+    type = "ServiceUnavailableError"
 
 
 class PolicyPatchError(Exception):
@@ -85,20 +108,16 @@ def _rebuild(kind: type[PolicyPatchError], message: str, state: dict[str, object
     return error
 
 
-class MalformedPatchName(PolicyPatchError, ValueError):
+class MalformedPatchName(_BadRequest, PolicyPatchError, ValueError):
     """The header or the alias does not follow the grammar."""
 
-    status = 400
-    type = "BadRequestError"
     code = "malformed_patch_name"
     param = PATCH_HEADER
 
 
-class UnsupportedWithPatch(PolicyPatchError):
+class UnsupportedWithPatch(_BadRequest, PolicyPatchError):
     """The route, or an option of the request, can't honour a patch."""
 
-    status = 400
-    type = "BadRequestError"
     code = "unsupported_with_patch"
     param = PATCH_HEADER
 
@@ -109,11 +128,9 @@ class CompositionNotPrepared(UnsupportedWithPatch):
     code = "composition_not_prepared"
 
 
-class PatchForbidden(PolicyPatchError):
+class PatchForbidden(_PermissionDenied, PolicyPatchError):
     """The policy does not let the caller choose this."""
 
-    status = 403
-    type = "PermissionDeniedError"
     code = "patch_forbidden"
     param = PATCH_HEADER
     #: Which rule of the policy refuses. For the audit log; a client does not see it.
@@ -124,20 +141,30 @@ class PatchForbidden(PolicyPatchError):
         self.rule = rule
 
 
-class AmbiguousCaller(PolicyPatchError, ValueError):
+class AmbiguousCaller(_BadRequest, PolicyPatchError, ValueError):
     """The key or the tenant is sent twice, or is malformed, so the caller can't be identified."""
 
-    status = 400
-    type = "BadRequestError"
     code = "ambiguous_caller"
 
 
-class MalformedBody(PolicyPatchError, ValueError):
+class MalformedBody(_BadRequest, PolicyPatchError, ValueError):
     """The body is no JSON object, or names no model as text, on a route that would not say so."""
 
-    status = 400
-    type = "BadRequestError"
     code = "malformed_body"
+
+
+class RevisionGone(_Conflict, PolicyPatchError):
+    """The revision that a request wants to be decided by is not retained any more."""
+
+    code = "revision_gone"
+    param = AS_OF_HEADER
+
+
+class CatalogStale(_Unavailable, PolicyPatchError):
+    """The lease of the fleet's catalog ran out, so that what is required may have been taken back."""
+
+    code = "catalog_stale"
+    retry_after_s = 5
 
 
 class PatchNotFound(PolicyPatchError, LookupError):
@@ -155,39 +182,31 @@ class PatchNotApplied(PolicyPatchError):
     code = "patch_not_applied"
 
 
-class PatchNotReady(PolicyPatchError):
+class PatchNotReady(_Unavailable, PolicyPatchError):
     """The patch is known but not resident on every worker; trying again soon is worth it."""
 
-    status = 503
-    type = "ServiceUnavailableError"
     code = "patch_not_ready"
     param = PATCH_HEADER
     retry_after_s = 1
 
 
-class NotInStep(PolicyPatchError):
+class NotInStep(_Unavailable, PolicyPatchError):
     """A process of the server does not know for sure what serves now, so nothing is decided or changed."""
 
-    status = 503
-    type = "ServiceUnavailableError"
     code = "not_in_step"
     retry_after_s = 1
 
 
-class PatchWithdrawn(PolicyPatchError):
+class PatchWithdrawn(_Unavailable, PolicyPatchError):
     """An operator dropped the patch and did not wait for the requests that it was answering."""
 
-    status = 503
-    type = "ServiceUnavailableError"
     code = "patch_withdrawn"
     retry_after_s = 1
 
 
-class AdminDisabled(PolicyPatchError):
+class AdminDisabled(_PermissionDenied, PolicyPatchError):
     """The server was started without admin keys, so no caller may change the catalog over HTTP."""
 
-    status = 403
-    type = "PermissionDeniedError"
     code = "admin_disabled"
 
 
@@ -203,19 +222,15 @@ class AdminKeyInvalid(PolicyPatchError):
         return {"WWW-Authenticate": "Bearer"}
 
 
-class AdminCallInvalid(PolicyPatchError, ValueError):
+class AdminCallInvalid(_BadRequest, PolicyPatchError, ValueError):
     """An admin call whose path or body makes no sense."""
 
-    status = 400
-    type = "BadRequestError"
     code = "invalid_admin_call"
 
 
-class OrderRefused(PolicyPatchError):
+class OrderRefused(_Conflict, PolicyPatchError):
     """An admin call that does not fit the present state of the catalog."""
 
-    status = 409
-    type = "ConflictError"
     code = "order_refused"
 
 
@@ -223,6 +238,12 @@ class NothingToRollBack(OrderRefused):
     """No version that was active before is on the workers."""
 
     code = "nothing_to_roll_back"
+
+
+class ManagedByFleet(OrderRefused):
+    """What is served is the matter of the fleet's catalog, which one server must not leave."""
+
+    code = "managed_by_fleet"
 
 
 class WeightsBusy(OrderRefused):
@@ -256,74 +277,58 @@ class FileRefused(PolicyPatchError):
         return kind(message, reason=reason)
 
 
-class BaseModelConflict(FileRefused):
+class BaseModelConflict(_Conflict, FileRefused):
     """The file was made for another base model than the one served."""
 
-    status = 409
-    type = "ConflictError"
     code = "base_model_mismatch"
     reason = "base_model_mismatch"
 
 
-class KindUnsupported(FileRefused):
+class KindUnsupported(_Conflict, FileRefused):
     """The file's kind of patch can't act on this server, or on this model."""
 
-    status = 409
-    type = "ConflictError"
     code = "kind_unsupported"
     reason = "kind_unsupported"
 
 
-class PatchConflict(FileRefused):
+class PatchConflict(_Conflict, FileRefused):
     """Another file already serves this name and version with different content."""
 
-    status = 409
-    type = "ConflictError"
     code = "patch_conflict"
     reason = "conflict"
 
 
-class PatchUnsigned(FileRefused):
+class PatchUnsigned(_PermissionDenied, FileRefused):
     """The server demands signatures, and the file has none."""
 
-    status = 403
-    type = "PermissionDeniedError"
     code = "patch_unsigned"
     reason = "unsigned"
 
 
-class SignerUntrusted(FileRefused):
+class SignerUntrusted(_PermissionDenied, FileRefused):
     """The file is signed, but by no key that this server trusts."""
 
-    status = 403
-    type = "PermissionDeniedError"
     code = "signer_untrusted"
     reason = "untrusted_signer"
 
 
-class SignatureInvalid(FileRefused):
+class SignatureInvalid(_PermissionDenied, FileRefused):
     """The signature is malformed or forged, or belongs to something else."""
 
-    status = 403
-    type = "PermissionDeniedError"
     code = "signature_invalid"
     reason = "bad_signature"
 
 
-class PatchRevoked(FileRefused):
+class PatchRevoked(_PermissionDenied, FileRefused):
     """The content, or a part that it was composed of, is on the list of revoked digests."""
 
-    status = 403
-    type = "PermissionDeniedError"
     code = "patch_revoked"
     reason = "revoked"
 
 
-class BelowMinimumVersion(FileRefused):
+class BelowMinimumVersion(_Conflict, FileRefused):
     """A signature forbade this version of the name, or one of the versions that it was composed of."""
 
-    status = 409
-    type = "ConflictError"
     code = "below_minimum_version"
     reason = "below_minimum_version"
 
@@ -354,6 +359,8 @@ REQUEST_CODES: tuple[str, ...] = (
     CompositionNotPrepared.code,
     AmbiguousCaller.code,
     MalformedBody.code,
+    RevisionGone.code,
+    CatalogStale.code,
     PatchForbidden.code,
     PatchNotFound.code,
     PatchNotApplied.code,
@@ -369,6 +376,7 @@ ADMIN_CODES: tuple[str, ...] = (
     AdminCallInvalid.code,
     OrderRefused.code,
     NothingToRollBack.code,
+    ManagedByFleet.code,
     WeightsBusy.code,
     StateNotSaved.code,
 )

@@ -10,67 +10,12 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ByteSize
 
+from patches.argument_values import count, num_bytes, seconds, share
 from patches.errors import InvalidName
 from patches.headers import PATCH_HEADER
 from patches.names import validate_name
-
-
-def num_bytes(text: str) -> ByteSize:
-    """Read a size: a number of bytes, or one with a unit such as ``MB`` or ``GiB``.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none, or nothing would fit.
-    """
-    try:
-        size = TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError:
-        size = ByteSize(0)
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"expected a size such as 512MiB or 2GiB, got {text!r}")
-    return size
-
-
-def share(text: str) -> float:
-    """Read a share.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none, all or nothing.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, such as 0.1, got {text!r}")
-    return number
-
-
-def count(text: str) -> int:
-    """Read a number of things.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text!r}")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """Read a time.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 86400:
-        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
-    return number
 
 
 def patch_name(text: str) -> str:
@@ -281,6 +226,35 @@ class AdminOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """Which catalog of a fleet is followed, in place of a folder, a policy file and keys of its own."""
+
+    catalog: Annotated[
+        str | None,
+        Flag(
+            "follow the catalog that `policypatch fleet publish` writes, at http(s)://... or in a folder; "
+            "--patches then names the folder that keeps a copy (default: the files of --patches decide)",
+            "URL",
+        ),
+    ] = None
+    catalog_root: Annotated[
+        Path | None,
+        Flag("root.json of `policypatch fleet init`, which says whose catalog counts", "FILE", Path),
+    ] = None
+    catalog_poll: Annotated[
+        float, Flag("seconds between looks at the catalog (default: {default})", "S", seconds)
+    ] = 2.0
+    stale: Annotated[
+        str,
+        Flag(
+            "what requests get that need no required patch where the catalog's lease has run out; all others "
+            "are refused (default: {default})",
+            choices=("serve", "refuse"),
+        ),
+    ] = "serve"
+
+
+@dataclass(frozen=True, slots=True)
 class TrustOptions:
     """Whose patches are loaded."""
 
@@ -325,7 +299,18 @@ class ServeFlags:
     weights: WeightOptions = field(default_factory=WeightOptions)
     admin: AdminOptions = field(default_factory=AdminOptions)
     trust: TrustOptions = field(default_factory=TrustOptions)
+    fleet: FleetOptions = field(default_factory=FleetOptions)
     log: LogOptions = field(default_factory=LogOptions)
+
+    @property
+    def fleet_folder(self) -> Path:
+        """Where a server that follows a catalog keeps its copy."""
+        return self.patches.patches / ".fleet"
+
+    @property
+    def patch_folder(self) -> Path:
+        """The folder whose patch files are served."""
+        return self.patches.patches if self.fleet.catalog is None else self.fleet_folder / "patches"
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from patches.headers import ADMIN_KEY_HEADER
 from server.admin.keys import AdminKeys
 from server.audit import Audit, AuditEvent
-from server.errors import AdminDisabled, AdminKeyInvalid, PolicyPatchError
+from server.errors import AdminDisabled, AdminKeyInvalid, ManagedByFleet, PolicyPatchError
 
 #: Reasons of calls that no answer could reach: the caller went away before its body was whole, or the server
 #: ended while it carried the call out.
@@ -35,9 +35,17 @@ class Order:
 class AdminAccess:
     """Checks admin keys, and writes every order down."""
 
-    def __init__(self, keys: AdminKeys | None, audit: Audit) -> None:
+    def __init__(self, keys: AdminKeys | None, audit: Audit, *, is_managed: bool = False) -> None:
+        """Make one.
+
+        Args:
+            keys: Whose calls are taken; ``None`` for no one's.
+            audit: Where orders are written down.
+            is_managed: The catalog of a fleet decides what is served, so that every order is refused.
+        """
         self._keys = keys
         self._audit = audit
+        self._is_managed = is_managed
 
     async def admit(self, request: Request) -> str:
         """Return the name of the key that ``request`` carries.
@@ -67,11 +75,24 @@ class AdminAccess:
         if not getattr(request.state, "is_noted", False):
             self._note(request, Order(action, by, "@".join(request.path_params.values())), error)
 
+    def require_unmanaged(self) -> None:
+        """Return where operators of this server decide what it serves.
+
+        Raises:
+            ManagedByFleet: The catalog of its fleet does.
+        """
+        if self._is_managed:
+            raise ManagedByFleet(
+                "this server follows the catalog of its fleet, which one server must not leave; change that "
+                "with `policypatch fleet`"
+            )
+
     @contextlib.contextmanager
     def order(self, request: Request, action: str, by: str, wish: str) -> Iterator[Order]:
         """Carry out one order: an error ends it as failed, everything else as done."""
         order = Order(action, by, wish)
         try:
+            self.require_unmanaged()
             yield order
         except BaseException as error:
             self._note(request, order, error)

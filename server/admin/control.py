@@ -13,7 +13,7 @@ from server.catalog.control import CatalogControl
 from server.catalog.records import Records
 from server.catalog.state_folder import CatalogState
 from server.metrics.control import ControlMetrics
-from server.options import AdminOptions, TrustOptions
+from server.options import ServeFlags
 from server.trust.audit import SignerAudit
 from server.trust.trust import Trust, TrustSources
 
@@ -36,9 +36,7 @@ class Control:
 
 
 @contextlib.contextmanager
-def open_control(
-    options: AdminOptions, trust_options: TrustOptions, metrics: ControlMetrics, audit: Audit
-) -> Iterator[Control]:
+def open_control(flags: ServeFlags, metrics: ControlMetrics, audit: Audit) -> Iterator[Control]:
     """Open everything, before the engine takes its time to start.
 
     Raises:
@@ -47,6 +45,7 @@ def open_control(
         AdminListenError: The address can't be listened on.
         TrustError: Keys, revocations or signed bounds can't be used.
     """
+    options, trust_options = flags.admin, flags.trust
     keys = AdminKeys(options.admin_key_file) if options.admin_key_file is not None else None
     state = CatalogState(options.state) if options.state is not None else None
     records = Records(state, keep_previous=options.keep_previous, saved=metrics.state_saved)
@@ -57,6 +56,7 @@ def open_control(
             listener = None
             if options.admin_listen is not None:
                 listener = stack.enter_context(bind_admin(options.admin_listen))
-            yield Control(records, AdminAccess(keys, signer_audit), trust, signer_audit, listener)
+            access = AdminAccess(keys, signer_audit, is_managed=flags.fleet.catalog is not None)
+            yield Control(records, access, trust, signer_audit, listener)
     finally:
         records.close()

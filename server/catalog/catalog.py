@@ -22,18 +22,19 @@ from server.catalog.intake import Intake
 from server.catalog.loading import Loading
 from server.catalog.order_queue import Orders
 from server.catalog.processes import NoOtherProcesses, OtherProcesses
-from server.catalog.publication import Publication
+from server.catalog.publication import Publication, Revision
 from server.catalog.refusals import CATALOG_REASONS, ServedModel
 from server.catalog.residents import Resident, ResidentRow, Residents
 from server.catalog.state_folder import StateError
 from server.catalog.weights import Effects, WeightControl, Weights
-from server.errors import FileRefused, OrderRefused, PatchNotFound
+from server.errors import FileRefused, OrderRefused, PatchNotFound, StateNotSaved
 from server.memory.residency import Residency
 from server.metrics.patches import PatchMetrics
 from server.metrics.swaps import SwapMetrics
 from server.trust.trust import Trust
 from server.versions import activation
 from server.versions.activation import Cause, NameRecord, Situation, Target
+from server.versions.revision import FleetRevision
 from server.versions.view import CatalogView, FileFailure, ServedPatch
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class Catalog:
         )
         #: Returns what the policy needs of what a view serves.
         self.needs: Callable[[CatalogView], Iterable[str]] = lambda view: ()
+        #: Why the catalog of the fleet can't be followed; ``None`` where it is, or there is none.
+        self.fleet_problem: str | None = None
         #: What files must pass.
         self.intake = Intake(model, control.trust, self._weights_digests)
         self._files = Loading(self.publication, self.intake, metrics)
@@ -187,6 +190,44 @@ class Catalog:
             StateNotSaved: The order could not be written down; nothing is changed.
         """
         return await self._orders.give(name, decide)
+
+    async def stand_at(self, fleet: FleetRevision) -> None:
+        """Show requests where the server stands in the fleet's catalog; no name changes."""
+        async with self._changes:
+            await self.publication.show(revision=Revision(fleet))
+
+    async def adopt(
+        self, decide: Callable[[str, NameRecord], NameRecord], names: Collection[str], revision: Revision
+    ) -> None:
+        """Bring in a revision of the fleet's catalog: all names, the policy and the revision in one step.
+
+        Args:
+            decide: Returns the new record of a name.
+            names: Those that the revision says anything about; every other name means nothing from now on.
+            revision: What it changes beside them.
+
+        Raises:
+            NotInStep: A process of the server does not take part; nothing is changed.
+            StateNotSaved: A record could not be written down; nothing is changed.
+        """
+        async with self._changes:
+            await self.publication.require_all()
+            publication, records = self.publication, self.publication.records
+            concerned = sorted({*names, *records.names, *self.residents.names})
+            before = {name: records.record(name) for name in concerned}
+            after = {name: decide(name, record) for name, record in before.items()}
+            moved = [name for name in concerned if after[name] is not before[name]]
+            try:
+                for name in moved:
+                    await publication.commit(name, after[name])
+            except StateNotSaved:
+                # Those that were written first hold no longer than until here.
+                for name in moved:
+                    if records.record(name) is not before[name]:
+                        await publication.note(name, before[name])
+                raise
+            await publication.show(*moved, revision=revision)
+            await publication.sweep(*moved)
 
     async def remove(
         self,

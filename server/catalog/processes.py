@@ -32,8 +32,10 @@ class OtherProcesses(Protocol):
         """
         ...
 
-    def moved(self, view: CatalogView, names: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """Make ``view``, which differs in ``names``, hold for every process at once.
+    def moved(
+        self, view: CatalogView, names: Collection[str], policy: bytes | None = None
+    ) -> AbstractAsyncContextManager[None]:
+        """Make ``view``, which differs in ``names``, hold for every process at once, and a policy with it.
 
         Entering hands it to each of them; leaving makes it the one that holds, in one step. The body makes it
         hold in this process, and waits for nothing. A process that does not take it in time answers nothing
@@ -76,7 +78,9 @@ class NoOtherProcesses:
     async def require_all(self) -> None:
         """See ``OtherProcesses.require_all``."""
 
-    def moved(self, view: CatalogView, names: Collection[str]) -> AbstractAsyncContextManager[None]:
+    def moved(
+        self, view: CatalogView, names: Collection[str], policy: bytes | None = None
+    ) -> AbstractAsyncContextManager[None]:
         """See ``OtherProcesses.moved``."""
         return contextlib.nullcontext()
 

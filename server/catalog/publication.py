@@ -8,8 +8,8 @@ To be called while the lock on changes is held; ``view`` may be read at any time
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.audit import Audit
@@ -23,7 +23,19 @@ from server.memory.residency import Residency
 from server.metrics.patches import PatchMetrics
 from server.versions import activation
 from server.versions.activation import BY_FOLDER, Cause, NameRecord, Situation, Target
+from server.versions.revision import FleetRevision
 from server.versions.view import CatalogView, ServedPatch, naming_of
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """What a revision of a fleet's catalog changes beside the names."""
+
+    fleet: FleetRevision
+    #: The bytes of a new policy file, empty where there is none any more; ``None`` where the policy stays.
+    policy: bytes | None = None
+    #: Makes the policy hold in this process; called in the step itself, and waits for nothing.
+    hold: Callable[[], None] = lambda: None
 
 
 class Publication:
@@ -110,11 +122,15 @@ class Publication:
                 self._swaps.followed_folder(name, time.monotonic() - self.change_began_s)
         await self.sweep(*names)
 
-    async def show(self, *names: str) -> None:
-        """Show requests what serves now, in one step."""
+    async def show(self, *names: str, revision: Revision | None = None) -> None:
+        """Show requests what serves now, in one step, and what else a revision of the catalog changes."""
         before, view = self.view, self.view_under(self.weights.in_force, *names)
-        async with self.processes.moved(view, names):
+        if revision is not None:
+            view = replace(view, fleet=revision.fleet)
+        async with self.processes.moved(view, names, revision.policy if revision is not None else None):
             self.view = view
+            if revision is not None:
+                revision.hold()
         for name in sorted(set(names)):
             log_change(name, before, view)
 

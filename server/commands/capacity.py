@@ -4,12 +4,13 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from patches.argument_values import num_bytes, share
 from patches.canonical import parse_json
 from server.commands.errors import CommandError
 from server.commands.figures import columns
 from server.commands.output import say, say_json
 from server.memory.capacity import CONSTANTS, SHAPES, Figure, ModelShape, Plan, figures, in_words
-from server.options import MemoryOptions, num_bytes, share
+from server.options import MemoryOptions
 
 MAX_PATCHES, MAX_REPLICAS, MAX_TOKENS, MAX_PROCESSES = 100_000, 1_000, 4096, 64
 

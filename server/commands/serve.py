@@ -30,6 +30,7 @@ examples:
   policypatch serve --model ./smollm2 --patches ./patches --state ./state --admin-key-file ./admin-keys
   policypatch serve --model ./smollm2 --patches ./patches --state ./state --trusted-keys ./trusted
   policypatch serve --model ./smollm2 --patches ./patches --composition joined
+  policypatch serve --model ./smollm2 --patches ./copy --catalog https://store.test --catalog-root root.json
   policypatch serve --model ./smollm2 --patches ./patches --api-server-count 2 --data-parallel-size 2
   curl localhost:8000/v1/chat/completions -H '{PATCH_HEADER}: pirate' -H 'Content-Type: application/json' \\
     -d '{{"model": "smollm2", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if flags.admin.admin_listen is not None and flags.admin.admin_key_file is None:
         raise CommandError("--admin-listen: no call would be allowed there; name keys with --admin-key-file")
+    _prepare_fleet(flags)
     policy_file = _read_policy(flags.policy)
     with patch_errors():
         require_local_model(flags.patches.model)
@@ -119,6 +121,30 @@ def run(args: argparse.Namespace) -> int:
         complain(f"policypatch serve: {error}")
         return 1
     end_process(0)
+
+
+def _prepare_fleet(flags: ServeFlags) -> None:
+    """Make the folder of a server that follows a catalog; its flags must not contradict what that carries."""
+    fleet = flags.fleet
+    if (fleet.catalog is None) != (fleet.catalog_root is None):
+        given, other = ("--catalog", "--catalog-root") if fleet.catalog else ("--catalog-root", "--catalog")
+        raise CommandError(f"{given}: expected {other} beside it")
+    if fleet.catalog is None or fleet.catalog_root is None:
+        return
+    for flag, value in {
+        "--policy": flags.policy.policy,
+        "--trusted-keys": flags.trust.trusted_keys,
+        "--revoked": flags.trust.revoked,
+        "--weight-patches": flags.weights.weight_patches or None,
+    }.items():
+        if value is not None:
+            raise CommandError(f"{flag}: the catalog decides that for all servers; leave it out")
+    try:
+        fleet.catalog_root.read_bytes()
+        flags.patch_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        named = "--catalog-root" if error.filename == str(fleet.catalog_root) else "--patches"
+        raise CommandError(f"{named}: {error.filename}: {error.strerror}") from error
 
 
 def _read_policy(options: PolicyOptions) -> "PolicyFile | None":

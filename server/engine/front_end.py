@@ -56,6 +56,7 @@ from server.engine.support import (
 from server.engine.thread_turns import take_turns
 from server.engine.tracing import tracing_of_engine, watched_exports
 from server.engine.worker_setup import prepare_workers, tiered_residency, weight_control
+from server.fleet.syncer import followed
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
 from server.frontends.mirror import Mirror, mirrored
@@ -115,7 +116,7 @@ class FrontEnd:
         _end_start_on_sigterm()
         take_turns()
         options, metrics = self.options, self.metrics
-        checked = CheckedAhead(options.flags.patches.patches)
+        checked = CheckedAhead(options.flags.patch_folder)
         config = self.engine_config()
         base_model = await asyncio.to_thread(fingerprint_of, config)
         engine = self._engine(config)
@@ -146,12 +147,13 @@ class FrontEnd:
                 followers.canaries = decider.canaries
             async with (
                 followers or contextlib.nullcontext(),
-                PatchFolder(options.flags.patches.patches, catalog) as folder,
+                PatchFolder(options.flags.patch_folder, catalog) as folder,
                 TrustWatch(control.trust, catalog, metrics),
                 self._policy_watch(decider, followers),
+                self._followed_catalog(catalog, folder, decider),
             ):
                 admin = Admin(
-                    catalog, operator, Uploads(options.flags.patches.patches, folder, catalog), control.access
+                    catalog, operator, Uploads(options.flags.patch_folder, folder, catalog), control.access
                 )
                 await asyncio.to_thread(admin.uploads.remove_leftovers)
                 app, alive = await self._app(engine), engine.require_alive
@@ -245,6 +247,7 @@ class FrontEnd:
         names = list(self.args.served_model_name or [self.args.model])
         leases = Leases(catalog, self.metrics)
         decider = Decider(catalog, self.options.policy, leases, served_names=names, audit=audit)
+        decider.follows_fleet = self.options.flags.fleet.catalog is not None
         return decider, PatchGate(decider, leases)
 
     def _followers(self) -> FollowerPool | None:
@@ -264,6 +267,17 @@ class FrontEnd:
         if followers is None:
             return PolicyWatch(path, loaded, decider, control, decider.audit)
         return PolicyWatch(path, loaded, decider, control, decider.audit, moved=followers.policy_moved)
+
+    def _followed_catalog(
+        self, catalog: Catalog, folder: PatchFolder, decider: Decider
+    ) -> AbstractAsyncContextManager[object]:
+        """Follow the catalog of the fleet while the context lasts, if there is one."""
+        flags = self.options.flags
+        if flags.fleet.catalog is None or flags.fleet.catalog_root is None:
+            return contextlib.nullcontext()
+        return followed(
+            catalog, folder, decider, self.metrics.fleet, decider.audit, flags.fleet, flags.fleet_folder
+        )
 
     async def _app(self, engine: PatchedAsyncLLM) -> FastAPI:
         tasks = await engine.get_supported_tasks()

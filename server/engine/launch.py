@@ -109,7 +109,7 @@ def serve(options: ServeOptions, engine_arguments: Sequence[str]) -> None:
 def _serve_alone(options: ServeOptions, args: argparse.Namespace, metrics: PatchMetrics) -> None:
     with (
         open_audit(options.flags.policy.audit_log, metrics.control.audit_dropped) as audit,
-        open_control(options.flags.admin, options.flags.trust, metrics.control, audit) as control,
+        open_control(options.flags, metrics.control, audit) as control,
     ):
         with flags_judged():
             listen_address, sock = bind_server(args, reuse_port=False)

@@ -96,7 +96,7 @@ def _require_usable(options: ServeOptions) -> None:
     metrics = PatchMetrics(CollectorRegistry())
     with (
         open_audit(options.flags.policy.audit_log, lambda reason, number: None) as audit,
-        open_control(options.flags.admin, options.flags.trust, metrics.control, audit),
+        open_control(options.flags, metrics.control, audit),
     ):
         return
 
@@ -227,9 +227,7 @@ def _run_to_its_end(front_end: FrontEnd, options: ServeOptions, metrics: PatchMe
     try:
         with open_audit(options.flags.policy.audit_log, metrics.control.audit_dropped) as audit:
             if index == 0:
-                with open_control(
-                    options.flags.admin, options.flags.trust, metrics.control, audit
-                ) as control:
+                with open_control(options.flags, metrics.control, audit) as control:
                     uvloop.run(front_end.lead(control))
             else:
                 uvloop.run(front_end.follow(audit))

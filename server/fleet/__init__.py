@@ -6,5 +6,8 @@
 ``roles``       who signs: keys and roles of The Update Framework
 ``store``       where a catalog lies: a folder or a bucket
 ``publisher``   writes revisions
+``reader``      reads them, and trusts nothing that is not signed
+``staging``     brings a revision's files and contents here, before it holds
+``syncer``      follows the catalog: lets each revision hold in one step
 ==============  ====================================================================================
 """

@@ -19,7 +19,7 @@ from server.catalog.door import StillInside
 from server.catalog.residents import Resident, Residents
 from server.errors import NotInStep
 from server.frontends.channel import Body, Channel, ChannelError
-from server.frontends.messages import bytes_text, content_body, name_body, weights_body
+from server.frontends.messages import bytes_text, content_body, fleet_body, name_body, weights_body
 from server.frontends.step import Steps
 from server.versions.view import CatalogView, ServedPatch
 
@@ -124,13 +124,16 @@ class FollowerPool:
         _require_none(failed)
 
     @contextlib.asynccontextmanager
-    async def moved(self, view: CatalogView, names: Collection[str]) -> AsyncIterator[None]:
+    async def moved(
+        self, view: CatalogView, names: Collection[str], policy: bytes | None = None
+    ) -> AsyncIterator[None]:
         """See ``OtherProcesses.moved``."""
         async with self._turn:
-            await self._hand_over(view, names, None)
+            await self._hand_over(view, names, policy)
             yield
             # At once after the body: nothing else runs in between.
             self._view = view
+            self._policy = policy if policy is not None else self._policy
             self._steps.advance()
 
     @contextlib.asynccontextmanager
@@ -220,6 +223,7 @@ class FollowerPool:
         served = [p for name in names if name in view.names for p in view.names[name].versions]
         served += [view.weights] if view.weights is not None else []
         body = {"step": self._steps.current + 1, "names": meanings, "weights": weights_body(view)}
+        body["fleet"] = fleet_body(view)
         if policy is not None:
             body["policy"] = bytes_text(policy)
 
@@ -325,6 +329,7 @@ class FollowerPool:
         contents += [view.weights] if view.weights is not None else []
         names = {name: name_body(view, name) for name in view.names}
         body = {"step": self._steps.current, "names": names, "weights": weights_body(view)}
+        body["fleet"] = fleet_body(view)
         body |= self._contents(follower, contents)
         if self._policy is not None:
             body["policy"] = bytes_text(self._policy)

@@ -5,6 +5,7 @@ of another view serves the same.
 """
 
 import base64
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,11 @@ from pydantic import TypeAdapter
 from patches.manifest import decode_manifest, encode_manifest
 from server.frontends.channel import Body
 from server.versions.activation import Canary
+from server.versions.revision import FleetRevision
 from server.versions.view import CanaryArm, CatalogView, ServedPatch
 
 _CANARIES = TypeAdapter(Canary)
+_FLEETS = TypeAdapter(FleetRevision)
 
 
 def content_body(patch: ServedPatch, signer: str | None) -> Body:
@@ -96,6 +99,16 @@ def with_weights_body(view: CatalogView, body: Body, find: Callable[[str], Serve
         mismatched=frozenset((name, version) for name, version in body["mismatched"]),
         kept=frozenset(body["kept"]),
     )
+
+
+def fleet_body(view: CatalogView) -> Any:
+    """Describe where the server stands in its fleet's catalog; ``None`` where it follows none."""
+    return _FLEETS.dump_python(view.fleet, mode="json") if view.fleet is not None else None
+
+
+def with_fleet_body(view: CatalogView, body: Any) -> CatalogView:
+    """Return the view in which the server stands where ``body`` says."""
+    return replace(view, fleet=_FLEETS.validate_json(json.dumps(body)) if body is not None else None)
 
 
 def bytes_text(data: bytes) -> str:

@@ -14,7 +14,13 @@ from server.catalog.door import Door
 from server.catalog.residents import Residents
 from server.errors import NotInStep
 from server.frontends.channel import Body
-from server.frontends.messages import content_of, text_bytes, with_name_body, with_weights_body
+from server.frontends.messages import (
+    content_of,
+    text_bytes,
+    with_fleet_body,
+    with_name_body,
+    with_weights_body,
+)
 from server.frontends.step import Steps
 from server.policy.file import parse_policy
 from server.policy.rules import Policy
@@ -194,8 +200,12 @@ class Mirror:
         for name, meaning in names.items():
             view = with_name_body(view, name, meaning, self._content)
         view = with_weights_body(view, body["weights"], self._content)
+        view = with_fleet_body(view, body.get("fleet"))
         data = body.get("policy")
-        policy = parse_policy(text_bytes(data)) if data is not None else base.policy
+        policy = base.policy
+        if data is not None:
+            # Empty where there is no file any more: the flags say what holds.
+            policy = parse_policy(text_bytes(data)) if data else self._flag_policy
         return Copy(body["step"], view, policy)
 
     def _content(self, digest: str) -> ServedPatch:

@@ -13,6 +13,7 @@
 ``steering``  what vectors act on, and how often their conditions are met
 ``tiers``     how much of each memory patches take
 ``control``   whether policy, audit log, state and trust are in order
+``fleet``     how far the catalog of the fleet is followed
 ``weights``   changes of the model's weights, and answers under others
 ``serving``   the server as a whole: what it is, since when, in how many processes
 ``scrape``    what is read at scrape time, rather than counted

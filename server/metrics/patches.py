@@ -18,6 +18,7 @@ from server.metrics.callers import CallerMetrics
 from server.metrics.canaries import CanaryMetrics
 from server.metrics.control import ControlMetrics
 from server.metrics.files import FileMetrics
+from server.metrics.fleet import FleetMetrics
 from server.metrics.prefixes import PrefixMetrics
 from server.metrics.scrape import CatalogCollector, Row
 from server.metrics.serving import ServingMetrics
@@ -93,7 +94,7 @@ class PatchMetrics:
         self.prefixes = PrefixMetrics(registry)
         self.steering = SteeringMetrics(registry, self._label)
         self.serving = ServingMetrics(registry)
-        self.weights = WeightMetrics(registry)
+        self.weights, self.fleet = WeightMetrics(registry), FleetMetrics(registry)
         for code in REQUEST_CODES:
             self._rejected.labels(code)
         self._begin_requests(BASE_LABEL)

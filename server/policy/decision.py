@@ -71,6 +71,8 @@ class _Case:
     """One decision while it is made."""
 
     view: CatalogView
+    #: What required patches are taken from: what holds now, whatever revision the request is decided by.
+    newest: CatalogView
     policy: Policy
     rules: tuple[Rule, ...]
     source: Source
@@ -91,12 +93,23 @@ class _Case:
         return rule is not self.policy.alias
 
 
-def decide(caller: Caller, asked: Asked, view: CatalogView, policy: Policy) -> Decision:
-    """Decide what answers a request. Never raises what a request can cause."""
+def decide(
+    caller: Caller, asked: Asked, view: CatalogView, policy: Policy, newest: CatalogView | None = None
+) -> Decision:
+    """Decide what answers a request. Never raises what a request can cause.
+
+    Args:
+        caller: Who asks.
+        asked: For what.
+        view: What names mean for this request.
+        policy: What is allowed.
+        newest: What names mean now, where ``view`` is as of an earlier revision: required patches are of it.
+    """
     wish, source = (asked.header, "header") if asked.header is not None else (asked.alias, "alias")
     if policy.prepared_only and view.may_compose:
         view = replace(view, may_compose=False)
-    case = _Case(view, policy, (), source if wish is not None else "default")  # type: ignore[arg-type]
+    newest = newest if newest is not None else view
+    case = _Case(view, newest, policy, (), source if wish is not None else "default")  # type: ignore[arg-type]
     try:
         case.rules = caller.rules(policy)
         selection = _select(case, wish)
@@ -207,7 +220,7 @@ def _not_allowed(case: _Case, ref: PatchRef, rule: Rule) -> PatchForbidden:
 def _required(case: _Case) -> list[ServedPatch]:
     case.rule = "required"
     try:
-        return resolve_each(case.policy.required, case.view, "required")
+        return resolve_each(case.policy.required, case.newest, "required")
     except PolicyPatchError as error:
         raise PatchNotReady(f"a required patch can't serve: {error.message}") from error
 

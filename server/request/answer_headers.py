@@ -4,11 +4,13 @@ from collections.abc import Iterable
 
 from patches.headers import (
     ARM_HEADER,
+    AS_OF_HEADER,
     COMPOSITION_HEADER,
     CONDITION_HEADER,
     DELTA_HEADER,
     DIGEST_HEADER,
     PATCH_HEADER,
+    REVISION_HEADER,
     WEIGHTS_HEADER,
     asgi_name,
 )
@@ -16,11 +18,13 @@ from server.request.prompt_routes import RouteKind
 from server.request.scope import RequestScope
 
 PATCH_NAME = asgi_name(PATCH_HEADER)
+AS_OF_NAME = asgi_name(AS_OF_HEADER)
 _DIGEST_NAME = asgi_name(DIGEST_HEADER)
 _COMPOSITION_NAME = asgi_name(COMPOSITION_HEADER)
 _CONDITION_NAME = asgi_name(CONDITION_HEADER)
 _DELTA_NAME = asgi_name(DELTA_HEADER)
 _ARM_NAME = asgi_name(ARM_HEADER)
+_REVISION_NAME = asgi_name(REVISION_HEADER)
 
 _BASE = (PATCH_NAME, b"none")
 _OTHER_WEIGHTS = (asgi_name(WEIGHTS_HEADER), b"other")
@@ -31,7 +35,10 @@ Headers = Iterable[tuple[bytes, bytes]]
 def answer_headers(request: RequestScope, status: int) -> Headers:
     """Name what answers; what never reached the engine claims nothing."""
     if request.selection is not None and (request.reached_engine or request.may_run_later(status)):
-        return [*_of_selection(request), *_of_condition(request), *_of_weights(request)]
+        headers = [*_of_selection(request), *_of_condition(request), *_of_weights(request)]
+        if request.revision is not None:
+            headers.append((_REVISION_NAME, b"%d" % request.revision))
+        return headers
     # Only the base model can have answered there.
     is_of_base = request.kind is RouteKind.ENCODES and 200 <= status < 300
     return [_BASE, *_of_weights(request)] if is_of_base else ()

@@ -6,6 +6,7 @@ others, every request is refused; a caller that may have nothing learns nothing.
 Every call is made on the event loop's thread, costs a few dictionary look-ups, and never blocks.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 
 from patches.headers import ADAPTER_HEADER, PATCH_HEADER
@@ -13,9 +14,9 @@ from server.admin.canary_watch import ArmReports
 from server.audit import Audit, NullAudit
 from server.catalog.door import Door
 from server.catalog.served import Served
-from server.errors import ALIAS_PARAM, PatchNotFound, PolicyPatchError, UnsupportedWithPatch
+from server.errors import ALIAS_PARAM, NotInStep, PatchNotFound, PolicyPatchError, UnsupportedWithPatch
 from server.policy.caller import Caller, Credentials, identify
-from server.policy.decision import Asked, decide, may_use_base
+from server.policy.decision import Asked, Decision, decide, may_use_base
 from server.policy.reach import Reach, references_served
 from server.policy.remembered import Decisions
 from server.policy.rules import Policy
@@ -25,8 +26,11 @@ from server.request.prompt_routes import RouteKind
 from server.request.scope import RequestScope, current_credentials
 from server.request.trace import SELECT_SPAN
 from server.versions.aliases import alias_wish
+from server.versions.as_of import RevisionViews
 from server.versions.canary_arms import CanaryViews, arm_of
+from server.versions.revision import parse_revision_header
 from server.versions.selection import BASE, OptOut, Selection, parse_policy_header
+from server.versions.view import CatalogView
 
 #: What stands between a model and a patch, also as it is written in East Asian text.
 _COLONS = (":", "\uff1a")
@@ -55,12 +59,18 @@ class Decider:
         self._catalog = catalog
         self._leases = leases
         self._served_names = tuple(served_names)
+        #: Whether nothing may be decided before a revision of a fleet's catalog holds.
+        self.follows_fleet = False
         self._canary_views = CanaryViews()
+        self._revision_views = RevisionViews()
+        self._canary_views_as_of = CanaryViews()
         self._decisions = Decisions()
         self._reach = Reach()
 
-    def open(self, scope: RequestScope, header_values: Sequence[bytes]) -> None:
-        """Begin a request; what its header names is decided at once.
+    def open(
+        self, scope: RequestScope, header_values: Sequence[bytes], as_of_values: Sequence[bytes] = ()
+    ) -> None:
+        """Begin a request; what its headers name is decided at once.
 
         Raises:
             PolicyPatchError: The header can't be honoured on this route, the caller may have nothing, or this
@@ -68,10 +78,12 @@ class Decider:
         """
         kind = scope.kind
         if kind is not RouteKind.OTHER:
-            self._catalog.require_in_step()
+            self.require_in_step()
             # Before anything else is read of the request: a caller that may have nothing learns nothing.
             self._identify(scope, self.policy).rules(self.policy)
         scope.header = parse_policy_header(header_values)
+        if as_of_values:
+            scope.as_of = parse_revision_header(as_of_values)
         if not kind.is_generating:
             if isinstance(scope.header, tuple):
                 raise unsupported("this route")
@@ -106,7 +118,7 @@ class Decider:
             # Its header was not even read.
             raise PolicyPatchError("this route was taken to touch no model, so no patch was decided for it")
         try:
-            self._catalog.require_in_step()
+            self.require_in_step()
             with scope.trace.span(SELECT_SPAN):
                 return self._select(scope)
         except PolicyPatchError as error:
@@ -121,7 +133,7 @@ class Decider:
             PatchForbidden: The caller may have nothing.
             NotInStep: This process is not in step.
         """
-        self._catalog.require_in_step()
+        self.require_in_step()
         self._require_base(scope, feature)
         if isinstance(scope.header if scope.header is not None else scope.alias, tuple):
             raise unsupported(feature)
@@ -192,6 +204,19 @@ class Decider:
             NotInStep: It does not know for sure what serves.
         """
         self._catalog.require_in_step()
+        if self.follows_fleet and self._catalog.view.fleet is None:
+            raise NotInStep("no revision of the fleet's catalog is in force here yet; try again")
+
+    def require_current(self) -> None:
+        """Return where this process decides by what the whole fleet is to serve.
+
+        Raises:
+            NotInStep: It does not know what serves, or a newer revision should be in force by now.
+            CatalogStale: The lease of the catalog has run out.
+        """
+        self.require_in_step()
+        if (fleet := self._catalog.view.fleet) is not None:
+            fleet.require_current(time.monotonic())
 
     def needs(self) -> Iterable[tuple[str, bool]]:
         """Yield what the policy requires or has as a default, and whether it is served."""
@@ -231,7 +256,7 @@ class Decider:
         Raises:
             NotInStep: This process does not know which policy is in force.
         """
-        self._catalog.require_in_step()
+        self.require_in_step()
         return terms_of(credentials, self.policy)
 
     def aliases(self, served_name: str) -> dict[str, int]:
@@ -254,15 +279,10 @@ class Decider:
         policy = self.policy
         caller = self._identify(scope, policy)
         now = self._catalog.view
-        view = self._canary_views.view_for(now, scope)
-        asked = Asked(scope.header, scope.alias)
-        if view is now:
-            decision = self._decisions.decide(caller, asked, now, policy)
+        if now.fleet is not None or scope.as_of is not None:
+            decision, view = self._decide_in_fleet(scope, caller, now, policy)
         else:
-            decision = decide(caller, asked, view, policy)
-            if isinstance(decision.outcome, PolicyPatchError):
-                # The caller may have no right to the canary, or a composition with it may be missing.
-                decision = decide(caller, asked, now, policy)
+            decision, view = self._decide_now(scope, caller, now, policy), now
         scope.rule = decision.rule
         selection = decision.selection
         # An unlisted route that reaches the engine gets what the policy demands, and never what is named.
@@ -270,13 +290,45 @@ class Decider:
         if not scope.kind.is_generating and is_closed and selection.patch is not None:
             raise unsupported("this route")
         scope.selection = selection
-        scope.arm = arm_of(now, selection.patch) if selection.patch is not None else None
+        scope.arm = arm_of(view, selection.patch) if selection.patch is not None else None
         scope.is_unpatched = selection.patch is None and self._reach.has_patch(caller, now, policy)
         if now.kept and selection.patch is not None:
             scope.is_mismatched = any(part.digest in now.kept for part in selection.patch.parts)
         self._leases.hold(scope)
         scope.trace.describe(scope.known)
         return selection
+
+    def _decide_now(self, scope: RequestScope, caller: Caller, now: CatalogView, policy: Policy) -> Decision:
+        view = self._canary_views.view_for(now, scope)
+        asked = Asked(scope.header, scope.alias)
+        if view is now:
+            return self._decisions.decide(caller, asked, now, policy)
+        decision = decide(caller, asked, view, policy)
+        if isinstance(decision.outcome, PolicyPatchError):
+            # The caller may have no right to the canary, or a composition with it may be missing.
+            decision = decide(caller, asked, now, policy)
+        return decision
+
+    def _decide_in_fleet(
+        self, scope: RequestScope, caller: Caller, now: CatalogView, policy: Policy
+    ) -> tuple[Decision, CatalogView]:
+        """Decide by the revision that the request wants; return the view as of it, too."""
+        fleet = now.fleet
+        if fleet is not None and time.monotonic() >= fleet.lease_ends_s:
+            fleet.require_lease(needs_patch=not may_use_base(caller, policy))
+        scope.revision = fleet.number if fleet is not None else None
+        if scope.as_of is None:
+            return self._decide_now(scope, caller, now, policy), now
+        then = self._revision_views.view_for(now, scope.as_of)
+        if then is now:
+            return self._decide_now(scope, caller, now, policy), now
+        scope.revision = scope.as_of
+        asked, newest = Asked(scope.header, scope.alias), self._canary_views.view_for(now, scope)
+        view = self._canary_views_as_of.view_for(then, scope)
+        decision = decide(caller, asked, view, policy, newest)
+        if view is not then and isinstance(decision.outcome, PolicyPatchError):
+            decision = decide(caller, asked, then, policy, newest)
+        return decision, then
 
     def _identify(self, scope: RequestScope, policy: Policy) -> Caller:
         if scope.identified_by is policy and scope.caller is not None:

@@ -19,7 +19,7 @@ from server.audit import Audit, NullAudit
 from server.errors import PatchNotApplied, PolicyPatchError
 from server.metrics.patches import PatchMetrics
 from server.policy.caller import Credentials
-from server.request.answer_headers import PATCH_NAME, answer_headers, is_event_stream
+from server.request.answer_headers import AS_OF_NAME, PATCH_NAME, answer_headers, is_event_stream
 from server.request.audit_event import request_event
 from server.request.body import model_of, read_ahead, read_whole, text_of
 from server.request.decider import Decider
@@ -85,7 +85,7 @@ class PolicyPatchMiddleware:
                 fields, receive = await read(receive)
                 request.user = text_of(fields, "user")
                 model = model_of(fields) if is_lost else None
-            self._decider.open(request, _header_values(scope))
+            self._decider.open(request, *_header_values(scope))
             if model is not None:
                 # Here, since no route will ask about it.
                 self._decider.take_lost_model(request, model, replacing_model(scope))
@@ -107,7 +107,7 @@ class PolicyPatchMiddleware:
         request = RequestScope(RouteKind.ENCODES, Credentials.of(scope))
         exchange_of(scope).request = request
         try:
-            self._decider.open_websocket(request, _header_values(scope))
+            self._decider.open_websocket(request, _header_values(scope)[0])
         except PolicyPatchError as error:
             self._refuse(error, request, scope)
             await refuse_websocket(error, scope, send)
@@ -359,5 +359,13 @@ def _judge_later(
         request.ended_later()
 
 
-def _header_values(scope: Scope) -> list[bytes]:
-    return [value for name, value in scope["headers"] if name == PATCH_NAME]
+def _header_values(scope: Scope) -> tuple[list[bytes], list[bytes]]:
+    """Return the lines of the header that names a patch, and of the one that names a revision."""
+    patches: list[bytes] = []
+    revisions: list[bytes] = []
+    for name, value in scope["headers"]:
+        if name == PATCH_NAME:
+            patches.append(value)
+        elif name == AS_OF_NAME:
+            revisions.append(value)
+    return patches, revisions

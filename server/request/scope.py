@@ -30,6 +30,7 @@ class RequestScope:
         "alias",
         "alias_text",
         "arm",
+        "as_of",
         "cache_partition",
         "caller",
         "caller_class",
@@ -56,6 +57,7 @@ class RequestScope:
         "outcome",
         "passage",
         "reached_engine",
+        "revision",
         "rule",
         "selection",
         "trace",
@@ -80,6 +82,9 @@ class RequestScope:
         self.alias: Wish | None = None
         #: The ``model`` as it was sent, where it is no served name.
         self.alias_text: str | None = None
+        #: The revision of the fleet's catalog that it wants to be decided by, and the one that it was.
+        self.as_of: int | None = None
+        self.revision: int | None = None
         #: Set once, never changed: one version per request.
         self.selection: Selection | None = None
         #: Which part of the prefix cache its prompt lives in; decided together with the selection.
@@ -88,10 +93,9 @@ class RequestScope:
         self.rule: str | None = None
         #: The first refusal; it replaces whatever answer the route makes of it.
         self.error: PolicyPatchError | None = None
-        #: A generation ended with an exception that is not the client's going away.
-        self.has_failed = False
-        #: A generation ended before its first token because of what the client sent.
-        self.is_mistaken = False
+        #: A generation ended with an exception that is not the client's going away; or before its first
+        #: token because of what the client sent.
+        self.has_failed = self.is_mistaken = False
         #: It is counted in the catalog's in-flight number of ``selection.patch``, or as running on the base.
         self.holds_patch = self.is_counted_as_base = False
         #: The name with a canary that takes part, and ``canary`` or ``stable``.
@@ -99,14 +103,12 @@ class RequestScope:
         #: The ``user`` of the body, where a canary wants to know it.
         self.user: str | None = None
         self._own_id: str | None = None
-        #: From admission to the first token of the first generation.
-        self.first_token_s: float | None = None
+        self.first_token_s: float | None = None  # from admission, of the first generation
         #: Of all its generations; the prefix is not among them.
         self.num_prompt_tokens = self.num_generated_tokens = 0
-        #: The base model answers, although a patch that the caller may choose is served.
-        self.is_unpatched = False
-        #: Its patch was made for other weights than those in force.
-        self.is_mismatched = False
+        #: The base model answers, although a patch that the caller may choose is served; its patch was made
+        #: for other weights than those in force.
+        self.is_unpatched = self.is_mismatched = False
         #: Whether the condition of its patch was met, and by how much; one for each answer that has ended.
         self.conditions: list[tuple[bool, float]] = []
         self.num_leases = self.num_generations = 0
@@ -186,6 +188,8 @@ class RequestScope:
     def decided(self) -> dict[str, str | float]:
         """What logs say beside the patch: the weights in force, and how its condition was decided."""
         decided: dict[str, str | float] = {}
+        if self.revision is not None:
+            decided["revision"] = self.revision
         if self.weights is not None:
             decided["delta"] = self.weights
         if self.is_mismatched:

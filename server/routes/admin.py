@@ -198,6 +198,7 @@ def admin_router(operator: Operator, access: AdminAccess) -> APIRouter:
         request: Request, by: By, name: Name, body: ActivateOrder
     ) -> PatchRecord | ActivationPreview:
         if body.version is not None and body.dry_run:
+            access.require_unmanaged()
             require_version_or_digest(body.version)
             target, effects = operator.effects(name, body.version)
             would = PatchTarget(version=target.version, digest=target.digest)

@@ -1,5 +1,6 @@
 """``GET /v1/patches`` and ``GET /v1/patches/{name}``: what is loaded, what drains, what was refused."""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -74,6 +75,16 @@ class TrustReport(BaseModel):
     )
 
 
+class FleetReport(BaseModel):
+    """Where the server stands in the catalog of its fleet."""
+
+    revision: int = Field(description="in force")
+    heard: int = Field(description="the newest that was verified")
+    lease_seconds: float = Field(description="until the catalog has to be stamped anew; below 0 it ran out")
+    retained: list[int] = Field(description="earlier revisions that requests can be decided by")
+    problem: str | None = Field(description="why it can't be followed further")
+
+
 class PatchList(BaseModel):
     """Everything about the catalog."""
 
@@ -83,6 +94,7 @@ class PatchList(BaseModel):
     default_patch: str | None = Field(description="what requests get that name nothing")
     is_patch_required: bool = Field(description="whether `none` is refused")
     trust: TrustReport
+    fleet: FleetReport | None = Field(description="null where the server follows no catalog")
 
 
 class ErrorDetail(BaseModel):
@@ -115,6 +127,7 @@ def patches_router(
             default_patch=", ".join(map(str, terms.default)) if isinstance(terms.default, tuple) else None,
             is_patch_required=terms.is_patch_required,
             trust=_trust(catalog.trust, terms),
+            fleet=_fleet(catalog, terms),
         )
 
     @router.get("/{name}/{version}", summary="Describe a version", responses={404: {"model": ErrorBody}})
@@ -161,6 +174,19 @@ def _trust(trust: Trust, terms: Terms) -> TrustReport:
         num_revoked=trust.num_revoked,
         minimum_versions={name: bounds[name] for name in sorted(bounds) if terms.sees_name(name)},
         problems=list(trust.problems) if terms.is_unrestricted else [],
+    )
+
+
+def _fleet(catalog: Catalog, terms: Terms) -> FleetReport | None:
+    fleet = catalog.view.fleet
+    if fleet is None:
+        return None
+    return FleetReport(
+        revision=fleet.number,
+        heard=fleet.heard,
+        lease_seconds=round(fleet.lease_ends_s - time.monotonic(), 1),
+        retained=sorted(fleet.retained),
+        problem=catalog.fleet_problem if terms.is_unrestricted else None,
     )
 
 

@@ -10,7 +10,7 @@ to load what it forbade.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patches.errors import KeyUnusable, PatchFormatError, RevocationsInvalid, SignatureRefused
@@ -223,6 +223,16 @@ class Trust:
             logger.error("%s can't be written, it will be tried again: %s", STATE_FILE, error)
             return False
         return True
+
+    def follow(self, sources: TrustSources) -> bool:
+        """Look for keys and list elsewhere from now on, and read them; returns as ``refresh``. Blocks.
+
+        ``problems`` says what could not be read; where keys are wanted and none can be, none is trusted.
+        """
+        if (self._sources.keys is None) != (sources.keys is None):
+            self._keys = {} if sources.keys is not None else None
+        self._sources = replace(self._sources, keys=sources.keys, revoked=sources.revoked)
+        return self.refresh()
 
     def refresh(self) -> bool:
         """Read keys and list again, and return whether what is accepted may have changed. Blocks."""

@@ -29,7 +29,18 @@ MAX_ROLLED_BACK = 256
 BY_FOLDER = "folder"
 
 #: Everything that can be the cause of a change.
-ACTIONS = ("folder", "activate", "follow", "rollback", "hold", "remove", "canary", "promote", "abort")
+ACTIONS = (
+    "folder",
+    "activate",
+    "follow",
+    "rollback",
+    "hold",
+    "remove",
+    "canary",
+    "promote",
+    "abort",
+    "catalog",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +305,22 @@ def held(record: NameRecord, target: Target, cause: Cause) -> NameRecord:
 def canaried(record: NameRecord, canary: Canary, cause: Cause) -> NameRecord:
     """Return the record after an operator's order to try a content on a share of the requests."""
     return _noted(replace(record, canary=canary, is_pinned=True), cause)
+
+
+def adopted(record: NameRecord, active: Target | None, canary: Canary | None, cause: Cause) -> NameRecord:
+    """Return the record after the fleet's catalog said what the name means; no file changes that."""
+    if record.is_pinned and (record.active, record.canary) == (active, canary):
+        return record
+    changed = replace(
+        record,
+        active=active,
+        is_pinned=True,
+        is_held=False,
+        canary=canary,
+        previous=_previous(record, active),
+        rolled_back=(),
+    )
+    return _noted(changed, cause)
 
 
 def canary_ended(record: NameRecord, cause: Cause, *, is_promoted: bool, has_file: bool) -> NameRecord:

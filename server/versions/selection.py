@@ -203,7 +203,8 @@ def _resolve_one(ref: PatchRef, view: CatalogView, param: str) -> ServedPatch:
                 )
     if found is not None:
         return found
-    if any(name == ref.name and ref.version in (None, version) for name, version in view.loading):
+    coming = view.fleet.coming if view.fleet is not None else ()
+    if any(name == ref.name and ref.version in (None, version) for name, version in (*view.loading, *coming)):
         raise PatchNotReady(f"{param}: patch '{ref}' is being loaded; try again", param=param)
     if ref.name in view.weight_names:
         raise UnsupportedWithPatch(

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from patches.manifest import Manifest
 from patches.names import version_key
 from server.versions.activation import Canary, Target
+from server.versions.revision import FleetRevision
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,8 @@ class CatalogView:
     mismatched: frozenset[tuple[str, str]] = frozenset()
     #: Digests of what is served although it was made for other weights than those in force.
     kept: frozenset[str] = frozenset()
+    #: The catalog that it follows; ``None`` where the folder and operators decide.
+    fleet: FleetRevision | None = None
     #: Whether patches may be joined without a prepared composition; see ``server.versions.composition``.
     may_compose: bool = False
 

@@ -10,6 +10,7 @@ from server.errors import (
     ADMIN_CODES,
     ERROR_CODES,
     REQUEST_CODES,
+    CatalogStale,
     FileRefused,
     InvalidPatchFile,
     NotInStep,
@@ -64,6 +65,7 @@ def test_the_reason_of_a_refused_file_survives_pickling() -> None:
 
 def test_only_not_ready_asks_to_come_again() -> None:
     assert [kind for kind in KINDS if "Retry-After" in kind("x").headers()] == [
+        CatalogStale,
         PatchNotReady,
         NotInStep,
         PatchWithdrawn,

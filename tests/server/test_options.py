@@ -57,7 +57,7 @@ def test_help_shows_the_rooms_and_the_defaults() -> None:
     parser = argparse.ArgumentParser()
     ServeFlags.add_arguments(parser)
     titles = [group.title for group in parser._action_groups[2:]]
-    assert titles == ["patches", "policy", "memory", "weights", "admin", "trust", "log"]
+    assert titles == ["patches", "policy", "memory", "weights", "admin", "trust", "fleet", "log"]
     shown = " ".join(parser.format_help().split())
     for text in ("such as 512MiB (default: 1.0GiB)", "at most; patches used last come first (default: 0.1)"):
         assert text in shown

@@ -168,7 +168,8 @@ class CatalogSync(Watcher):
     async def _note_heard(self, document: Document, lease_ends_s: float, due_s: float) -> None:
         """Have requests for what is coming be told to try again."""
         view = self._catalog.view
-        if view.fleet is None:
+        if view.fleet is None or view.fleet.heard == document.revision:
+            # Heard before: trying again makes it due no later.
             return
         served = {(p.name, p.version) for named in view.names.values() for p in named.versions}
         named = {(name, version) for name, entry in document.names.items() for version in entry.versions}

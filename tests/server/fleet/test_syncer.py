@@ -111,6 +111,11 @@ async def test_what_is_coming_is_503_and_what_the_fleet_has_not_is_404(
     assert replica.stand.code(await replica.stand.chat("tone@2.0.0")) == (503, "patch_not_ready")
     assert replica.stand.code(await replica.stand.chat("tone@3.0.0")) == (404, "patch_not_found")
     assert replica.revision == document.revision - 1
+    heard = replica.stand.catalog.view.fleet
+    assert heard is not None
+    await replica.sync.look()
+    # To try again and again makes it due no later.
+    assert replica.stand.catalog.view.fleet == heard
 
 
 async def test_a_server_that_is_behind_is_not_ready(replica: Replica, fleet: Fleet) -> None:

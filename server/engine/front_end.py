@@ -56,7 +56,6 @@ from server.engine.support import (
 from server.engine.thread_turns import take_turns
 from server.engine.tracing import tracing_of_engine, watched_exports
 from server.engine.worker_setup import prepare_workers, tiered_residency, weight_control
-from server.fleet.syncer import followed
 from server.frontends.follower import FollowedResidents, Follower
 from server.frontends.leader import FollowerPool
 from server.frontends.mirror import Mirror, mirrored
@@ -275,6 +274,9 @@ class FrontEnd:
         flags = self.options.flags
         if flags.fleet.catalog is None or flags.fleet.catalog_root is None:
             return contextlib.nullcontext()
+        # Here, since its libraries take 0.2 s to import, which other servers need not wait for.
+        from server.fleet.syncer import followed
+
         return followed(
             catalog, folder, decider, self.metrics.fleet, decider.audit, flags.fleet, flags.fleet_folder
         )

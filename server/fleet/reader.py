@@ -140,17 +140,20 @@ class CatalogReader:
         Raises:
             SyncFailed: It is unavailable, or not what was signed.
         """
-        assert self._updater is not None
         try:
-            info = self._updater.get_targetinfo(target)
+            updater = self._updater
+            info = updater.get_targetinfo(target) if updater else self._signed().targets.get(target)
             if info is None:
                 raise SyncFailed("invalid", f"{target}: named by the catalog, and not among its files")
             if self._has(path, info.hashes["sha256"]):
                 return False
+            if updater is None:
+                # Nothing was heard in this process: what an earlier one left here is all there is.
+                raise SyncFailed("unreachable", f"{target}: not here, and the store was not heard")
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Hidden, so that nobody takes half a file for a patch.
             temporary = path.parent / f".{path.name}"
-            self._updater.download_target(info, str(temporary))
+            updater.download_target(info, str(temporary))
             temporary.replace(path)
         except (RepositoryError, DownloadError, ValueError, OSError) as error:
             raise _failed(error, target) from error
@@ -162,13 +165,16 @@ class CatalogReader:
             if not self._has(self._document, digest):
                 updater.download_target(info, str(self._document))
             document = read_document(self._document.read_bytes())
-            targets: Metadata[Targets] = Metadata.from_file(str(self._metadata / "targets.json"))
-            if targets.signed.version != document.revision:
-                raise SyncFailed(
-                    "invalid", f"revision {document.revision} is signed as {targets.signed.version}"
-                )
+            signed = self._signed()
+            if signed.version != document.revision:
+                raise SyncFailed("invalid", f"revision {document.revision} is signed as {signed.version}")
             self._read = digest, document
         return self._read[1]
+
+    def _signed(self) -> Targets:
+        """Return what was verified last: which files there are, with their lengths and hashes."""
+        metadata: Metadata[Targets] = Metadata.from_file(str(self._metadata / "targets.json"))
+        return metadata.signed
 
     def _remember(self, lease_ends_s: float) -> None:
         """Write down how long the document holds; a newer stamp beside an older document must not count."""

@@ -12,6 +12,7 @@ from server.errors import StateNotSaved
 from server.fleet import changes
 from server.fleet.changes import Names
 from server.fleet.document import CanaryEntry, Document, Meaning, moment_of
+from server.fleet.reader import CatalogReader
 from server.fleet.roles import make_folder
 from server.fleet.store import FolderStore
 from server.versions.activation import NameRecord
@@ -241,17 +242,48 @@ async def test_a_server_that_joins_before_an_instant_serves_what_held_before(
     assert replica.revision == 2
 
 
+def _left_by_an_earlier_process(replica: Replica, fleet: Fleet, tmp_path: Path) -> None:
+    """Leave a copy of the catalog and its files, and take the store away."""
+    document = ship(fleet, ("tone", "1.0.0"), policy=b"version: 1\nrequired: [tone]\nothers: {allow: all}\n")
+    reader = CatalogReader(str(tmp_path / "store"), fleet.folder.root, replica.folder)
+    reader.hear()
+    assert document.policy is not None
+    reader.fetch(document.policy, replica.folder / "policy.yaml")
+    reader.fetch(
+        document.names["tone"].versions["1.0.0"].target,
+        replica.folder / "patches" / "tone-1.0.0.safetensors",
+    )
+    (tmp_path / "store").rename(tmp_path / "away")
+
+
 async def test_a_restart_without_the_store_serves_what_was_heard_last(
     replica: Replica, fleet: Fleet, tmp_path: Path
 ) -> None:
-    ship(fleet, ("tone", "1.0.0"))
-    await replica.sync.look()
-    (tmp_path / "store").rename(tmp_path / "away")
-    again = replica_of(replica.stand, fleet.folder.root, str(tmp_path / "store"), tmp_path / "copy")
-    await again.sync.look()
-    assert again.failures("http_error") == 1
-    async with again.sync:
-        assert again.active == {"tone": "1.0.0"}
+    _left_by_an_earlier_process(replica, fleet, tmp_path)
+    async with replica.sync:
+        assert replica.failures("http_error") == 1
+        assert (replica.revision, replica.active) == (1, {"tone": "1.0.0"})
+        assert (await replica.stand.chat()).headers["X-Policy-Patch"] == "tone@1.0.0"
+
+
+async def test_a_restart_without_the_store_or_a_file_waits(
+    replica: Replica, fleet: Fleet, tmp_path: Path
+) -> None:
+    _left_by_an_earlier_process(replica, fleet, tmp_path)
+    (replica.folder / "patches" / "tone-1.0.0.safetensors").unlink()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(replica.sync.__aenter__(), 0.5)
+    assert replica.stand.code(await replica.stand.chat()) == (503, "not_in_step")
+
+
+async def test_a_restart_without_the_store_waits_where_the_lease_is_over(
+    replica: Replica, fleet: Fleet, tmp_path: Path
+) -> None:
+    _left_by_an_earlier_process(replica, fleet, tmp_path)
+    (replica.folder / "lease").write_text(str(time.time() - 1))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(replica.sync.__aenter__(), 0.5)
+    assert replica.stand.code(await replica.stand.chat()) == (503, "not_in_step")
 
 
 async def test_the_lease_is_what_was_stamped(replica: Replica, fleet: Fleet) -> None:

@@ -1,6 +1,7 @@
 """Values of command-line arguments: sizes, shares, numbers of things, times."""
 
 import argparse
+import math
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
@@ -26,10 +27,7 @@ def share(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: It is none, all or nothing.
     """
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
+    number = _number(text)
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, such as 0.1, got {text!r}")
     return number
@@ -52,10 +50,27 @@ def seconds(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: It is none.
     """
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
+    number = _number(text)
     if not 0 < number < 86400:
         raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
     return number
+
+
+def finite(text: str) -> float:
+    """Read a number that JSON can hold.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    number = _number(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return number
+
+
+def _number(text: str) -> float:
+    """Return a number, or one that no bound lets through."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from patches.argument_values import finite
 from server.commands.errors import CommandError
 from server.commands.fleet_report import described, entry_rows, moves
 from server.commands.output import complain, say, say_json, say_lines
-from server.commands.patches import finite, version
+from server.commands.patches import version
 from server.fleet import changes
 from server.fleet.changes import ChangeRefused, Names
 from server.fleet.document import CanaryEntry, Document, DocumentInvalid, moment_of
@@ -283,7 +284,7 @@ def _order(
     document = changes.next_revision(
         before, names, published_at=moment_of(now_s), effective_at=effective_at, keep=args.keep
     )
-    moved = moves(published.document, document)
+    moved = moves(first, document)
     if not args.dry_run:
         document = publisher.publish(published, document, files or {})
     if args.json:

@@ -1,5 +1,6 @@
 """Reads what is to be published: patches with their signatures, a policy, public keys."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,8 +71,6 @@ def _add_patch(files: Files, path: Path) -> None:
 
 
 def _add(files: Files, folder: str, name: str, data: bytes) -> str:
-    import hashlib
-
     target = f"{folder}/{hashlib.sha256(data).hexdigest()[:16]}/{name}"
     files.contents[target] = data
     return target

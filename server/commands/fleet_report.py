@@ -8,29 +8,21 @@ from server.fleet.document import Document, Meaning
 from server.fleet.publisher import Published
 
 
-def moves(before: Document | None, after: Document) -> list[str]:
+def moves(before: Document, after: Document) -> list[str]:
     """Return a line for each thing that every server would do."""
-    then = dict(before.meanings(before.revision) or {}) if before is not None else {}
-    now = dict(after.meanings(after.revision) or {})
     lines = []
-    known = {
-        (name, version)
-        for name, entry in (before.names.items() if before is not None else ())
-        for version in entry.versions
-    }
     for name, entry in after.names.items():
-        for version in sorted({*entry.versions} - {v for n, v in known if n == name}, key=version_key):
+        known = before.names[name].versions if name in before.names else {}
+        for version in sorted(entry.versions.keys() - known.keys(), key=version_key):
             lines.append(f"{name}@{version}: loaded ({entry.versions[version].digest[:19]}…)")
+    then, now = (document.meanings(document.revision) or {} for document in (before, after))
     for name in sorted({*then, *now}):
         if then.get(name) != now.get(name):
             lines.append(f"{name}: {meant(then.get(name))} -> {meant(now.get(name))}")
-    if (before.policy if before is not None else None) != after.policy:
+    if before.policy != after.policy:
         lines.append(f"policy: {after.policy or 'none'}")
-    for word, old, new in (
-        ("revoked", before.revoked if before is not None else (), after.revoked),
-        ("trusted key", before.trusted_keys if before is not None else (), after.trusted_keys),
-    ):
-        lines += [f"{word}: {one}" for one in new if one not in old]
+    lines += [f"revoked: {one}" for one in after.revoked if one not in before.revoked]
+    lines += [f"trusted key: {one}" for one in after.trusted_keys if one not in before.trusted_keys]
     return lines
 
 

@@ -2,10 +2,10 @@
 
 import argparse
 import base64
-import math
 from pathlib import Path
 from typing import Any
 
+from patches.argument_values import finite
 from patches.errors import PatchError
 from patches.format import read_patch_bytes
 from patches.headers import SIGNATURE_HEADER
@@ -135,21 +135,6 @@ def _add_canary_arguments(canary: argparse.ArgumentParser) -> None:
     end = canary.add_argument_group("end").add_mutually_exclusive_group()
     end.add_argument("--promote", action="store_const", dest="end", const="promote", help="make it active")
     end.add_argument("--abort", action="store_const", dest="end", const="abort", help="end it for good")
-
-
-def finite(text: str) -> float:
-    """Read a number that JSON can hold.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
-    return number
 
 
 def reference(text: str) -> PatchRef:

@@ -16,7 +16,7 @@ from server.fleet.roles import LIFETIME, FleetError, FleetFolder, expiry
 from server.fleet.store import TIMESTAMP, Store, Stored
 
 if TYPE_CHECKING:
-    from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+    from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 #: Numbers that publishers which were cut off may have taken, one after the other.
 _MAX_LEFTOVERS = 100
@@ -33,7 +33,6 @@ class Overtaken(FleetError):
 class Published:
     """What the store holds now, verified."""
 
-    root: "Root"
     #: ``None`` before the first revision.
     document: Document | None = None
     stamped: Stored | None = None
@@ -83,7 +82,7 @@ class Publisher:
         root = self._root()
         stamped = self._store.read(TIMESTAMP)
         if stamped is None:
-            return Published(root.signed)
+            return Published()
         timestamp: Metadata[Timestamp] = _verified(root, "timestamp", stamped.data)
         meta = timestamp.signed.snapshot_meta
         snapshot: Metadata[Snapshot] = _verified(
@@ -102,7 +101,7 @@ class Publisher:
             document = read_document(self._required(path, catalog.hashes))
         except DocumentInvalid as error:
             raise FleetError(f"{self._folder.store}: {DOCUMENT_TARGET}: {error}") from error
-        return Published(root.signed, document, stamped, timestamp, files)
+        return Published(document, stamped, timestamp, files)
 
     def publish(self, before: Published, document: Document, files: Mapping[str, bytes]) -> Document:
         """Make ``document`` the newest revision.
@@ -134,8 +133,8 @@ class Publisher:
         if before.stamped is None:
             self._create("metadata/1.root.json", self._folder.root)
         named = {target: known[target] for target in document.targets()}
-        document = self._write_targets(document, named)
-        self._write_timestamp(before, document.revision)
+        document, snapshot = self._write_targets(document, named)
+        self._write_timestamp(before, snapshot)
         return document
 
     def stamp(self) -> datetime:
@@ -158,9 +157,11 @@ class Publisher:
                 return timestamp.expires
         raise FleetError(f"{self._folder.store}: others write to it all the time; try again")
 
-    def _write_targets(self, document: Document, files: "Mapping[str, TargetFile]") -> Document:
-        """Write document, targets and snapshot under the first free number."""
-        from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets
+    def _write_targets(
+        self, document: Document, files: "Mapping[str, TargetFile]"
+    ) -> "tuple[Document, MetaFile]":
+        """Write document, targets and snapshot under the first free number; return what names the last."""
+        from tuf.api.metadata import Metadata, Snapshot, TargetFile, Targets
 
         for revision in range(document.revision, document.revision + _MAX_LEFTOVERS):
             document = replace(document, revision=revision)
@@ -177,24 +178,21 @@ class Publisher:
                 break
         else:
             raise FleetError(f"{self._folder.store}: {_MAX_LEFTOVERS} numbers are taken; is it another's?")
-        meta = MetaFile(revision, len(targets), {"sha256": hashlib.sha256(targets).hexdigest()})
-        snapshot = Snapshot(revision, expires=expiry(LIFETIME, self._now()), meta={"targets.json": meta})
+        meta = {"targets.json": _named(revision, targets)}
+        signed_snapshot = Snapshot(revision, expires=expiry(LIFETIME, self._now()), meta=meta)
+        snapshot = self._signed(Metadata(signed_snapshot), "snapshot")
         path = f"metadata/{revision}.snapshot.json"
-        if not self._create(path, self._signed(Metadata(snapshot), "snapshot")):
+        if not self._create(path, snapshot):
             raise Overtaken(f"{self._folder.store}: {path} is another publisher's; nothing was published")
-        return document
+        return document, _named(revision, snapshot)
 
-    def _write_timestamp(self, before: Published, revision: int) -> None:
-        from tuf.api.metadata import MetaFile, Timestamp
+    def _write_timestamp(self, before: Published, snapshot: "MetaFile") -> None:
+        from tuf.api.metadata import Timestamp
 
-        stored = self._store.read(f"metadata/{revision}.snapshot.json")
-        assert stored is not None
-        digest = hashlib.sha256(stored.data).hexdigest()
-        meta = MetaFile(revision, len(stored.data), {"sha256": digest})
         stamped, current = before.stamped, before.timestamp
         for _ in range(_MAX_TRIES):
             version = current.signed.version + 1 if current is not None else 1
-            if self._swap_timestamp(Timestamp(version, snapshot_meta=meta), stamped):
+            if self._swap_timestamp(Timestamp(version, snapshot_meta=snapshot), stamped):
                 return
             # A stamp in between changes nothing about what is published; another revision does.
             now = self.read()
@@ -258,6 +256,13 @@ def _verified(root: "Metadata[Root]", role: str, data: bytes) -> "Metadata[Any]"
     except RepositoryError as error:
         raise FleetError(f"{role}: not signed as the root says: {error}") from error
     return metadata
+
+
+def _named(version: int, data: bytes) -> "MetaFile":
+    """Return what one piece of metadata says of another."""
+    from tuf.api.metadata import MetaFile
+
+    return MetaFile(version, len(data), {"sha256": hashlib.sha256(data).hexdigest()})
 
 
 def _path_of(target: str, digest: str) -> str:

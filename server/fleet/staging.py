@@ -14,7 +14,7 @@ Whatever goes wrong ends in ``SyncFailed`` and leaves what serves as it was.
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from server import __version__
 from server.catalog.catalog import Catalog
 from server.catalog.folder import PatchFolder
 from server.catalog.weights import WEIGHTS_KIND
-from server.fleet.document import Document
+from server.fleet.document import Document, VersionEntry
 from server.fleet.reader import CatalogReader, SyncFailed
 from server.policy.errors import PolicyFileError
 from server.policy.file import parse_policy
@@ -54,7 +54,11 @@ class _File:
     path: Path
     name: str
     version: str
-    digest: str
+    entry: VersionEntry
+
+    @property
+    def digest(self) -> str:
+        return self.entry.digest
 
     @property
     def reference(self) -> str:
@@ -81,10 +85,11 @@ class Stage:
         files = await asyncio.to_thread(self._fetch_patches, document)
         await asyncio.to_thread(self._fetch_trust, document, files)
         for name in document.names:
-            # So that no file becomes active by itself, whatever its version.
-            await self._catalog.change(
-                name, lambda s: adopted(s.record, s.record.active, s.record.canary, cause)
-            )
+            if not self._catalog.record(name).is_pinned:
+                # So that no file becomes active by itself, whatever its version.
+                await self._catalog.change(
+                    name, lambda s: adopted(s.record, s.record.active, s.record.canary, cause)
+                )
         await self._watched.look()
         for file in files:
             self._require_loaded(file)
@@ -129,19 +134,21 @@ class Stage:
             raise SyncFailed("invalid", f"keys and revocations: {'; '.join(trust.problems)}")
 
     def _fetch_patches(self, document: Document) -> list[_File]:
-        files = []
+        files = list(self._files_of(document))
+        for file in files:
+            if file.entry.signature is not None:
+                # First, so that the patch never lies there unsigned.
+                self._reader.fetch(file.entry.signature, signature_path(file.path))
+            self._reader.fetch(file.entry.target, file.path)
+        return files
+
+    def _files_of(self, document: Document) -> Iterator[_File]:
+        """Yield every file that a revision has served, those of a name by version."""
         for name, entry in document.names.items():
             for version in sorted(entry.versions, key=version_key):
-                file = entry.versions[version]
-                if file.digest in document.revoked:
-                    continue
-                path = self._path(name, version)
-                if file.signature is not None:
-                    # First, so that the patch never lies there unsigned.
-                    self._reader.fetch(file.signature, signature_path(path))
-                self._reader.fetch(file.target, path)
-                files.append(_File(path, name, version, file.digest))
-        return files
+                if entry.versions[version].digest not in document.revoked:
+                    path = self._folder / "patches" / f"{name}-{version}{SUFFIX}"
+                    yield _File(path, name, version, entry.versions[version])
 
     def _require_loaded(self, file: _File) -> None:
         outcome = self._catalog.outcome(file.path)
@@ -156,19 +163,11 @@ class Stage:
             raise SyncFailed("file_refused", f"{file.reference}: a catalog can carry no weight patches")
 
     def _remove_others(self, document: Document) -> None:
-        kept = {
-            self._path(name, version)
-            for name, entry in document.names.items()
-            for version, file in entry.versions.items()
-            if file.digest not in document.revoked
-        }
+        kept = {file.path for file in self._files_of(document)}
         kept |= {signature_path(path) for path in kept}
         for path in (self._folder / "patches").iterdir():
             if path not in kept:
                 path.unlink(missing_ok=True)
-
-    def _path(self, name: str, version: str) -> Path:
-        return self._folder / "patches" / f"{name}-{version}{SUFFIX}"
 
 
 def _require_signed(folder: Path, files: Sequence[_File]) -> None:

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 #: Who causes what a catalog says, in histories and in the audit log.
 BY_CATALOG = "catalog"
 
-#: Further apart, clocks can't name one instant.
-_MAX_SKEW_S = 1.0
+#: Further apart, clocks can't name one instant; the store tells its own in whole seconds.
+_MAX_SKEW_S = 2.0
 
 #: Seconds between two tries of a start.
 _RETRY_S = 2.0
@@ -161,7 +161,7 @@ class CatalogSync(Watcher):
     def _ahead_s(self, heard: Heard) -> float:
         """Return in how many seconds the revision is to hold; clocks that differ can't tell an instant."""
         effective_s = heard.document.effective_s
-        if effective_s is None or (heard.skew_s is not None and abs(heard.skew_s) > _MAX_SKEW_S + 1.0):
+        if effective_s is None or (heard.skew_s is not None and abs(heard.skew_s) > _MAX_SKEW_S):
             return 0.0
         return max(0.0, effective_s - time.time())
 

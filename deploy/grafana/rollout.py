@@ -90,7 +90,7 @@ def _share(metric: str, part: str, *whole: str) -> list[Query]:
     queries: list[Query] = []
     for arm in ARM_COLORS:
         matchers = (PATCH, f'arm="{arm}"')
-        n = increase(metric, *matchers, *whole, window=_WINDOW)
+        n = f"({increase(metric, *matchers, *whole, window=_WINDOW)} > 0)"
         k = f"(({increase(metric, *matchers, part, window=_WINDOW)}) or 0 * {n})"
         centre = f"({k} + {_Z**2 / 2:.2f})"
         spread = f"{_Z} * sqrt({k} * ({n} - {k}) / {n} + {_Z**2 / 4:.2f})"

@@ -1,25 +1,23 @@
 """``policypatch fleet``: one signed catalog for many servers."""
 
 import argparse
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from patches.argument_values import finite
-from server.commands.errors import CommandError
-from server.commands.fleet_report import described, entry_rows, moves
-from server.commands.output import complain, say, say_json, say_lines
+from server.commands import fleet_look, fleet_orders
+from server.commands.canary_arguments import add_rule_arguments
+from server.commands.output import complain
 from server.commands.patches import version
+from server.commands.server_access import add_api_key_argument
 from server.fleet import changes
-from server.fleet.changes import ChangeRefused, Names
-from server.fleet.document import CanaryEntry, Document, DocumentInvalid, moment_of
-from server.fleet.publisher import Published, Publisher
-from server.fleet.roles import LEASE_S, FleetError, FleetFolder, make_folder
-from server.fleet.store import StoreError, open_store
+from server.fleet.changes import ChangeRefused
+from server.fleet.document import DocumentInvalid
+from server.fleet.orders import AHEAD_S
+from server.fleet.prometheus import PrometheusError
+from server.fleet.roles import LEASE_S, ONLINE_ROLES, ROOT_KEYS, FleetError
+from server.fleet.store import StoreError
 from server.options import patch_name
-from server.versions import sticky
 
 DESCRIPTION = """\
 Publish what many servers serve: patches, canaries, the policy, trusted keys and revocations, as one signed
@@ -31,16 +29,21 @@ examples:
   policypatch fleet init fleet --store fleet/store      # then serve fleet/store by any web server
   policypatch fleet publish fleet tone-1.0.0.safetensors safety-1.3.0.safetensors --policy policy.yaml
   policypatch fleet publish fleet tone-1.1.0.safetensors --hold
-  policypatch fleet canary fleet tone 1.1.0 --share 0.05 --key header:X-Session-Id
+  policypatch fleet canary fleet tone 1.1.0 --share 0.05 --max-error-rate 0.02 --promote-after 3600
   policypatch fleet promote fleet tone
   policypatch fleet rollback fleet tone
   policypatch fleet rollback fleet --to 41 --dry-run
   policypatch fleet revoke fleet sha256:1f0c... --withdraw tone
   policypatch fleet stamp fleet --every 30
+  policypatch fleet status fleet --server http://one:8000 --server http://two:8000
+  policypatch fleet fence fleet --prometheus http://prometheus:9090
+  policypatch fleet judge fleet --prometheus http://prometheus:9090
+  policypatch fleet rotate fleet timestamp --keys /media/stick-1 --keys /media/stick-2
+  policypatch fleet verify https://store.example --root fleet/root.json
   policypatch fleet show fleet --json"""
 
-#: Seconds from publishing to holding everywhere: servers look every two, and need a while to load.
-_AHEAD_S = 6.0
+
+_KEY_NAMES = ", ".join((*ROOT_KEYS, *ONLINE_ROLES))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +74,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_revoke(add("revoke", "never serve a content again", order, shown))
     stamp = add("stamp", "sign that the catalog still holds: the lease begins anew")
     stamp.add_argument("--every", type=finite, metavar="S", help="go on, and stamp every S seconds")
+    _add_rotate(add("rotate", "replace keys, or sign with those there are for another year"))
     add("show", "show what is published", shown)
+    servers = _server_arguments()
+    add("status", "show where every server stands", servers, shown)
+    fence = add("fence", "wait until nothing older than what is published can be served", servers)
+    fence.add_argument("--timeout", type=finite, metavar="S", help="give up after S seconds, with 1")
+    _add_judge(add("judge", "judge the canaries by what all servers count together"))
+    _add_verify(actions)
+
+
+def _server_arguments() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(add_help=False)
+    servers = arguments.add_argument_group("servers")
+    servers.add_argument(
+        "--server",
+        dest="servers",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="one server, not a gateway; once for each",
+    )
+    servers.add_argument("--prometheus", metavar="URL", help="a Prometheus that scrapes all of them")
+    add_api_key_argument(servers)
+    return arguments
 
 
 def _order_arguments() -> argparse.ArgumentParser:
@@ -82,7 +108,7 @@ def _order_arguments() -> argparse.ArgumentParser:
         dest="ahead_s",
         type=finite,
         metavar="S",
-        help=f"hold everywhere in S seconds, at one instant (default: {_AHEAD_S:g}; going back: at once)",
+        help=f"hold everywhere in S seconds, at one instant (default: {AHEAD_S:g}; going back: at once)",
     )
     moment.add_argument("--at-once", action="store_true", help="hold on each server as soon as it hears")
     order.add_argument("--dry-run", action="store_true", help="only say what every server would do")
@@ -119,13 +145,7 @@ def _add_name(action: argparse.ArgumentParser) -> None:
 def _add_canary(canary: argparse.ArgumentParser) -> None:
     _add_name(canary)
     canary.add_argument("version", metavar="VERSION", type=version, help="a version in the catalog")
-    canary.add_argument("--share", type=finite, metavar="R", default=0.05, help="of requests (default: 0.05)")
-    canary.add_argument(
-        "--key",
-        metavar="KEY",
-        default="header:X-Session-Id",
-        help=f"what keeps a caller on one version: {sticky.MEANING} (default: %(default)s)",
-    )
+    add_rule_arguments(canary, "header:X-Session-Id")
 
 
 def _add_rollback(rollback: argparse.ArgumentParser) -> None:
@@ -164,6 +184,49 @@ def _add_publish(publish: argparse.ArgumentParser) -> None:
     publish.add_argument("--min-server", metavar="V", help="lowest version of policypatch that can serve it")
 
 
+def _key_name(text: str) -> str:
+    # `choices` would refuse none at all.
+    if text not in (*ROOT_KEYS, *ONLINE_ROLES):
+        raise argparse.ArgumentTypeError(f"expected one of {_KEY_NAMES}, got {text[:80]!r}")
+    return text
+
+
+def _add_rotate(rotate: argparse.ArgumentParser) -> None:
+    rotate.add_argument(
+        "names",
+        metavar="KEY",
+        nargs="*",
+        type=_key_name,
+        help=f"{_KEY_NAMES}; none: only sign anew",
+    )
+    rotate.add_argument(
+        "--keys",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="a further folder with keys of root, two of which have to sign",
+    )
+
+
+def _add_judge(judge: argparse.ArgumentParser) -> None:
+    judge.add_argument(
+        "--prometheus", metavar="URL", required=True, help="a Prometheus that scrapes all servers"
+    )
+    judge.add_argument(
+        "--every", type=finite, metavar="S", default=15.0, help="seconds between looks (default: 15)"
+    )
+    judge.add_argument("--once", action="store_true", help="look once")
+    judge.add_argument("--dry-run", action="store_true", help="only say what would be published")
+
+
+def _add_verify(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    summary = "check a whole store as a server does, without serving it"
+    verify = actions.add_parser("verify", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    verify.add_argument("catalog", metavar="CATALOG", help="as serve --catalog takes it: a URL, or a folder")
+    verify.add_argument("--root", type=Path, metavar="FILE", required=True, help="as serve --catalog-root")
+
+
 def run(args: argparse.Namespace) -> int:
     """Carry the action out.
 
@@ -176,177 +239,25 @@ def run(args: argparse.Namespace) -> int:
         complain(f"policypatch fleet {args.action}: {error}; nothing was published")
     except DocumentInvalid as error:
         complain(f"policypatch fleet {args.action}: no server would take it: {error}; nothing was published")
-    except (FleetError, StoreError) as error:
+    except (FleetError, StoreError, PrometheusError) as error:
         complain(f"policypatch fleet {args.action}: {error}")
     return 1
 
 
-def _init(args: argparse.Namespace) -> int:
-    if not 5 <= args.lease <= 7 * 86_400:
-        raise CommandError(f"--lease: expected 5 to 604800 seconds, got {args.lease:g}")
-    store = args.store if "://" in args.store else str(Path(args.store).resolve())
-    open_store(store)
-    made = make_folder(args.directory, store, args.lease)
-    say_lines(
-        [
-            f"{made.folder}/root.json: every server needs it: serve --catalog URL --catalog-root root.json",
-            f"{made.folder}/keys/root-1.key, root-2.key, root-3.key: take them away, each to another place",
-            f"{made.store}: what `fleet publish` writes; let a web server serve it as URL",
-            f"then keep the lease of {args.lease:g} s alive: policypatch fleet stamp {made.folder} --every "
-            f"{max(1, args.lease / 20):g}",
-        ]
-    )
-    return 0
-
-
-def _publish(args: argparse.Namespace) -> int:
-    from server.commands.fleet_files import files_of
-
-    if not (args.files or args.policy or args.no_policy or args.trusted_key or args.min_server):
-        raise CommandError(
-            "FILE: expected patch files, or --policy, --trusted-key or --min-server; got nothing"
-        )
-    files = files_of(args.files, args.policy, args.trusted_key)
-
-    def change(before: Document) -> tuple[Document, Names]:
-        if args.policy is not None or args.no_policy:
-            before = replace(before, policy=files.policy)
-        keys = tuple(sorted({*before.trusted_keys, *files.keys}))
-        before = replace(before, trusted_keys=keys, min_server=args.min_server or before.min_server)
-        return before, changes.with_versions(before.names, files.added, activate=not args.hold)
-
-    return _order(args, change, files.contents)
-
-
-def _canary(args: argparse.Namespace) -> int:
-    try:
-        sticky.StickyKey.parse(args.key).require_useful()
-    except ValueError as error:
-        raise CommandError(f"--key: {str(error).removeprefix('key: ')}") from None
-    if not 0 < args.share <= 1:
-        raise CommandError(f"--share: expected above 0 and at most 1, got {args.share:g}")
-    canary = CanaryEntry(args.version, args.share, args.key, moment_of(time.time()))
-    return _order(args, lambda d: (d, changes.with_canary(d.names, args.name, canary)))
-
-
-def _end_canary(args: argparse.Namespace) -> int:
-    is_promoted = args.action == "promote"
-    return _order(
-        args,
-        lambda d: (d, changes.canary_ended(d.names, args.name, is_promoted=is_promoted)),
-        ahead=is_promoted,
-    )
-
-
-def _withdraw(args: argparse.Namespace) -> int:
-    return _order(args, lambda d: (d, changes.without(d.names, args.name)), ahead=False)
-
-
-def _rollback(args: argparse.Namespace) -> int:
-    if (args.name is None) == (args.to is None):
-        raise CommandError("rollback: expected either NAME or --to REVISION")
-
-    def change(before: Document) -> tuple[Document, Names]:
-        if args.to is not None:
-            return before, changes.as_of(before, args.to)
-        older = args.version or changes.version_before(before, args.name)
-        return before, changes.gone_back(before, args.name, older)
-
-    return _order(args, change, ahead=False)
-
-
-def _revoke(args: argparse.Namespace) -> int:
-    def change(before: Document) -> tuple[Document, Names]:
-        names: Names = before.names
-        for name in args.withdraw:
-            names = changes.without(names, name)
-        return replace(before, revoked=tuple(sorted({*before.revoked, *args.digests}))), names
-
-    return _order(args, change, ahead=False)
-
-
-def _order(
-    args: argparse.Namespace,
-    change: Callable[[Document], tuple[Document, Names]],
-    files: dict[str, bytes] | None = None,
-    *,
-    ahead: bool = True,
-) -> int:
-    """Publish what ``change`` makes of the revision that is in force."""
-    if not 0 <= args.keep <= 64:
-        raise CommandError(f"--keep: expected 0 to 64 revisions, got {args.keep}")
-    publisher, published = _read(args.directory)
-    now_s = time.time()
-    first = published.document or changes.nothing(moment_of(now_s))
-    before, names = change(first)
-    ahead_s = args.ahead_s if args.ahead_s is not None else _AHEAD_S if ahead else 0.0
-    effective_at = moment_of(now_s + ahead_s) if ahead_s > 0 and not args.at_once else None
-    document = changes.next_revision(
-        before, names, published_at=moment_of(now_s), effective_at=effective_at, keep=args.keep
-    )
-    moved = moves(first, document)
-    if not args.dry_run:
-        document = publisher.publish(published, document, files or {})
-    if args.json:
-        say_json({"revision": document.revision, "dry_run": args.dry_run, "changes": moved} | _when(document))
-        return 0
-    verb = "would publish" if args.dry_run else "published"
-    when = f"at {document.effective_at}" if document.effective_at is not None else "as soon as it hears"
-    say(f"{verb} revision {document.revision}; each server, {when}:")
-    say_lines(f"  {line}" for line in moved or ["no name means anything else"])
-    return 0
-
-
-def _stamp(args: argparse.Namespace) -> int:
-    folder = FleetFolder.read(args.directory)
-    if args.every is not None and not 0 < args.every < folder.lease_s:
-        raise CommandError(
-            f"--every: expected less than the lease of {folder.lease_s:g} s, got {args.every:g}"
-        )
-    publisher = Publisher(folder, open_store(folder.store))
-    while True:
-        try:
-            say(f"the catalog holds until {publisher.stamp():%Y-%m-%dT%H:%M:%SZ}")
-        except (FleetError, StoreError) as error:
-            if args.every is None:
-                raise
-            # The lease is longer than a bad moment of the store.
-            complain(f"policypatch fleet stamp: {error}; trying again in {args.every:g} s")
-        if args.every is None:
-            return 0
-        time.sleep(args.every)
-
-
-def _show(args: argparse.Namespace) -> int:
-    _, published = _read(args.directory)
-    if published.document is None:
-        raise FleetError("nothing is published yet")
-    if args.json:
-        say_json(described(published))
-    else:
-        say_lines(entry_rows(published))
-    return 0
-
-
-def _when(document: Document) -> dict[str, Any]:
-    return {"published_at": document.published_at, "effective_at": document.effective_at}
-
-
-def _read(directory: Path) -> tuple[Publisher, Published]:
-    folder = FleetFolder.read(directory)
-    publisher = Publisher(folder, open_store(folder.store))
-    return publisher, publisher.read()
-
-
 _ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "init": _init,
-    "publish": _publish,
-    "canary": _canary,
-    "promote": _end_canary,
-    "abort": _end_canary,
-    "withdraw": _withdraw,
-    "rollback": _rollback,
-    "revoke": _revoke,
-    "stamp": _stamp,
-    "show": _show,
+    "init": fleet_orders.init,
+    "publish": fleet_orders.publish,
+    "canary": fleet_orders.canary,
+    "promote": fleet_orders.end_canary,
+    "abort": fleet_orders.end_canary,
+    "withdraw": fleet_orders.withdraw,
+    "rollback": fleet_orders.rollback,
+    "revoke": fleet_orders.revoke,
+    "stamp": fleet_orders.stamp,
+    "rotate": fleet_orders.rotate,
+    "show": fleet_look.show,
+    "status": fleet_look.status,
+    "fence": fleet_look.fence,
+    "judge": fleet_look.judge,
+    "verify": fleet_look.verify,
 }

@@ -1,11 +1,13 @@
 """What ``policypatch fleet`` says about a catalog, and about going from one revision to the next."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from patches.names import version_key
 from server.fleet.document import Document, Meaning
 from server.fleet.publisher import Published
+from server.fleet.standing import Standing
 
 
 def moves(before: Document, after: Document) -> list[str]:
@@ -78,4 +80,29 @@ def entry_rows(published: Published) -> list[str]:
         lines.append(f"  revoked: {', '.join(document.revoked)}")
     kept = sorted(map(int, document.retained))
     lines.append(f"  conversations may go on as of: {', '.join(map(str, kept)) or 'no earlier revision'}")
+    return lines
+
+
+def standing_rows(standings: Sequence[Standing], newest: int) -> list[str]:
+    """Return where servers stand, for people.
+
+    Args:
+        standings: One for each.
+        newest: The revision that is published.
+    """
+    there = sum(one.is_at(newest) for one in standings)
+    lines = [f"revision {newest} is in force on {there} of {len(standings)} servers"]
+    width = max((len(one.server) for one in standings), default=0)
+    for one in standings:
+        parts = [f"revision {one.revision}" if one.revision is not None else "no revision"]
+        if one.heard is not None and one.heard != one.revision:
+            parts.append(f"has heard of {one.heard}")
+        if one.lease_seconds is not None:
+            left_s = one.lease_seconds
+            parts.append(f"lease ends in {left_s:.0f} s" if left_s > 0 else "its lease has run out")
+        if one.is_ready is False:
+            parts.append("not ready")
+        if one.problem is not None:
+            parts.append(one.problem)
+        lines.append(f"  {one.server:{width}}  {', '.join(parts)}")
     return lines

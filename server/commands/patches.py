@@ -5,11 +5,11 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from patches.argument_values import finite
 from patches.errors import PatchError
 from patches.format import read_patch_bytes
 from patches.headers import SIGNATURE_HEADER
 from patches.signing.signature import read_signature, signature_path
+from server.commands.canary_arguments import add_rule_arguments, canary_order
 from server.commands.errors import CommandError
 from server.commands.output import complain, say_json, say_lines
 from server.commands.patch_arguments import of_file
@@ -92,46 +92,7 @@ def _add_canary_arguments(canary: argparse.ArgumentParser) -> None:
     canary.add_argument(
         "version", metavar="VERSION", nargs="?", type=version, help="a loaded version, or sha256:..."
     )
-    rules = canary.add_argument_group("rules")
-    rules.add_argument(
-        "--share",
-        type=finite,
-        metavar="R",
-        default=0.05,
-        help="share of requests, up to 1 (default: 0.05)",
-    )
-    rules.add_argument(
-        "--key",
-        metavar="KEY",
-        default=sticky.DEFAULT,
-        help=f"what keeps a caller on one version: {sticky.MEANING} (default: {sticky.DEFAULT})",
-    )
-    rules.add_argument("--max-error-rate", type=finite, metavar="R", help="abort above this, 0 to 1")
-    rules.add_argument(
-        "--max-first-token",
-        type=finite,
-        metavar="S",
-        help="abort where the 90th percentile of the time to the first token is above S seconds",
-    )
-    for rule, where in {
-        "min-condition-met": "is met by a smaller share of requests, 0 to 1",
-        "max-condition-met": "is met by a larger share of requests, 0 to 1",
-        "max-condition-change": "is met by a share that is further than R from the stable version's",
-    }.items():
-        rules.add_argument(f"--{rule}", type=finite, metavar="R", help=f"abort where the condition {where}")
-    rules.add_argument(
-        "--promote-after", type=finite, metavar="S", help="promote after keeping the rules for S seconds"
-    )
-    rules.add_argument(
-        "--min-requests", type=int, metavar="N", default=20, help="judge no fewer requests (default: 20)"
-    )
-    rules.add_argument(
-        "--window",
-        type=finite,
-        default=300.0,
-        metavar="S",
-        help="judge the requests of the last S seconds (default: 300)",
-    )
+    add_rule_arguments(canary, sticky.DEFAULT)
     end = canary.add_argument_group("end").add_mutually_exclusive_group()
     end.add_argument("--promote", action="store_const", dest="end", const="promote", help="make it active")
     end.add_argument("--abort", action="store_const", dest="end", const="abort", help="end it for good")
@@ -236,19 +197,7 @@ def _canary(client: AdminClient, args: argparse.Namespace) -> tuple[Any, list[st
         raise CommandError("canary: expected either VERSION, --promote or --abort")
     body: dict[str, Any] = {"end": args.end}
     if args.end is None:
-        body = {
-            "version": args.version,
-            "share": args.share,
-            "key": args.key,
-            "max_error_rate": args.max_error_rate,
-            "max_first_token_s": args.max_first_token,
-            "min_condition_met": args.min_condition_met,
-            "max_condition_met": args.max_condition_met,
-            "max_condition_change": args.max_condition_change,
-            "promote_after_s": args.promote_after,
-            "min_requests": args.min_requests,
-            "window_s": args.window,
-        }
+        body = canary_order(args)
     document = client.call("POST", f"/{args.name}/canary", body=body)
     return document, describe_record(document)
 

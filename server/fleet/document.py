@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from patches.canonical import canonical_json, parse_json
 from patches.errors import InvalidName
 from patches.names import NAME_PATTERN, RESERVED_NAMES, is_digest, validate_name, validate_version
+from server.versions.activation import CanaryRules
 from server.versions.sticky import StickyKey
 
 FORMAT: Literal[1] = 1
@@ -56,6 +57,8 @@ class CanaryEntry:
     key: str
     #: When it began.
     since: _Moment
+    #: What ends it, judged by the requests of the whole fleet.
+    rules: CanaryRules = field(default_factory=CanaryRules)
 
 
 @with_config(_STRICT)

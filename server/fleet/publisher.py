@@ -69,20 +69,44 @@ class Publisher:
         self._store = store
         self._now = now
         self._wrote = wrote
+        #: Says which keys count, as of the last look.
+        self._newest: Metadata[Root] | None = None
 
-    def read(self) -> Published:
+    def read(self, *, is_rotating: bool = False) -> Published:
         """Return what is published, whether its lease has run out or not.
+
+        Args:
+            is_rotating: Where it is not signed as the newest root says, take what an earlier one says.
 
         Raises:
             FleetError: It is not signed as the root says, or parts are missing.
             StoreError: The store can't be read.
         """
-        from tuf.api.metadata import Metadata
-
-        root = self._root()
         stamped = self._store.read(TIMESTAMP)
         if stamped is None:
             return Published()
+        roots = self._roots()
+        self._newest = roots[-1]
+        for root in reversed(roots[1:] if is_rotating else []):
+            try:
+                return self._read(root, stamped)
+            except FleetError:
+                # An earlier call was cut off after its root: what it was to sign anew, the next one does.
+                continue
+        return self._read(roots[0] if is_rotating else self._newest, stamped)
+
+    def root(self) -> "Metadata[Root]":
+        """Return the root that holds now.
+
+        Raises:
+            FleetError: One of those from the folder's on is not signed as the one before says.
+            StoreError: The store can't be read.
+        """
+        return self._roots()[-1]
+
+    def _read(self, root: "Metadata[Root]", stamped: Stored) -> Published:
+        from tuf.api.metadata import Metadata
+
         timestamp: Metadata[Timestamp] = _verified(root, "timestamp", stamped.data)
         meta = timestamp.signed.snapshot_meta
         snapshot: Metadata[Snapshot] = _verified(
@@ -131,7 +155,7 @@ class Publisher:
         if missing := sorted({*document.targets()} - {*known}):
             raise FleetError(f"{missing[0]}: named by the catalog, and not in the store")
         if before.stamped is None:
-            self._create("metadata/1.root.json", self._folder.root)
+            self._create(f"metadata/{self._roots()[0].signed.version}.root.json", self._folder.root)
         named = {target: known[target] for target in document.targets()}
         document, snapshot = self._write_targets(document, named)
         self._write_timestamp(before, snapshot)
@@ -214,17 +238,19 @@ class Publisher:
             self._wrote(TIMESTAMP, len(data))
         return is_swapped
 
-    def _root(self) -> "Metadata[Root]":
-        """Return the newest root: each is signed as the one before it says, from the one of the folder on."""
+    def _roots(self) -> "list[Metadata[Root]]":
+        """Return the roots from the folder's to the newest, each signed as the one before it says."""
         from tuf.api.metadata import Metadata, Root
 
         root: Metadata[Root] = Metadata.from_bytes(self._folder.root)
         root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+        roots = [root]
         while (stored := self._store.read(f"metadata/{root.signed.version + 1}.root.json")) is not None:
             following: Metadata[Root] = _verified(root, "root", stored.data)
             following.signed.verify_delegate("root", following.signed_bytes, following.signatures)
             root = following
-        return root
+            roots.append(root)
+        return roots
 
     def _required(self, path: str, hashes: Mapping[str, str] | None) -> bytes:
         stored = self._store.read(path)
@@ -236,7 +262,13 @@ class Publisher:
 
     def _signed(self, metadata: "Metadata[Any]", role: str) -> bytes:
         metadata.sign(self._folder.signer(role))
+        self._require_counting(metadata, role)
         return metadata.to_bytes()
+
+    def _require_counting(self, metadata: "Metadata[Any]", role: str) -> None:
+        """Raise before a key that was replaced signs what no server would take."""
+        self._newest = self._newest or self.root()
+        _verified(self._newest, role, metadata.to_bytes())
 
     def _create(self, path: str, data: bytes) -> bool:
         is_new = self._store.create(path, data)

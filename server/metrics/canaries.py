@@ -51,6 +51,15 @@ class CanaryMetrics:
         if first_token_s is not None:
             self._first_token.labels(name, arm).observe(first_token_s)
 
+    def _begin(self, name: str) -> None:
+        """Show counters before their first request: one that is born with it hides it from ``increase()``."""
+        for arm in ("canary", "stable"):
+            for outcome in ("ok", "server_error"):
+                self._requests.labels(name, arm, outcome)
+            for outcome in OUTCOMES.values():
+                self._conditions.labels(name, arm, outcome)
+            self._first_token.labels(name, arm)
+
     def collect(self, canaries: Iterable[tuple[str, Canary]]) -> Iterator[Metric]:
         """Describe the canaries that run."""
         wanted = GaugeMetricFamily(
@@ -74,6 +83,7 @@ class CanaryMetrics:
             labels=("patch", "rule"),
         )
         for name, canary in canaries:
+            self._begin(name)
             progress = self._progress(name, canary)
             wanted.add_metric((name, canary.target.version), canary.share)
             given.add_metric((name, canary.target.version), progress.given_ratio)

@@ -1,0 +1,69 @@
+"""Asks Prometheus, by its HTTP API, for what all servers of a fleet count."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+_TIMEOUT_S = 10.0
+
+
+class PrometheusError(Exception):
+    """It can't be asked; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One time series at this moment."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+class _Sample(BaseModel):
+    metric: dict[str, str]
+    value: tuple[float, float]
+
+
+class _Data(BaseModel):
+    result: list[_Sample]
+
+
+class _Answer(BaseModel):
+    data: _Data
+
+
+class Prometheus:
+    """One Prometheus server, or what speaks its protocol."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+
+    def ask(self, query: str) -> list[Value]:
+        """Return the series of an instant vector that are numbers.
+
+        Raises:
+            PrometheusError: It is not there, or does not understand.
+        """
+        try:
+            answer = httpx.post(f"{self._url}/api/v1/query", data={"query": query}, timeout=_TIMEOUT_S)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise PrometheusError(f"{self._url}: {error or type(error).__name__}") from error
+        if not answer.is_success:
+            raise PrometheusError(f"{self._url}: answered {answer.status_code}: {answer.text[:200]}")
+        try:
+            samples = _Answer.model_validate_json(answer.content).data.result
+        except ValidationError:
+            raise PrometheusError(f"{self._url}: answers, but not as Prometheus does") from None
+        # NaN is what a quantile of nothing is.
+        return [Value(s.metric, s.value[1]) for s in samples if s.value[1] == s.value[1]]
+
+    def number(self, query: str) -> float | None:
+        """Return the number that a query comes to; ``None`` where there is none.
+
+        Raises:
+            PrometheusError: See ``ask``.
+        """
+        values = self.ask(query)
+        return values[0].value if values else None

@@ -79,6 +79,10 @@ demo: demo-model ## serve the demo model with examples/patches on 127.0.0.1:8000
 watch: demo-model ## the demo server beside a real Prometheus and Alertmanager, with some traffic
 	@exec $(BIN)/python -m tools.watch --model "$(DEMO_MODEL)" --port $(PORT) $(WATCH_ARGS)
 
+.PHONY: fleet-demo
+fleet-demo: $(INSTALLED_DEV) demo-model ## two demo servers that follow one catalog, HAProxy before them
+	@exec $(BIN)/python -m tools.fleet_demo --model "$(DEMO_MODEL)" --port $(PORT)
+
 .PHONY: test
 test: $(INSTALLED_DEV) ## every test that needs no GPU, those against a real vLLM server included
 	@$(BIN)/policypatch demo-model "$(DEMO_MODEL)"

@@ -2,10 +2,10 @@
 
 Most of them talk HTTP to servers that run in processes of their own: what they measure is what a client sees.
 Only tests and tools import this package. Nothing in it imports vLLM, but for the executor that vLLM itself
-loads for ``frontend``. Three modules need parts of the
-server: ``servers.catalog_only`` runs its front end without an engine, ``hostile.file_reader`` its catalog,
-and ``servers.launch`` asks for the environment that it sets. ``bench/README.md`` says what the numbers
-mean.
+loads for ``frontend``. Five modules need parts of the server: ``servers.catalog_only`` runs its front end
+without an engine, ``servers.fleet_replicas`` what follows a fleet's catalog, ``servers.fleet_publisher`` what
+writes one, ``hostile.file_reader`` its catalog, and ``servers.launch`` asks for the environment that it sets.
+``bench/README.md`` says what the numbers mean.
 
 ===============  ============================================================================
 ``overhead``     what a patch costs, against plain vLLM and the policy as text
@@ -17,6 +17,7 @@ mean.
 ``memory``       what a patch takes of the KV cache and of memory
 ``start``        how long servers over many patches take to start, and some commands
 ``frontend``     what our front end adds to a request and to a token, apart from any model
+``fleet``        how long until every server of a fleet serves what was published
 ``scrape``       what a scrape of the metrics costs
 ``catalog``      whether the front end stays fast with a thousand patches
 ``inject``       what writing prefixes into a KV cache costs; no server

@@ -59,6 +59,19 @@ SWEEPS = {
         "`sha256sum`.",
         quiet=("wall", "processor"),
     ),
+    "fleet": Sweep(
+        "how a fleet follows its catalog",
+        "order",
+        (
+            _of("last", "until the last replica", "s", 1, "last_s"),
+            _of("apart", "replicas apart", "ms", 1000, "apart_s"),
+            _of("order", "the order itself", "ms", 1000, "order_s"),
+            _of("patches_fetched", "patches fetched", "", 1),
+            _of("stored", "sent by the store", "KiB", 1 / 1024, "stored_bytes"),
+        ),
+        "`at once` and `rollback` from the end of the order on, `at an instant` from that instant on. Goals: "
+        "3 s until the last of 50, 100 ms apart at an instant, nothing fetched for a rollback.",
+    ),
     "scrape": Sweep(
         "what a scrape costs",
         "patches, all of them used",

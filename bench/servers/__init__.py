@@ -7,6 +7,8 @@
 ``fake``              a stand-in for both servers, without a model: rehearses a benchmark
 ``catalog_only``      the front end of the server alone, without an engine
 ``catalog_front``     starts it over a folder of links
+``fleet_publisher``   the publisher of a fleet, and its orders
+``fleet_replicas``    many servers of a fleet in one process, without engines
 ``front_ends``        whole servers whose engine core computes nothing
 ``instant_executor``  what vLLM loads there in place of a model
 ``processor_time``    what the processes of a server have computed

@@ -20,6 +20,7 @@ def dashboard_rows() -> list[Row]:
     return [
         Row("At a glance", _glance()),
         Row("Who serves what", _versions()),
+        Row("The fleet's catalog", _catalog()),
         Row("How changes arrive", [*_changes(), *_files()]),
         Row("Room", [*_room(), *_memory()]),
         Row("Each server", _servers()),
@@ -104,6 +105,44 @@ def _versions() -> Panels:
                 thresholds=((1, RED),),
             ),
             Query(in_step, "{{instance}}"),
+        ),
+    ]
+
+
+def _catalog() -> Panels:
+    look = Look("", "", width=8, height=8, without_value="No server follows a catalog")
+    revision = f"{select('policy_patch_catalog_revision')} > 0"
+    left = f"({select('policy_patch_catalog_lease_end_timestamp_seconds')} > 0) - time()"
+    failures = rate("policy_patch_catalog_sync_failures_total", by="reason")
+    return [
+        timeline(
+            replace(
+                look,
+                title="Revision by server",
+                about="A bar for each revision while a server serves it: bars end together, but for servers "
+                "that are behind.",
+            ),
+            Query(f"max by (instance) ({revision})", "{{instance}}"),
+        ),
+        lines(
+            replace(
+                look,
+                title="Lease",
+                about="Time until servers refuse what needs a required patch. A saw above two thirds of it "
+                "is healthy; a slope down to 0 is a stamper that died.",
+                unit="s",
+            ),
+            Query(f"min by (instance) ({left})", "{{instance}}"),
+        ),
+        lines(
+            replace(
+                look,
+                title="Looks that brought nothing in",
+                about="Per second, by reason. What serves stays, until its lease ends.",
+                unit="ops",
+                without_value="No look has failed",
+            ),
+            Query(f"{failures} > 0", "{{reason}}"),
         ),
     ]
 

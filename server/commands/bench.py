@@ -15,6 +15,7 @@ QUESTIONS = {
     "overhead": "what a patch costs: throughput, TTFT, ITL, against plain vLLM",
     "catalog": "whether a server with a thousand patches stays fast",
     "frontend": "what our front end adds to a request and a token, beside vLLM's",
+    "fleet": "how long until every server of a fleet serves what was published",
     "start": "how long a server with 1,000 patches, and commands, take to start",
     "scrape": "what a scrape of the metrics costs a server",
     "fidelity": "how close answers under a patch are to those under its text",

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         1 where the start failed; after an orderly end the process has ended, with 0.
     """
     flags = ServeFlags.read(args)
-    if not flags.patches.patches.is_dir():
+    # What a server that follows a catalog keeps there, it makes itself.
+    if flags.fleet.catalog is None and not flags.patches.patches.is_dir():
         raise CommandError(
             f"--patches: {flags.patches.patches} is not a folder; create it, or name the one with the patches"
         )

@@ -58,6 +58,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
             "cross_check",
             "fidelity",
             "files",
+            "fleet",
             "frontend",
             "gpu_session",
             "inject",

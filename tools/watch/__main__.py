@@ -8,26 +8,19 @@ of every dashboard returned is written to the file, for tools/dashboards/draw.mj
 
 import argparse
 import contextlib
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
 from patches.headers import PATCH_HEADER
 from tools.debian_programs import ProgramsMissing, programs
 from tools.watch.answers import write_answers
-from tools.watch.processes import Watch, WatchFailed
+from tools.watch.processes import MODEL_NAME, DemoServer, Watch, WatchFailed
 from tools.watch.story import Story
 from tools.watch.traffic import Traffic
 
-START_TIMEOUT_S = 300.0
-#: As README and `make demo` have it.
-MODEL_NAME = "smollm2"
 #: Between two lines on what Prometheus sees.
 _REPORT_S = 15.0
 _REPORT = {
@@ -68,13 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _watch(args: argparse.Namespace, folder: Path) -> None:
     found = programs()
     story = Story(args.patches, folder)
-    url = f"http://127.0.0.1:{args.port}"
     ports = (args.prometheus_port, args.alertmanager_port)
     with contextlib.ExitStack() as stack:
-        _serve(stack, args, folder, story, url)
+        print("starting the server; about a minute", flush=True)
+        flags = ["--patches", str(story.folder), *story.flags()]
+        server = stack.enter_context(DemoServer(args.model, args.port, flags, folder / "server.log"))
+        server.wait_ready()
         watch = Watch(folder / "watch", found, [f"127.0.0.1:{args.port}"], interval="2s", ports=ports)
         stack.enter_context(watch)
         start = time.time()
+        url = server.url
         stack.enter_context(Traffic(url, MODEL_NAME, story.names(), pause_s=0.2))
         print(banner(url, watch, story), flush=True)
         end = None if args.seconds is None else start + args.seconds
@@ -101,43 +97,6 @@ def banner(url: str, watch: Watch, story: Story) -> str:
         f"    -H '{PATCH_HEADER}: {story.choice()['patch']}' -d '{body}'\n"
         "Ctrl-C ends everything.\n"
     )
-
-
-def _serve(
-    stack: contextlib.ExitStack, args: argparse.Namespace, folder: Path, story: Story, url: str
-) -> None:
-    """Start the server, and wait until it is ready.
-
-    Raises:
-        WatchFailed: It ended, or took too long.
-    """
-    command = [sys.executable, "-m", "server", "serve", "--model", str(args.model), "--host", "127.0.0.1"]
-    command += ["--port", str(args.port), "--served-model-name", MODEL_NAME]
-    command += ["--patches", str(story.folder), *story.flags()]
-    log = stack.enter_context((folder / "server.log").open("wb"))
-    print("starting the server; about a minute", flush=True)
-    quiet = {"VLLM_LOGGING_CONFIG_PATH": "examples/quiet-log.json", "PYTHONWARNINGS": "ignore"}
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | quiet
-    )
-    stack.callback(_end, process)
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health").status_code == 200:
-                return
-        time.sleep(0.5)
-    text = (folder / "server.log").read_text(encoding="utf-8", errors="replace")
-    raise WatchFailed(f"the server did not become ready; the end of its log:\n{text[-3000:]}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _report(watch: Watch) -> None:

@@ -4,8 +4,10 @@ Only addresses and intervals differ from it, so that what is seen here holds for
 """
 
 import contextlib
+import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,11 @@ from tools.debian_programs import working_folder
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 START_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 60.0
+#: A server loads vLLM and a model, maybe beside another.
+_SERVER_TIMEOUT_S = 600.0
+#: As README and `make demo` have it.
+MODEL_NAME = "smollm2"
 
 
 class WatchFailed(Exception):
@@ -53,6 +59,57 @@ def prometheus_configuration(
         job["static_configs"] = [{"targets": list(targets)}]
     document["scrape_configs"] = ours
     return document
+
+
+class DemoServer:
+    """A server of the demo model on this machine, from ``with`` to its end."""
+
+    def __init__(self, model: Path, port: int, flags: Sequence[str], log: Path) -> None:
+        """Remember how it is started.
+
+        Args:
+            model: Its folder.
+            port: Where it listens.
+            flags: Of ``serve``, beside model, address and name.
+            log: Takes what it prints.
+        """
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--host", "127.0.0.1"]
+        self._command = [*command, "--port", str(port), "--served-model-name", MODEL_NAME, *flags]
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "DemoServer":
+        """Start it; it is not ready yet."""
+        quiet = {"VLLM_LOGGING_CONFIG_PATH": "examples/quiet-log.json", "PYTHONWARNINGS": "ignore"}
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | quiet
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        assert self._process is not None
+        _stop(self._process)
+
+    def wait_ready(self) -> None:
+        """Wait until it takes requests.
+
+        Raises:
+            WatchFailed: It ended, or took too long.
+        """
+        assert self._process is not None
+        deadline = time.monotonic() + _SERVER_TIMEOUT_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/ready").status_code == 200:
+                    return
+            time.sleep(0.5)
+        text = self._log.read_text(encoding="utf-8", errors="replace")
+        raise WatchFailed(f"the server did not become ready; the end of its log:\n{text[-3000:]}")
 
 
 class Watch:

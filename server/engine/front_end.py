@@ -277,6 +277,7 @@ class FrontEnd:
         # Here, since its libraries take 0.2 s to import, which other servers need not wait for.
         from server.fleet.syncer import followed
 
+        self.metrics.fleet.model = (self.args.served_model_name or [self.args.model])[0]
         return followed(
             catalog, folder, decider, self.metrics.fleet, decider.audit, flags.fleet, flags.fleet_folder
         )

@@ -1,6 +1,11 @@
 """The ``policy_patch_catalog_*`` metrics: how far a server follows its fleet's catalog."""
 
+import time
+from collections.abc import Iterable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 
 #: Why a catalog could not be read, or not be followed.
 SYNC_REASONS = (
@@ -26,7 +31,8 @@ class FleetMetrics:
     """Gauges are of the process that leads; without a catalog they stay away."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+        #: What clients call the model; ``None`` where no catalog is followed.
+        self.model: str | None = None
         self._failures = Counter(
             "policy_patch_catalog_sync_failures",
             "Looks at the fleet's catalog that brought nothing in, by reason.",
@@ -54,6 +60,25 @@ class FleetMetrics:
             "1 where the newest revision is in force, or waits for its instant; 1 without a catalog.",
         )
         self._in_step.set(1)
+
+    def collect(self, names: Iterable[str]) -> Iterator[Metric]:
+        """Describe what is in memory, as routers read it that send requests where an adapter is loaded.
+
+        Args:
+            names: Bare names whose content is in host or device memory.
+        """
+        if self.model is None:
+            return
+        residents = GaugeMetricFamily(
+            "policy_patch_resident_info",
+            "Unix time; its labels are the aliases of patches in memory, in the form of vLLM's own for LoRA "
+            "adapters. Only where a catalog is followed.",
+            labels=("running_lora_adapters", "waiting_lora_adapters", "max_lora"),
+        )
+        aliases = [f"{self.model}:{name}" for name in sorted(set(names))]
+        # Room for another there always is: it takes milliseconds to bring one in.
+        residents.add_metric((",".join(aliases), "", str(len(aliases) + 1)), time.time())
+        yield residents
 
     def failed(self, reason: str) -> None:
         """Count a look that brought nothing in."""

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from server.metrics.canaries import CanaryMetrics
+from server.metrics.fleet import FleetMetrics
 from server.metrics.serving import ServingMetrics
 from server.metrics.swaps import SwapMetrics
 from server.metrics.use import PatchUse
@@ -36,6 +37,10 @@ class Row(Protocol):
         """How many requests use it."""
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether a request for it would not have to wait for its file."""
+
+    @property
     def is_previous(self) -> bool:
         """Whether only a rollback would serve it."""
 
@@ -46,6 +51,7 @@ class Sources(Protocol):
     canary: CanaryMetrics
     swaps: SwapMetrics
     serving: ServingMetrics
+    fleet: FleetMetrics
 
     def uses(self) -> list[tuple[str, PatchUse]]:
         """Return the use of each patch that was used, in all processes."""
@@ -109,6 +115,7 @@ class CatalogCollector:
         yield from metrics.canary.collect(canaries.items())
         yield from metrics.swaps.collect()
         yield from metrics.serving.collect()
+        yield from metrics.fleet.collect(r.patch.name for r in rows if r.is_active and r.is_in_memory)
 
     def _contents(self, rows: Iterable[Row]) -> Iterator[Metric]:
         running = GaugeMetricFamily(

@@ -362,3 +362,15 @@ async def test_a_policy_that_is_none_keeps_the_old_revision(replica: Replica, fl
     assert replica.revision == 1
     answer = await replica.stand.chat()
     assert answer.headers.get("X-Policy-Patch") == "tone@1.0.0", answer.text
+
+
+async def test_routers_are_told_which_aliases_are_in_memory(replica: Replica, fleet: Fleet) -> None:
+    ship(fleet, ("tone", "1.0.0"), ("mood", "2.0.0"))
+    stand = replica.stand
+    await replica.sync.look()
+    name = "policy_patch_resident_info"
+    labels = {"waiting_lora_adapters": "", "running_lora_adapters": "base:mood,base:tone", "max_lora": "3"}
+    assert stand.registry.get_sample_value(name, labels) is None
+    stand.metrics.fleet.model = "base"
+    at_s = stand.registry.get_sample_value(name, labels)
+    assert at_s == pytest.approx(time.time(), abs=60)

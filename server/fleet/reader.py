@@ -124,6 +124,10 @@ class CatalogReader:
         self._require_clock(document)
         return Heard(document, lease_ends_s, self._fetcher.skew_s)
 
+    def close(self) -> None:
+        """Close connections to the store."""
+        self._fetcher.close()
+
     def remembered(self) -> Heard | None:
         """Return what was read last, by an earlier process maybe; ``None`` where nothing was."""
         try:
@@ -210,6 +214,9 @@ class _HttpFetcher(FetcherInterface):
         )
         self.skew_s: float | None = None
 
+    def close(self) -> None:
+        self._client.close()
+
     def _fetch(self, url: str) -> Iterator[bytes]:
         ends_s = time.monotonic() + WHOLE_S
         try:
@@ -238,6 +245,9 @@ class _FolderFetcher(FetcherInterface):
 
     #: It is the same clock.
     skew_s: float | None = None
+
+    def close(self) -> None:
+        pass
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         try:

@@ -97,6 +97,7 @@ class CatalogSync(Watcher):
     async def __aexit__(self, *error: object) -> None:
         self._stop_waiting()
         await super().__aexit__(*error)  # type: ignore[arg-type]
+        self._reader.close()
 
     async def look(self) -> None:
         """Look once, and bring in what is new."""

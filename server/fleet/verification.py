@@ -1,6 +1,7 @@
 """Checks a whole store as a server does, file by file, without serving anything."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,7 +40,11 @@ def verify_store(address: str, root: bytes, folder: Path) -> Iterator[Checked]:
         root: The root that servers are started with.
         folder: Takes the downloads; empty, and not needed afterwards.
     """
-    reader = CatalogReader(address, root, folder)
+    with closing(CatalogReader(address, root, folder)) as reader:
+        yield from _checked(reader, folder)
+
+
+def _checked(reader: CatalogReader, folder: Path) -> Iterator[Checked]:
     try:
         document = reader.hear().document
     except SyncFailed as error:

@@ -26,6 +26,7 @@ class Constant:
 _CATALOG = "policypatch bench catalog --model M --patches 1000"
 _SCRAPE = "policypatch bench scrape --model M --patches 10,1000"
 _TOOL = "python -m tools.catalog_memory FOLDER"
+_TRAFFIC = "python -m tools.catalog_traffic"
 
 CONSTANTS: Mapping[str, Constant] = {
     "file": Constant(800, "bytes", "of a patch file, beside its tensors", _TOOL),
@@ -35,6 +36,9 @@ CONSTANTS: Mapping[str, Constant] = {
     "start_mib": Constant(0.0009, "s", "and for each MiB of it", f"{_CATALOG} --virtual-tokens 48"),
     "catalog": Constant(7200, "bytes", "that a process keeps of a patch in its catalog", _TOOL),
     "sync": Constant(910, "bytes", "for a patch to each further process of a server", _TOOL),
+    "look": Constant(800, "bytes", "of a server's look at its fleet's catalog", _TRAFFIC),
+    "revision": Constant(1_450, "bytes", "of a new revision of the catalog", _TRAFFIC),
+    "named": Constant(370, "bytes", "of a revision, for each version that it names", _TRAFFIC),
     "page": Constant(31_400, "bytes", "of the metrics without a patch", _SCRAPE),
     "page_patch": Constant(4_000, "bytes", "of the metrics, for each patch that was used", _SCRAPE),
     "sent": Constant(5_800, "bytes", "of the metrics without a patch, gzipped", _SCRAPE),
@@ -151,6 +155,13 @@ def figures(plan: Plan) -> list[Figure]:
         Figure("sent", sent, "bytes", "one scrape, gzipped"),
         Figure("fleet_disk", r * n * file, "bytes", "folders of all replicas"),
         Figure("fleet_version", r * file, "bytes", "sent to all replicas for one new version"),
+        Figure(
+            "fleet_revision",
+            r * (_value("revision") + n * _value("named")),
+            "bytes",
+            "sent to all replicas for one revision of a fleet's catalog, beside its patches",
+        ),
+        Figure("fleet_looks", r * _value("look") / 2, "bytes/s", "looks of all replicas at it, one in 2 s"),
         Figure("fleet_scrapes", r * sent / 15, "bytes/s", "scrapes of all replicas, one in 15 s"),
     ]
 

@@ -24,6 +24,7 @@ from server.memory.capacity import (
 )
 from tests.server.stand import patch_bytes, put
 from tools.catalog_memory import measure
+from tools.catalog_traffic import measure as measure_traffic
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = SHAPES["smollm2-135m"]
@@ -86,6 +87,15 @@ def test_a_catalog_and_its_copies_take_what_is_measured_now(tmp_path: Path) -> N
     for name in ("file", "catalog", "sync"):
         # The fingerprint of the tests' model is a little shorter than that of a real one.
         assert CONSTANTS[name].value == pytest.approx(found[name], rel=SHARE), name
+
+
+def test_a_fleets_catalog_takes_what_is_measured_now() -> None:
+    found = measure_traffic()
+    for name in ("look", "revision", "named"):
+        assert CONSTANTS[name].value == pytest.approx(found[name], rel=SHARE), name
+    one, many = by_name(Plan(DEMO)), by_name(Plan(DEMO, num_replicas=50))
+    assert many["fleet_looks"] == 50 * one["fleet_looks"] == 50 * CONSTANTS["look"].value / 2
+    assert many["fleet_revision"] == 50 * one["fleet_revision"]
 
 
 def test_a_file_is_its_tensors_and_a_header() -> None:

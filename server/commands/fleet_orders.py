@@ -2,6 +2,8 @@
 
 import argparse
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from server.fleet.orders import AHEAD_S, Change, carry_out
 from server.fleet.publisher import Published, Publisher
 from server.fleet.roles import FleetError, FleetFolder, make_folder
 from server.fleet.store import StoreError, open_store
+
+#: Told of each object that is written: its path, and its size in bytes.
+Wrote = Callable[[str, int], None]
 
 
 def init(args: argparse.Namespace) -> int:
@@ -136,11 +141,12 @@ def _order(
     """Publish what ``change`` makes of the revision that is in force."""
     if not 0 <= args.keep <= 64:
         raise CommandError(f"--keep: expected 0 to 64 revisions, got {args.keep}")
-    publisher, published = opened(args.directory)
     ahead_s = args.ahead_s if args.ahead_s is not None else AHEAD_S if ahead and not args.at_once else 0.0
-    carried = carry_out(
-        publisher, published, change, ahead_s=ahead_s, keep=args.keep, files=files, is_dry=args.dry_run
-    )
+    with _progress(files or {}) as wrote:
+        publisher, published = opened(args.directory, wrote)
+        carried = carry_out(
+            publisher, published, change, ahead_s=ahead_s, keep=args.keep, files=files, is_dry=args.dry_run
+        )
     document, moved = carried.after, moves(carried.before, carried.after)
     if args.json:
         say_json({"revision": document.revision, "dry_run": args.dry_run, "changes": moved} | _when(document))
@@ -177,11 +183,29 @@ def _when(document: Document) -> dict[str, Any]:
     return {"published_at": document.published_at, "effective_at": document.effective_at}
 
 
-def opened(directory: Path) -> tuple[Publisher, Published]:
-    """Return the publisher of a folder, and what is published."""
+def opened(directory: Path, wrote: Wrote = lambda path, size: None) -> tuple[Publisher, Published]:
+    """Return the publisher of a folder, and what is published.
+
+    Args:
+        directory: The folder.
+        wrote: Called after each object that is written, with its path and its size in bytes.
+    """
     folder = FleetFolder.read(directory)
-    publisher = Publisher(folder, open_store(folder.store))
+    publisher = Publisher(folder, open_store(folder.store), wrote=wrote)
     return publisher, publisher.read()
+
+
+@contextmanager
+def _progress(files: Mapping[str, bytes]) -> Iterator[Wrote]:
+    """Show how much of the files is written; nothing where there is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=sum(map(len, files.values())))
+        yield lambda path, size: bar.advance(task, size)
 
 
 def rotate(args: argparse.Namespace) -> int:

@@ -35,7 +35,9 @@ def show(args: argparse.Namespace) -> int:
 def status(args: argparse.Namespace) -> int:
     """Show where every server stands; 1 where one is not at the newest revision."""
     _, published = opened(args.directory)
-    newest = published.document.revision if published.document is not None else 0
+    if published.document is None:
+        raise FleetError("nothing is published yet")
+    newest = published.document.revision
     standings = _standings(args)
     if args.json:
         servers = [one.described() for one in standings]
@@ -106,16 +108,19 @@ def judge(args: argparse.Namespace) -> int:
 
     if not 1 <= args.every <= 3600:
         raise CommandError(f"--every: expected 1 to 3600 seconds, got {args.every:g}")
+    prometheus = Prometheus(server_url(args.prometheus, "--prometheus"))
     publisher, _ = opened(args.directory)
-    judging = FleetJudge(publisher, Prometheus(args.prometheus), is_dry=args.dry_run)
-    said: dict[str, str] = {}
+    judging = FleetJudge(publisher, prometheus, is_dry=args.dry_run)
+    said: dict[str, str] | None = None
     while True:
         try:
             now = {}
             for one in judging.look():
                 now[one.name] = one.line(is_dry=args.dry_run)
-                if said.get(one.name) != now[one.name]:
+                if (said or {}).get(one.name) != now[one.name]:
                     say(now[one.name])
+            if not now and said != now:
+                say("no canary runs")
             said = now
         except (PrometheusError, FleetError, StoreError) as error:
             if args.once:

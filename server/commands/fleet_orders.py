@@ -1,6 +1,7 @@
 """What ``policypatch fleet`` does with the publisher's folder: keys, revisions, stamps."""
 
 import argparse
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,14 +11,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from patches.format import decode_patch
 from server.commands.canary_arguments import canary_order
 from server.commands.errors import CommandError
 from server.commands.fleet_report import moves
 from server.commands.output import complain, say, say_json, say_lines
 from server.fleet import changes
-from server.fleet.changes import Names
+from server.fleet.changes import ChangeRefused, Names
 from server.fleet.document import CanaryEntry, Document, moment_of
-from server.fleet.orders import AHEAD_S, Change, carry_out
+from server.fleet.orders import AHEAD_S, Carried, Change, carry_out
 from server.fleet.publisher import Published, Publisher
 from server.fleet.roles import FleetError, FleetFolder, make_folder
 from server.fleet.store import StoreError, open_store
@@ -25,13 +27,19 @@ from server.fleet.store import StoreError, open_store
 #: Told of each object that is written: its path, and its size in bytes.
 Wrote = Callable[[str, int], None]
 
+#: Looks at contents before an order is carried out: the publisher, what it follows, what it would publish.
+Check = Callable[[Publisher, Published, Document], None]
+
 
 def init(args: argparse.Namespace) -> int:
     """Make keys and the folder of a publisher."""
     if not 5 <= args.lease <= 7 * 86_400:
         raise CommandError(f"--lease: expected 5 to 604800 seconds, got {args.lease:g}")
     store = args.store if "://" in args.store else str(Path(args.store).resolve())
-    open_store(store)
+    try:
+        open_store(store)
+    except StoreError as error:
+        raise CommandError(str(error)) from None
     made = make_folder(args.directory, store, args.lease)
     say_lines(
         [
@@ -75,7 +83,23 @@ def canary(args: argparse.Namespace) -> int:
     except ValidationError as error:
         raise CommandError(_mistake(error)) from None
     entry = CanaryEntry(args.version, order.share, order.key, moment_of(time.time()), order.rules())
-    return _order(args, lambda d: (d, changes.with_canary(d.names, args.name, entry)))
+
+    def change(before: Document) -> tuple[Document, Names]:
+        return before, changes.with_canary(before.names, args.name, entry)
+
+    def check(publisher: Publisher, published: Published, after: Document) -> None:
+        versions = after.names[args.name].versions
+        both = after.names[args.name].meaning
+        assert both is not None, "it has a canary"
+        for rule in entry.rules.about_condition:
+            for version in both.versions if rule == "max_condition_change" else (args.version,):
+                patch = decode_patch(publisher.content(published, versions[version].target))
+                if getattr(patch.manifest.body, "condition", None) is None:
+                    raise ChangeRefused(
+                        f"{args.name}@{version} has no condition for --{rule.replace('_', '-')} to look at"
+                    )
+
+    return _order(args, change, check=check)
 
 
 def _mistake(error: ValidationError) -> str:
@@ -83,7 +107,8 @@ def _mistake(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ").removeprefix("key: ")
     field = "".join(map(str, problem["loc"]))
     if not field:
-        return message
+        # About two of them.
+        return re.sub(r"\w+_met", lambda rule: f"--{rule[0].replace('_', '-')}", message)
     flag = field.removesuffix("_s").replace("_", "-")
     if message.startswith("Input should be "):
         message = f"expected a value {message.removeprefix('Input should be ')}, got {problem['input']}"
@@ -137,16 +162,37 @@ def _order(
     files: dict[str, bytes] | None = None,
     *,
     ahead: bool = True,
+    check: Check | None = None,
 ) -> int:
-    """Publish what ``change`` makes of the revision that is in force."""
+    """Publish what ``change`` makes of the revision that is in force.
+
+    Args:
+        args: Of the order.
+        change: The order.
+        files: Target -> content, of what is new.
+        ahead: Whether it holds at an instant, where the order does not say when.
+        check: Raises where the contents that it concerns are against it.
+    """
     if not 0 <= args.keep <= 64:
         raise CommandError(f"--keep: expected 0 to 64 revisions, got {args.keep}")
     ahead_s = args.ahead_s if args.ahead_s is not None else AHEAD_S if ahead and not args.at_once else 0.0
     with _progress(files or {}) as wrote:
         publisher, published = opened(args.directory, wrote)
-        carried = carry_out(
-            publisher, published, change, ahead_s=ahead_s, keep=args.keep, files=files, is_dry=args.dry_run
-        )
+
+        def order(is_dry: bool) -> Carried:
+            return carry_out(
+                publisher,
+                published,
+                change,
+                ahead_s=ahead_s,
+                keep=args.keep,
+                files=files,
+                is_dry=is_dry,
+            )
+
+        if check is not None:
+            check(publisher, published, order(is_dry=True).after)
+        carried = order(is_dry=args.dry_run)
     document, moved = carried.after, moves(carried.before, carried.after)
     if args.json:
         say_json({"revision": document.revision, "dry_run": args.dry_run, "changes": moved} | _when(document))

@@ -23,6 +23,8 @@ def moves(before: Document, after: Document) -> list[str]:
             lines.append(f"{name}: {meant(then.get(name))} -> {meant(now.get(name))}")
     if before.policy != after.policy:
         lines.append(f"policy: {after.policy or 'none'}")
+    if before.min_server != after.min_server:
+        lines.append(f"servers below policypatch {after.min_server}: take no further revision")
     lines += [f"revoked: {one}" for one in after.revoked if one not in before.revoked]
     lines += [f"trusted key: {one}" for one in after.trusted_keys if one not in before.trusted_keys]
     return lines

@@ -161,6 +161,16 @@ class Publisher:
         self._write_timestamp(before, snapshot)
         return document
 
+    def content(self, published: Published, target: str) -> bytes:
+        """Return the content of a target.
+
+        Raises:
+            FleetError: It is missing, or has been altered.
+            StoreError: The store can't be read.
+        """
+        hashes = (published.targets or {})[target].hashes
+        return self._required(_path_of(target, hashes["sha256"]), hashes)
+
     def stamp(self) -> datetime:
         """Sign that what is published still holds; the lease begins anew.
 

@@ -32,7 +32,7 @@ COPY constraints.txt ./
 COPY tools/install.py tools/steps.py tools/
 RUN --mount=type=cache,id=policypatch-pip,target=/root/.cache/pip \
     --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    python tools/install.py --log /tmp/install.log --device cpu --extras demo --project /wheels/policypatch-*.whl
+    python tools/install.py --log /tmp/install.log --device cpu --extras demo,fleet-s3 --project /wheels/policypatch-*.whl
 
 
 FROM python:${PYTHON_VERSION}-slim AS cpu
@@ -73,7 +73,7 @@ LABEL org.opencontainers.image.title="policypatch" \
 USER 0
 # vLLM, torch and the rest are the image's own and stay as they are: pip adds what is missing, which is next to nothing.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir /wheels/policypatch-*.whl \
+    python3 -m pip install --no-cache-dir "$(echo /wheels/policypatch-*.whl)[fleet-s3]" \
     && useradd --uid 10001 --create-home policypatch \
     && install --directory --owner=policypatch /cache /patches
 ENV PYTHONUNBUFFERED=1 \

@@ -24,6 +24,8 @@ EVERYTHING = {
     "autoscaling": {"by": "hpa"},
     "inferencePool": {"enabled": True, "picker": "picker", "gateway": "gateway"},
     "apiKeySecret": "keys",
+    "adminKeysSecret": "admins",
+    "stamper": {"enabled": True, "secret": "stamper"},
     "args": ["--require-choice"],
 }
 PERSISTENT: dict[str, Any] = {"storage": {"persistent": True}, "catalog": {"leaseSeconds": 600}}
@@ -56,7 +58,8 @@ def of_kind(objects: dict[str, dict[str, Any]], *kinds: str) -> list[dict[str, A
 
 
 def workload(objects: dict[str, dict[str, Any]]) -> Any:
-    (one,) = of_kind(objects, "Deployment", "StatefulSet")
+    found = [objects.get(f"{kind} one") for kind in ("Deployment", "StatefulSet")]
+    (one,) = [each for each in found if each is not None]
     return one["spec"]
 
 
@@ -117,6 +120,7 @@ def test_a_long_lease_needs_a_memory_that_outlives_the_pod(tmp_path: Path) -> No
         ({"catalog": {"rootConfigMap": "also"}}, "catalog"),
         ({"autoscaling": {"by": "keda"}}, "autoscaling"),
         ({"inferencePool": {"enabled": True}}, "inferencePool"),
+        ({"stamper": {"enabled": True}}, "stamper"),
         ({"replica": 3}, "replica"),
     ],
 )
@@ -196,6 +200,23 @@ def test_the_pool_holds_the_pods_and_its_picker_their_metrics(tmp_path: Path) ->
     (route,) = of_kind(objects, "HTTPRoute")
     (backend,) = route["spec"]["rules"][0]["backendRefs"]
     assert (backend["kind"], backend["name"]) == ("InferencePool", pool["metadata"]["name"])
+
+
+def test_the_stamper_has_one_key_and_stamps_far_within_the_lease(tmp_path: Path) -> None:
+    objects = rendered(tmp_path, EVERYTHING)
+    stamper = objects["Deployment one-stamper"]["spec"]
+    assert stamper["replicas"] == 2
+    pod = stamper["template"]["spec"]
+    (volume,) = pod["volumes"]
+    paths = [item["path"] for item in volume["secret"]["items"]]
+    assert [path for path in paths if path.startswith("keys/")] == ["keys/timestamp.key"]
+    (one,) = pod["containers"]
+    args = build_parser("fleet").parse_args(one["args"])
+    assert (args.action, args.every) == ("stamp", 3.0)
+    assert one["securityContext"] == container(objects)["securityContext"]
+    # No request may be sent to it.
+    (service,) = of_kind(objects, "Service")
+    assert not service["spec"]["selector"].items() <= stamper["template"]["metadata"]["labels"].items()
 
 
 def test_keda_asks_for_the_queue_of_these_pods(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ VLLM_LOGGING_CONFIG_PATH ?= examples/quiet-log.json
 PYTEST_ARGS ?=
 # Of `make watch`: ports, and what python -m tools.watch --help names.
 WATCH_ARGS ?=
+# Of `make fleet-demo`: --watch adds Prometheus.
+FLEET_ARGS ?=
 # Each runs whole test files, and all files that share a server.
 TEST_WORKERS ?= 2
 # Of `make patches`: "0 1 2" makes every patch three times.
@@ -81,7 +83,7 @@ watch: demo-model ## the demo server beside a real Prometheus and Alertmanager, 
 
 .PHONY: fleet-demo
 fleet-demo: $(INSTALLED_DEV) demo-model ## two demo servers that follow one catalog, HAProxy before them
-	@exec $(BIN)/python -m tools.fleet_demo --model "$(DEMO_MODEL)" --port $(PORT)
+	@exec $(BIN)/python -m tools.fleet_demo --model "$(DEMO_MODEL)" --port $(PORT) $(FLEET_ARGS)
 
 .PHONY: test
 test: $(INSTALLED_DEV) ## every test that needs no GPU, those against a real vLLM server included

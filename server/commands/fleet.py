@@ -1,6 +1,7 @@
 """``policypatch fleet``: one signed catalog for many servers."""
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def _server_arguments() -> argparse.ArgumentParser:
         help="one server, not a gateway; once for each",
     )
     servers.add_argument("--prometheus", metavar="URL", help="a Prometheus that scrapes all of them")
+    _add_match(servers)
     add_api_key_argument(servers)
     return arguments
 
@@ -184,6 +186,23 @@ def _add_publish(publish: argparse.ArgumentParser) -> None:
     publish.add_argument("--min-server", metavar="V", help="lowest version of policypatch that can serve it")
 
 
+def _add_match(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--match",
+        type=_matcher,
+        metavar="MATCHER",
+        action="append",
+        default=[],
+        help="a label by which Prometheus knows the servers of this fleet from others, as 'job=\"chat\"'",
+    )
+
+
+def _matcher(text: str) -> str:
+    if not re.fullmatch(r'[A-Za-z_]\w*(=|!=|=~|!~)"[^"\\]*"', text):
+        raise argparse.ArgumentTypeError(f'expected one as job="chat", got {text[:80]!r}')
+    return text
+
+
 def _key_name(text: str) -> str:
     # `choices` would refuse none at all.
     if text not in (*ROOT_KEYS, *ONLINE_ROLES):
@@ -213,6 +232,7 @@ def _add_judge(judge: argparse.ArgumentParser) -> None:
     judge.add_argument(
         "--prometheus", metavar="URL", required=True, help="a Prometheus that scrapes all servers"
     )
+    _add_match(judge)
     judge.add_argument(
         "--every", type=finite, metavar="S", default=15.0, help="seconds between looks (default: 15)"
     )

@@ -108,7 +108,7 @@ def judge(args: argparse.Namespace) -> int:
 
     if not 1 <= args.every <= 3600:
         raise CommandError(f"--every: expected 1 to 3600 seconds, got {args.every:g}")
-    prometheus = Prometheus(server_url(args.prometheus, "--prometheus"))
+    prometheus = Prometheus(server_url(args.prometheus, "--prometheus"), args.match)
     publisher, _ = opened(args.directory)
     judging = FleetJudge(publisher, prometheus, is_dry=args.dry_run)
     said: dict[str, str] | None = None
@@ -138,5 +138,5 @@ def _standings(args: argparse.Namespace) -> Sequence[Standing]:
     key = key_of_variable(args.api_key_env)
     found = [ask_server(server_url(url, "--server"), key) for url in args.servers]
     if args.prometheus:
-        found += ask_prometheus(Prometheus(server_url(args.prometheus, "--prometheus")))
+        found += ask_prometheus(Prometheus(server_url(args.prometheus, "--prometheus"), args.match))
     return found

@@ -22,6 +22,10 @@ _JUDGED = 'outcome=~"ok|server_error"'
 class Counts(Protocol):
     """What is asked; see ``server.fleet.prometheus.Prometheus``."""
 
+    def select(self, metric: str, *matchers: str) -> str:
+        """Return the selector of a metric of the fleet's servers."""
+        ...
+
     def number(self, query: str) -> float | None:
         """Return the number that a query comes to; ``None`` where there is none."""
         ...
@@ -116,8 +120,8 @@ def progress_of(counts: Counts, name: str, canary: CanaryEntry) -> Progress:
     window = f"{max(1, int(min(canary.rules.window_s, age_s)))}s"
 
     def total(metric: str, *matchers: str, by: str = "") -> str:
-        selector = ",".join((f'patch="{name}"', *matchers))
-        return f"sum{by}(increase({metric}{{{selector}}}[{window}]))"
+        selected = counts.select(metric, f'patch="{name}"', *matchers)
+        return f"sum{by}(increase({selected}[{window}]))"
 
     def number(query: str) -> float:
         return counts.number(query) or 0.0

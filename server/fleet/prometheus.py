@@ -1,6 +1,6 @@
 """Asks Prometheus, by its HTTP API, for what all servers of a fleet count."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -37,8 +37,19 @@ class _Answer(BaseModel):
 class Prometheus:
     """One Prometheus server, or what speaks its protocol."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, matchers: Sequence[str] = ()) -> None:
+        """Remember where it is.
+
+        Args:
+            url: Its address.
+            matchers: Of labels that only the servers of one fleet have, as ``job="chat"``.
+        """
         self._url = url.rstrip("/")
+        self._matchers = tuple(matchers)
+
+    def select(self, metric: str, *matchers: str) -> str:
+        """Return the selector of a metric of the fleet's servers."""
+        return f"{metric}{{{','.join((*self._matchers, *matchers))}}}"
 
     def ask(self, query: str) -> list[Value]:
         """Return the series of an instant vector that are numbers.

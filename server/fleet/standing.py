@@ -77,13 +77,15 @@ def ask_prometheus(prometheus: Prometheus) -> Sequence[Standing]:
     """
 
     def by_instance(metric: str) -> dict[str, float]:
-        found = prometheus.ask(f"max by (instance) (last_over_time({metric}[{_SEEN}]))")
+        seen = f"last_over_time({prometheus.select(metric)}[{_SEEN}])"
+        found = prometheus.ask(f"max by (instance) ({seen})")
         return {one.labels.get("instance", ""): one.value for one in found}
 
     revisions = by_instance("policy_patch_catalog_revision")
     heard = by_instance("policy_patch_catalog_heard_revision")
     ends_s = by_instance("policy_patch_catalog_lease_end_timestamp_seconds")
-    alive = {one.labels.get("instance", "") for one in prometheus.ask("policy_patch_catalog_revision")}
+    now = prometheus.ask(prometheus.select("policy_patch_catalog_revision"))
+    alive = {one.labels.get("instance", "") for one in now}
     return [
         Standing(
             instance,

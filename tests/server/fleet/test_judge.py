@@ -227,6 +227,22 @@ def test_the_requests_of_an_earlier_canary_do_not_count(
     assert progress_of(prometheus, "bad", new).num_requests == 0
 
 
+def test_servers_of_another_fleet_can_be_left_out(
+    fleet: Fleet, servers: tuple[list[Server], list[int]], prometheus: Prometheus
+) -> None:
+    canary = begin(fleet, "good")
+    ports = servers[1]
+    until(lambda: progress_of(prometheus, "good", canary).num_requests >= 30)
+    one = Prometheus(prometheus._url, [f'instance="127.0.0.1:{ports[0]}"'])
+    assert 5 <= progress_of(one, "good", canary).num_requests <= 15
+    assert progress_of(Prometheus(prometheus._url, ['job="other"']), "good", canary).num_requests == 0
+    order = ["fleet", "judge", str(fleet.folder.folder), "--once", "--prometheus", prometheus._url]
+    assert main([*order, "--match", 'job="other"']) == 0
+    assert meaning(fleet, "good") == ("1.0.0", True)
+    with pytest.raises(SystemExit):
+        main([*order, "--match", "job=other"])
+
+
 def test_the_order_judges_once_and_says_what_it_saw(
     fleet: Fleet, prometheus: Prometheus, capsys: pytest.CaptureFixture[str]
 ) -> None:

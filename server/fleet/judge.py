@@ -26,8 +26,8 @@ class Counts(Protocol):
         """Return the selector of a metric of the fleet's servers."""
         ...
 
-    def number(self, query: str) -> float | None:
-        """Return the number that a query comes to; ``None`` where there is none."""
+    def number(self, query: str, at_s: float | None = None) -> float | None:
+        """Return the number that a query comes to at a moment; ``None`` where there is none."""
         ...
 
 
@@ -124,7 +124,8 @@ def progress_of(counts: Counts, name: str, canary: CanaryEntry) -> Progress:
         return f"sum{by}(increase({selected}[{window}]))"
 
     def number(query: str) -> float:
-        return counts.number(query) or 0.0
+        # At one moment, so that no share has more in its part than in its whole.
+        return counts.number(query, now_s) or 0.0
 
     def share(arm: str) -> Share:
         metric, matcher = "policy_patch_arm_condition_total", f'arm="{arm}"'
@@ -140,7 +141,7 @@ def progress_of(counts: Counts, name: str, canary: CanaryEntry) -> Progress:
         given_ratio=given / everything if everything else 0.0,
         num_requests=round(judged),
         error_rate=failed / judged if judged else 0.0,
-        first_token_s=counts.number(f"histogram_quantile(0.9, {buckets})"),
+        first_token_s=counts.number(f"histogram_quantile(0.9, {buckets})", now_s),
         age_s=age_s,
     )
     if canary.rules.about_condition:

@@ -51,14 +51,19 @@ class Prometheus:
         """Return the selector of a metric of the fleet's servers."""
         return f"{metric}{{{','.join((*self._matchers, *matchers))}}}"
 
-    def ask(self, query: str) -> list[Value]:
+    def ask(self, query: str, at_s: float | None = None) -> list[Value]:
         """Return the series of an instant vector that are numbers.
+
+        Args:
+            query: In PromQL.
+            at_s: Unix time in seconds for which it is asked; ``None`` for now.
 
         Raises:
             PrometheusError: It is not there, or does not understand.
         """
         try:
-            answer = httpx.post(f"{self._url}/api/v1/query", data={"query": query}, timeout=_TIMEOUT_S)
+            asked = {"query": query} | ({"time": f"{at_s:.3f}"} if at_s is not None else {})
+            answer = httpx.post(f"{self._url}/api/v1/query", data=asked, timeout=_TIMEOUT_S)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise PrometheusError(f"{self._url}: {error or type(error).__name__}") from error
         if not answer.is_success:
@@ -70,11 +75,7 @@ class Prometheus:
         # NaN is what a quantile of nothing is.
         return [Value(s.metric, s.value[1]) for s in samples if s.value[1] == s.value[1]]
 
-    def number(self, query: str) -> float | None:
-        """Return the number that a query comes to; ``None`` where there is none.
-
-        Raises:
-            PrometheusError: See ``ask``.
-        """
-        values = self.ask(query)
+    def number(self, query: str, at_s: float | None = None) -> float | None:
+        """Return the number that a query comes to; ``None`` where there is none. See ``ask``."""
+        values = self.ask(query, at_s)
         return values[0].value if values else None

@@ -183,6 +183,13 @@ def _add_publish(publish: argparse.ArgumentParser) -> None:
         default=[],
         help="a public key whose signatures of patches count from now on",
     )
+    publish.add_argument(
+        "--distrust",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a key that no longer counts: NAME.pub",
+    )
     publish.add_argument("--min-server", metavar="V", help="lowest version of policypatch that can serve it")
 
 

@@ -70,7 +70,8 @@ def fence(args: argparse.Namespace) -> int:
             return 0
         if there != seen:
             seen = there
-            known = f"{there} of {len(standings)} servers are at revision {newest}; " if has_servers else ""
+            away = ", ".join(one.server for one in standings if not one.is_at(newest))
+            known = f"not at revision {newest} yet: {away}; " if has_servers else ""
             complain(f"{known}at the latest, leases from before it end in {left_s:.0f} s")
         if time.monotonic() >= ends_s:
             complain(f"policypatch fleet fence: not fenced after {args.timeout:g} s")

@@ -12,9 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from patches.format import decode_patch
+from patches.names import is_digest
 from server.commands.canary_arguments import canary_order
 from server.commands.errors import CommandError
 from server.commands.fleet_report import moves
+from server.commands.fleet_signatures import require_signed
 from server.commands.output import complain, say, say_json, say_lines
 from server.fleet import changes
 from server.fleet.changes import ChangeRefused, Names
@@ -57,20 +59,23 @@ def publish(args: argparse.Namespace) -> int:
     """Publish files, and what else is to hold with them."""
     from server.commands.fleet_files import files_of
 
-    if not (args.files or args.policy or args.no_policy or args.trusted_key or args.min_server):
-        raise CommandError(
-            "FILE: expected patch files, or --policy, --trusted-key or --min-server; got nothing"
-        )
+    others = (args.policy, args.no_policy, args.trusted_key, args.distrust, args.min_server)
+    if not (args.files or any(others)):
+        raise CommandError("FILE: expected patch files, or --policy, --trusted-key or --min-server; got none")
     files = files_of(args.files, args.policy, args.trusted_key)
 
     def change(before: Document) -> tuple[Document, Names]:
         if args.policy is not None or args.no_policy:
             before = replace(before, policy=files.policy)
-        keys = tuple(sorted({*before.trusted_keys, *files.keys}))
+        keys = changes.with_keys(before.trusted_keys, files.keys, args.distrust)
         before = replace(before, trusted_keys=keys, min_server=args.min_server or before.min_server)
+        changes.require_new(files.added, before.revoked)
         return before, changes.with_versions(before.names, files.added, activate=not args.hold)
 
-    return _order(args, change, files.contents)
+    def check(publisher: Publisher, published: Published, after: Document) -> None:
+        require_signed(publisher, published, after, files.contents)
+
+    return _order(args, change, files.contents, check=check)
 
 
 def canary(args: argparse.Namespace) -> int:
@@ -146,6 +151,12 @@ def rollback(args: argparse.Namespace) -> int:
 
 def revoke(args: argparse.Namespace) -> int:
     """Never serve a content again."""
+    for digest in args.digests:
+        if not is_digest(digest):
+            raise CommandError(
+                f"DIGEST: expected sha256: and 64 hexadecimal digits, as `policypatch inspect` has them, got "
+                f"{digest[:80]!r}"
+            )
 
     def change(before: Document) -> tuple[Document, Names]:
         names: Names = before.names
@@ -194,6 +205,9 @@ def _order(
             check(publisher, published, order(is_dry=True).after)
         carried = order(is_dry=args.dry_run)
     document, moved = carried.after, moves(carried.before, carried.after)
+    if carried.is_nothing and not args.json:
+        say(f"nothing changes: revision {document.revision} stays")
+        return 0
     if args.json:
         say_json({"revision": document.revision, "dry_run": args.dry_run, "changes": moved} | _when(document))
         return 0

@@ -26,6 +26,7 @@ def moves(before: Document, after: Document) -> list[str]:
     if before.min_server != after.min_server:
         lines.append(f"servers below policypatch {after.min_server}: take no further revision")
     lines += [f"revoked: {one}" for one in after.revoked if one not in before.revoked]
+    lines += [f"trusted no more: {one}" for one in before.trusted_keys if one not in after.trusted_keys]
     lines += [f"trusted key: {one}" for one in after.trusted_keys if one not in before.trusted_keys]
     return lines
 
@@ -73,7 +74,8 @@ def entry_rows(published: Published) -> list[str]:
     lease = f"the lease ends in {left_s:.0f} s" if left_s > 0 else f"the lease ran out {-left_s:.0f} s ago"
     lines = [f"revision {document.revision}, published at {document.published_at}; {lease}"]
     for name, entry in document.names.items():
-        there = ", ".join(entry.versions)
+        revoked = set(document.revoked)
+        there = ", ".join(f"{v} (revoked)" if f.digest in revoked else v for v, f in entry.versions.items())
         lines.append(f"  {name}: {meant(entry.meaning)}  (in the catalog: {there})")
     lines.append(f"  policy: {document.policy or 'none'}")
     if document.trusted_keys:
@@ -96,7 +98,7 @@ def standing_rows(standings: Sequence[Standing], newest: int) -> list[str]:
     lines = [f"revision {newest} is in force on {there} of {len(standings)} servers"]
     width = max((len(one.server) for one in standings), default=0)
     for one in standings:
-        parts = [f"revision {one.revision}" if one.revision is not None else "no revision"]
+        parts = [f"revision {one.revision}"] if one.revision is not None else []
         if one.heard is not None and one.heard != one.revision:
             parts.append(f"has heard of {one.heard}")
         if one.lease_seconds is not None:

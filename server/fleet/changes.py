@@ -32,6 +32,37 @@ class Added:
     entry: VersionEntry
 
 
+def require_new(added: Collection[Added], revoked: Collection[str]) -> None:
+    """Check that nothing that is added is revoked.
+
+    Raises:
+        ChangeRefused: Something is; says what.
+    """
+    for one in added:
+        if one.entry.digest in revoked:
+            raise ChangeRefused(f"{one.name}@{one.version} is revoked for good; publish another content")
+
+
+def with_keys(keys: Collection[str], added: Collection[str], names: Collection[str]) -> tuple[str, ...]:
+    """Return the targets of the keys that are to be trusted.
+
+    Args:
+        keys: Those that are.
+        added: Further ones; each replaces one of the same file name.
+        names: File names of those that no longer are.
+
+    Raises:
+        ChangeRefused: One of ``names`` is not trusted.
+    """
+    known = {target.rpartition("/")[2]: target for target in keys}
+    for name in names:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise ChangeRefused(f"'{name[:80]}' is no trusted key; those are: {there}")
+    known = {name: target for name, target in known.items() if name not in names}
+    return tuple(sorted((known | {target.rpartition("/")[2]: target for target in added}).values()))
+
+
 def with_versions(names: Names, added: Collection[Added], *, activate: bool = True) -> Names:
     """Return the names with further versions, each of which is active from then on.
 
@@ -164,8 +195,8 @@ def require_unrevoked(names: Names, revoked: Collection[str]) -> None:
         for version in entry.meaning.versions if entry.meaning is not None else ():
             if entry.versions[version].digest in revoked:
                 raise ChangeRefused(
-                    f"{name}@{version} is revoked, and '{name}' means it; roll '{name}' back or withdraw it "
-                    "in the same call"
+                    f"{name}@{version} would be revoked, and '{name}' means it; add --withdraw {name}, or "
+                    f"roll '{name}' back first"
                 )
 
 

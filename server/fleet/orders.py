@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.fleet import changes
 from server.fleet.changes import Names
@@ -23,6 +23,11 @@ class Carried:
     before: Document
     after: Document
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing changes, and nothing was published."""
+        return self.before is self.after
+
 
 def carry_out(
     publisher: Publisher,
@@ -33,6 +38,7 @@ def carry_out(
     keep: int = changes.KEEP_REVISIONS,
     files: Mapping[str, bytes] | None = None,
     is_dry: bool = False,
+    is_forced: bool = False,
 ) -> Carried:
     """Publish what ``change`` makes of what is published.
 
@@ -44,6 +50,7 @@ def carry_out(
         keep: Earlier revisions that it says the meanings of.
         files: Target -> content, of those that the store does not have yet.
         is_dry: Publish nothing.
+        is_forced: Publish a revision even where it changes nothing.
 
     Raises:
         ChangeRefused: The catalog is against it.
@@ -58,6 +65,15 @@ def carry_out(
     document = changes.next_revision(
         before, names, published_at=moment_of(now_s), effective_at=effective_at, keep=keep
     )
+    is_pending = (first.effective_s or 0.0) > now_s
+    if not (is_forced or is_pending or published.document is None) and _is_alike(first, document):
+        return Carried(first, first)
     if not is_dry:
         document = publisher.publish(published, document, files or {})
     return Carried(first, document)
+
+
+def _is_alike(one: Document, other: Document) -> bool:
+    """Return whether two revisions say the same, whatever they remember of earlier ones."""
+    said = replace(other, revision=one.revision, retained=one.retained)
+    return replace(said, published_at=one.published_at, effective_at=one.effective_at) == one

@@ -83,7 +83,7 @@ def rotate(folder: FleetFolder, store: Store, names: Collection[str], others: Se
         raise FleetError(f"{folder.folder}: {error}") from error
     revision = None
     if published.document is not None:
-        carried = carry_out(Publisher(folder, store), published, _unchanged)
+        carried = carry_out(Publisher(folder, store), published, _unchanged, is_forced=True)
         revision = carried.after.revision
     # Last: from the root that is here, what an earlier one vouched for can be found again.
     write_bytes_atomically(folder.folder / "root.json", following.to_bytes())

@@ -61,7 +61,7 @@ def ask_server(url: str, api_key: str | None) -> Standing:
             return Standing(url, None, is_ready=is_ready, problem=f"answered {answer.status_code}")
         fleet = _Patches.model_validate_json(answer.content).fleet
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Standing(url, None, problem=str(error) or type(error).__name__)
+        return Standing(url, None, problem=f"does not answer: {str(error) or type(error).__name__}")
     except ValidationError:
         return Standing(url, None, problem="answers, but not as a policypatch server does")
     if fleet is None:

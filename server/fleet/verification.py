@@ -65,6 +65,9 @@ def _checked(reader: CatalogReader, folder: Path) -> Iterator[Checked]:
             keys = {}
     for name, entry in document.names.items():
         for version, file in entry.versions.items():
+            if file.digest in document.revoked:
+                yield Checked(f"{name}@{version}, which is revoked and never served")
+                continue
             yield _patch(reader, folder, f"{name}@{version}", file, keys)
 
 

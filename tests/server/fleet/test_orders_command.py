@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from patches.signing.keys import generate_keys
 from server.cli import main
 from server.fleet.document import Meaning
 from tests.server.fleet.conftest import Fleet
@@ -97,3 +98,65 @@ def test_nothing_published_and_no_store_are_said(fleet: Fleet, tmp_path: Path) -
 def test_a_judge_without_canaries_says_so(two: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     assert order(two, "judge", "--prometheus", "http://127.0.0.1:1", "--once") == 0
     assert capsys.readouterr().out == "no canary runs\n"
+
+
+def test_what_changes_nothing_is_no_revision(
+    two: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = two.publisher().read().document
+    assert order(two, "publish", tmp_path / "tone-1.0.0.safetensors") == 0
+    assert capsys.readouterr().out == "nothing changes: revision 2 stays\n"
+    assert two.publisher().read().document == before
+    # One whose instant is to come can be brought forward.
+    assert order(two, "publish", tmp_path / "tone-1.1.0.safetensors", "--in", "600") == 0
+    assert order(two, "publish", tmp_path / "tone-1.1.0.safetensors", "--at-once") == 0
+    assert [d.revision for d in [two.publisher().read().document] if d is not None] == [4]
+
+
+def test_trusted_keys_are_published_only_with_what_they_signed(
+    two: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, public = generate_keys(tmp_path / "keys", "alice")
+    assert order(two, "publish", "--trusted-key", public) == 1
+    assert "safe@1.0.0: no server would take it beside trusted keys: it has no signature" in (
+        capsys.readouterr().err
+    )
+    paths = sorted(tmp_path.glob("*.safetensors"))
+    for path in paths:
+        assert main(["sign", str(path), "--key", str(private)]) == 0
+    assert order(two, "publish", *paths, "--hold", "--trusted-key", public) == 0
+    capsys.readouterr()
+    _, other = generate_keys(tmp_path / "keys", "bob")
+    assert order(two, "publish", "--trusted-key", other, "--distrust", "alice.pub") == 1
+    assert "no server would take it" in capsys.readouterr().err
+    assert order(two, "publish", "--distrust", "nobody.pub") == 1
+    assert "those are: alice.pub" in capsys.readouterr().err
+    assert order(two, "publish", "--distrust", "alice.pub") == 0
+    assert "trusted no more: keys/" in capsys.readouterr().out
+    document = two.publisher().read().document
+    assert document is not None
+    assert document.trusted_keys == ()
+
+
+def test_a_key_of_the_fleets_roles_signs_no_patches(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert order(fleet, "publish", "--trusted-key", fleet.folder.folder / "keys" / "targets.pub") == 1
+    assert "targets.pub: is a key of the fleet's own roles" in capsys.readouterr().err
+
+
+def test_what_is_revoked_stays_revoked_and_is_shown(
+    two: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = two.publisher().read().document
+    assert document is not None
+    digest = document.names["tone"].versions["1.0.0"].digest
+    assert order(two, "revoke", digest) == 1
+    assert "add --withdraw tone, or roll 'tone' back first" in capsys.readouterr().err
+    assert order(two, "revoke", "sha256:abc") == 2
+    assert order(two, "revoke", digest, "--withdraw", "tone") == 0
+    assert order(two, "publish", tmp_path / "tone-1.0.0.safetensors") == 1
+    assert "tone@1.0.0 is revoked for good" in capsys.readouterr().err
+    assert order(two, "show") == 0
+    assert "1.0.0 (revoked)" in capsys.readouterr().out
+    root = str(two.folder.folder / "root.json")
+    assert main(["fleet", "verify", two.folder.store, "--root", root]) == 0
+    assert "tone@1.0.0, which is revoked and never served" in capsys.readouterr().out

@@ -108,7 +108,8 @@ def scene(
 
 @pytest.mark.parametrize("name", names())
 def test_every_query_of_every_panel_has_data(scene: Scene, name: str) -> None:
-    answers = {target: scene.busy.read(target) for target in targets(name)}
+    # This server follows no catalog; tests/server/fleet/test_judge.py has data for those panels.
+    answers = {t: scene.busy.read(t) for t in targets(name) if "policy_patch_catalog" not in t.expression}
     empty = [str(target) for target, series in answers.items() if not has_number(series)]
     assert not empty, "\n".join(empty)
     unnamed = [

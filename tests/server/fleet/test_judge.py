@@ -22,6 +22,7 @@ from server.versions.activation import Canary, CanaryRules, Target
 from tests.server.fleet.conftest import Fleet
 from tests.server.fleet.replica import ship
 from tools.debian_programs import programs, working_folder
+from tools.watch.targets import fill, targets
 
 RULES = CanaryRules(max_error_rate=0.2, promote_after_s=1.0, min_requests=20)
 DIGEST = "sha256:" + "0" * 64
@@ -268,3 +269,26 @@ def test_prometheus_knows_where_servers_stand(
     first = ask_prometheus(prometheus)[0]
     assert first.heard == 7
     assert first.lease_seconds == pytest.approx(500, abs=30)
+
+
+def test_the_panels_of_the_catalog_have_data(
+    servers: tuple[list[Server], list[int]], prometheus: Prometheus
+) -> None:
+    ours = [target for target in targets("fleet") if "policy_patch_catalog" in target.expression]
+    assert len(ours) == 3
+    for server in servers[0]:
+        server.fleet.stands_at(7, 7, time.time() + 500, is_in_step=True)
+        server.fleet.failed("unreachable")
+
+    def answers() -> list[list[object]]:
+        filled = [
+            fill(target.expression, {"instance": ".*"}, scrape_s=0.5, step_s=0.5, range_s=60)
+            for target in ours
+        ]
+        return [ask(prometheus, expression) for expression in filled]
+
+    def all_have_data() -> bool:
+        servers[0][0].fleet.failed("unreachable")
+        return all(answers())
+
+    until(all_have_data)

@@ -1,13 +1,11 @@
 """Two real servers, one of two processes, follow one catalog behind a real gateway."""
 
-import functools
 import itertools
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from server.fleet.publisher import Publisher
 from server.fleet.roles import FleetFolder
 from server.fleet.store import open_store
 from tests.haproxy import behind_haproxy, until
+from tests.web import serving
 
 pytestmark = [
     pytest.mark.e2e,
@@ -28,11 +27,6 @@ pytestmark = [
 ]
 
 NUM_CONVERSATIONS = 40
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @dataclass
@@ -88,20 +82,16 @@ def fleet(
     assert main(["fleet", "init", str(publisher), "--store", str(store)]) == 0
     first = [str(patches[f"{name}-1.0.0"]) for name in ("mood", "tone")]
     assert main(["fleet", "publish", str(publisher), *first, "--at-once"]) == 0
-    web = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=store))
-    threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
-    url = f"http://127.0.0.1:{web.server_address[1]}"
-    flags = ["--dtype", "float32", "--max-model-len", "512", "--catalog", url]
-    flags += ["--catalog-root", str(publisher / "root.json"), "--catalog-poll", "0.5"]
-    servers = [
-        start_module_server(tiny_model, *flags, is_fresh=True),
-        start_module_server(tiny_model, *flags, "--api-server-count", "2", is_fresh=True),
-    ]
-    for server in servers:
-        server.wait_ready()
-    yield Fleet(publisher, servers, patches)
-    web.shutdown()
-    web.server_close()
+    with serving(store) as url:
+        flags = ["--dtype", "float32", "--max-model-len", "512", "--catalog", url]
+        flags += ["--catalog-root", str(publisher / "root.json"), "--catalog-poll", "0.5"]
+        servers = [
+            start_module_server(tiny_model, *flags, is_fresh=True),
+            start_module_server(tiny_model, *flags, "--api-server-count", "2", is_fresh=True),
+        ]
+        for server in servers:
+            server.wait_ready()
+        yield Fleet(publisher, servers, patches)
 
 
 def ask(server: Any, name: str, as_of: str | None = None, session: str = "s") -> httpx.Response:

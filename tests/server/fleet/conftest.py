@@ -1,10 +1,7 @@
 """A fleet's folder and store, of which every test of the package has its own."""
 
-import functools
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from server.fleet.document import Document, VersionEntry, moment_of
 from server.fleet.publisher import Publisher
 from server.fleet.roles import FleetFolder, make_folder
 from server.fleet.store import FolderStore, Store
+from tests.web import serving
 
 
 @dataclass
@@ -56,18 +54,8 @@ def fleet(tmp_path: Path) -> Fleet:
     return Fleet(folder, FolderStore(tmp_path / "store"))
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
     """The store behind a web server."""
-    (tmp_path / "store").mkdir(exist_ok=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=tmp_path / "store"))
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with serving(tmp_path / "store") as address:
+        yield address

@@ -292,3 +292,29 @@ def test_the_panels_of_the_catalog_have_data(
         return all(answers())
 
     until(all_have_data)
+
+
+def test_a_canary_that_an_operator_began_meanwhile_is_not_ended_for_another(fleet: Fleet) -> None:
+    begin(fleet, "bad")
+
+    class Slow:
+        """Counts only errors, and an operator is faster than the last answer."""
+
+        num_asked = 0
+
+        def select(self, metric: str, *matchers: str) -> str:
+            return metric
+
+        def number(self, query: str, at_s: float | None = None) -> float | None:
+            self.num_asked += 1
+            if self.num_asked == 2:
+                order = ["fleet", "abort", str(fleet.folder.folder), "bad"]
+                assert main(order) == 0
+                order = ["fleet", "canary", str(fleet.folder.folder), "bad", "1.1.0", "--at-once"]
+                assert main(order) == 0
+            return time.time() if "time()" in query else 100.0
+
+    (judgement,) = FleetJudge(fleet.publisher(), Slow()).look()
+    assert (judgement.verdict, judgement.revision) == ("abort", None)
+    assert "another order came first" in judgement.line()
+    assert meaning(fleet, "bad") == ("1.0.0", True)

@@ -8,7 +8,8 @@ With theta_b a base model, theta_H the same tuned towards what is not wanted, an
     theta = theta_t - scale tau'                             (4)
 
 ``keep`` is k as a share. Among equal magnitudes the first in order of name and position are taken, so that
-there are exactly k. Where theta_t is an *edited* model, tau counts only in layers in which theta_t differs
+there are exactly k; of a tensor in which more than a quarter is chosen, the largest quarter, since a weight
+patch holds no more. Where theta_t is an *edited* model, tau counts only in layers in which theta_t differs
 from theta_b, and in their neighbours (11-13); k is then a share of those layers' weights. The authors' code
 elects a sign among several task vectors; of one vector the election changes nothing. Computed in float32,
 rounded once.
@@ -108,7 +109,7 @@ def remove_direction(
     progress = _Progress(tell, _PASSES * len(names))
     threshold = largest(lambda: (progress.pass_on(tau) for _, tau in _directions(models, names)), k)
     collected = Collected(base_model.dtype)
-    _collect(models, names, removal.scale, threshold, collected, progress)
+    capped = _collect(models, names, removal.scale, threshold, collected, progress)
     body, tensors = collected.finish(
         "to: expected a model that differs, got one whose change rounds to nothing"
     )
@@ -121,6 +122,8 @@ def remove_direction(
         "threshold": threshold.value,
         "num_weights": num_weights,
     }
+    if capped:
+        origin["capped"] = capped
     if layers is not None:
         origin["edited_layers"] = sorted(layers)
     return make_patch(label.manifest(base_model, body, origin), tensors)
@@ -152,14 +155,23 @@ def _collect(
     threshold: Threshold,
     collected: Collected,
     progress: "_Progress",
-) -> None:
+) -> dict[str, JsonValue]:
+    """Collect the changes; return the share that was chosen of each tensor that holds fewer."""
+    capped: dict[str, JsonValue] = {}
     num_equal = threshold.num_equal
     for name, tau in _directions(models, names):
         positions, num_taken = chosen(tau.abs(), threshold, num_equal)
         num_equal -= num_taken
+        limit = int(len(tau) * MAX_SHARE)
+        if len(positions) > limit:
+            capped[name] = round(len(positions) / len(tau), 4)
+            # Of equal ones the first, as everywhere here.
+            order = tau[positions].abs().argsort(descending=True, stable=True)[:limit]
+            positions = positions[order].sort().values
         old = models.target.tensors[name].read()
         collected.add(name, old, positions, old.reshape(-1)[positions].float() - scale * tau[positions])
         progress.pass_on(tau)
+    return capped
 
 
 class _Progress:

@@ -84,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
         save(patch, args)
     for word, text in patch.manifest.body.facts():
         say(f"  {word.strip()} {text}")
+    capped = patch.manifest.origin.get("capped")
+    for name, share in capped.items() if isinstance(capped, dict) else ():
+        say(f"  {name}: {share:.1%} of it was chosen; the largest quarter changes")
     return 0
 
 

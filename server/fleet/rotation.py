@@ -6,7 +6,10 @@ new keys lie in ``keys/coming/`` until then, and what is cut off in between, the
 Replaced keys lie in ``keys/retired/`` afterwards: of a lost or stolen one nothing counts any more.
 """
 
-from collections.abc import Collection, Sequence
+import fcntl
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +68,27 @@ def rotate(folder: FleetFolder, store: Store, names: Collection[str], others: Se
         FleetError: Too few keys of root are here, or another call was faster.
         StoreError: The store can't be written.
     """
+    with _alone(folder):
+        return _rotated(folder, store, names, others)
+
+
+@contextmanager
+def _alone(folder: FleetFolder) -> Iterator[None]:
+    """Keep other calls on this folder out: each would take the other's new keys for leftovers."""
+    try:
+        lock = os.open(folder.folder / ".rotating", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FleetError(f"{folder.folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise FleetError(f"{folder.folder}: another call replaces keys here; try again") from error
+    finally:
+        os.close(lock)
+
+
+def _rotated(folder: FleetFolder, store: Store, names: Collection[str], others: Sequence[Path]) -> Rotated:
     publisher = Publisher(folder, store)
     root = publisher.root()
     _settle(folder, root)

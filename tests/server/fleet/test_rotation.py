@@ -1,5 +1,6 @@
 """Keys are replaced while servers follow: they go on, and what the old keys sign counts no more."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,15 @@ def test_without_two_keys_of_root_nothing_is_replaced(fleet: Fleet, tmp_path: Pa
     assert fleet.publisher().stamp() is not None
     assert rotate(fleet.folder, fleet.store, ["timestamp"], [stick]).root_version == 2
     assert fleet.publisher().stamp() is not None
+
+
+def test_two_calls_at_once_do_not_take_each_others_keys_for_leftovers(fleet: Fleet) -> None:
+    fleet.publish(tone="1.0.0")
+    with (fleet.folder.folder / ".rotating").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(FleetError, match="another call replaces keys here"):
+            rotate(fleet.folder, fleet.store, ["timestamp"])
+    assert rotate(fleet.folder, fleet.store, ["timestamp"]).root_version == 2
 
 
 def test_signing_anew_replaces_no_key(fleet: Fleet, url: str, tmp_path: Path, first_root: bytes) -> None:

@@ -205,6 +205,11 @@ def _order(
             check(publisher, published, order(is_dry=True).after)
         carried = order(is_dry=args.dry_run)
     document, moved = carried.after, moves(carried.before, carried.after)
+    if carried.hastened_from is not None:
+        complain(
+            f"policypatch fleet {args.action}: revision {carried.before.revision}, which was to hold at "
+            f"{carried.hastened_from}, holds with this one"
+        )
     if carried.is_nothing and not args.json:
         say(f"nothing changes: revision {document.revision} stays")
         return 0

@@ -4,6 +4,7 @@ A verdict is a revision like any other. Where Prometheus can't be asked or knows
 verdict: the canary stays at its share.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -71,12 +72,16 @@ class FleetJudge:
             StoreError: The store can't be read or written.
         """
         document = self._publisher.read().document
-        for name, entry in document.names.items() if document is not None else ():
+        if document is None:
+            return
+        for name, entry in document.names.items():
             canary = entry.meaning.canary if entry.meaning is not None else None
             if canary is None:
                 continue
             progress = progress_of(self._counts, name, canary)
-            judged = judge(canary.rules, progress)
+            # What is still to come would hold with the verdict, earlier than it was to.
+            is_pending = document.effective_s is not None and document.effective_s > time.time()
+            judged = judge(canary.rules, progress) if not is_pending else None
             if judged is None:
                 yield Judgement(name, canary, progress)
             else:

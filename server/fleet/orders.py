@@ -22,6 +22,8 @@ class Carried:
 
     before: Document
     after: Document
+    #: When what was published before was to hold, where this order makes it hold earlier.
+    hastened_from: str | None = None
 
     @property
     def is_nothing(self) -> bool:
@@ -61,16 +63,19 @@ def carry_out(
     now_s = time.time()
     first = published.document or changes.nothing(moment_of(now_s))
     before, names = change(first)
-    effective_at = moment_of(now_s + ahead_s) if ahead_s > 0 else None
+    # What is still to come before holds no earlier for what follows it, unless that can't wait.
+    pending_s = first.effective_s if first.effective_s is not None and first.effective_s > now_s else 0.0
+    effective_at = moment_of(max(now_s + ahead_s, pending_s)) if ahead_s > 0 else None
     document = changes.next_revision(
         before, names, published_at=moment_of(now_s), effective_at=effective_at, keep=keep
     )
-    is_pending = (first.effective_s or 0.0) > now_s
-    if not (is_forced or is_pending or published.document is None) and _is_alike(first, document):
+    is_new = published.stamped is None or pending_s > 0
+    if not (is_forced or is_new) and _is_alike(first, document):
         return Carried(first, first)
     if not is_dry:
         document = publisher.publish(published, document, files or {})
-    return Carried(first, document)
+    is_hastened = pending_s > 0 and document.effective_at is None
+    return Carried(first, document, first.effective_at if is_hastened else None)
 
 
 def _is_alike(one: Document, other: Document) -> bool:

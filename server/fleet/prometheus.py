@@ -1,5 +1,6 @@
 """Asks Prometheus, by its HTTP API, for what all servers of a fleet count."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,8 +73,8 @@ class Prometheus:
             samples = _Answer.model_validate_json(answer.content).data.result
         except ValidationError:
             raise PrometheusError(f"{self._url}: answers, but not as Prometheus does") from None
-        # NaN is what a quantile of nothing is.
-        return [Value(s.metric, s.value[1]) for s in samples if s.value[1] == s.value[1]]
+        # NaN is what a quantile of nothing is; of what is infinite, nothing follows either.
+        return [Value(s.metric, s.value[1]) for s in samples if math.isfinite(s.value[1])]
 
     def number(self, query: str, at_s: float | None = None) -> float | None:
         """Return the number that a query comes to; ``None`` where there is none. See ``ask``."""

@@ -250,10 +250,14 @@ class Publisher:
 
     def _roots(self) -> "list[Metadata[Root]]":
         """Return the roots from the folder's to the newest, each signed as the one before it says."""
+        from tuf.api.exceptions import RepositoryError
         from tuf.api.metadata import Metadata, Root
 
-        root: Metadata[Root] = Metadata.from_bytes(self._folder.root)
-        root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+        try:
+            root: Metadata[Root] = Metadata.from_bytes(self._folder.root)
+            root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+        except (RepositoryError, AttributeError, ValueError) as error:
+            raise FleetError(f"{self._folder.folder / 'root.json'}: is no root: {error}") from error
         roots = [root]
         while (stored := self._store.read(f"metadata/{root.signed.version + 1}.root.json")) is not None:
             following: Metadata[Root] = _verified(root, "root", stored.data)

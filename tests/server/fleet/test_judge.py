@@ -318,3 +318,19 @@ def test_a_canary_that_an_operator_began_meanwhile_is_not_ended_for_another(flee
     assert (judgement.verdict, judgement.revision) == ("abort", None)
     assert "another order came first" in judgement.line()
     assert meaning(fleet, "bad") == ("1.0.0", True)
+
+
+def test_a_verdict_waits_for_what_is_still_to_come(fleet: Fleet) -> None:
+    begin(fleet, "bad")
+    ship(fleet, ("other", "1.0.0"), effective_at=moment_of(time.time() + 600))
+
+    class Errors:
+        def select(self, metric: str, *matchers: str) -> str:
+            return metric
+
+        def number(self, query: str, at_s: float | None = None) -> float | None:
+            return time.time() if "time()" in query else 100.0
+
+    (judgement,) = FleetJudge(fleet.publisher(), Errors()).look()
+    assert judgement.verdict is None
+    assert meaning(fleet, "bad") == ("1.0.0", True)

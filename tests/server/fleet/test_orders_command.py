@@ -160,3 +160,25 @@ def test_what_is_revoked_stays_revoked_and_is_shown(
     root = str(two.folder.folder / "root.json")
     assert main(["fleet", "verify", two.folder.store, "--root", root]) == 0
     assert "tone@1.0.0, which is revoked and never served" in capsys.readouterr().out
+
+
+def test_what_is_still_to_come_holds_no_earlier_for_what_follows_it(
+    two: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert order(two, "publish", tmp_path / "tone-1.1.0.safetensors", "--in", "3600") == 0
+    due = two.publisher().read().document
+    assert due is not None
+    assert order(two, "canary", "safe", "1.1.0") == 0
+    after = two.publisher().read().document
+    assert after is not None
+    assert after.effective_at == due.effective_at
+    capsys.readouterr()
+    # A rollback can't wait; it says what comes with it.
+    assert order(two, "abort", "safe") == 0
+    assert f"which was to hold at {due.effective_at}, holds with this one" in capsys.readouterr().err
+
+
+def test_a_root_that_is_none_is_said(two: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    (two.folder.folder / "root.json").write_text("{}")
+    assert order(two, "show") == 1
+    assert "root.json: is no root" in capsys.readouterr().err

@@ -6,7 +6,7 @@ wherever a publisher is cut off, and of two publishers at once one is refused.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -82,18 +82,44 @@ class Publisher:
             FleetError: It is not signed as the root says, or parts are missing.
             StoreError: The store can't be read.
         """
-        stamped = self._store.read(TIMESTAMP)
-        if stamped is None:
-            return Published()
         roots = self._roots()
         self._newest = roots[-1]
-        for root in reversed(roots[1:] if is_rotating else []):
-            try:
-                return self._read(root, stamped)
-            except FleetError:
-                # An earlier call was cut off after its root: what it was to sign anew, the next one does.
-                continue
-        return self._read(roots[0] if is_rotating else self._newest, stamped)
+        stamped = self._store.read(TIMESTAMP)
+        if stamped is not None and not is_rotating:
+            return self._read(self._newest, stamped)
+        # What an earlier call was cut off with after its root, the next one signs anew.
+        if stamped is not None:
+            for root in reversed(roots):
+                try:
+                    return self._read(root, stamped)
+                except FleetError:
+                    continue
+        return self._newest_left(roots if is_rotating else roots[-1:], stamped)
+
+    def _newest_left(self, roots: "Sequence[Metadata[Root]]", stamped: Stored | None) -> Published:
+        """Return the newest revision that is signed, whatever became of the timestamp that named it.
+
+        So nothing that was revoked is forgotten where that one is lost, and a key can be replaced whose thief
+        has signed what is not there.
+        """
+        from tuf.api.metadata import Metadata
+
+        numbers: list[Stored | None] = []
+        missing = 0
+        while missing < _MAX_LEFTOVERS:
+            number = len(numbers) + 1
+            data = self._store.read(f"metadata/{number}.snapshot.json")
+            missing = 0 if data is not None else missing + 1
+            numbers.append(data)
+        for data in reversed(numbers):
+            for root in reversed(roots if data is not None else []):
+                try:
+                    assert data is not None
+                    snapshot: Metadata[Snapshot] = _verified(root, "snapshot", data.data)
+                    return replace(self._of_snapshot(root, snapshot), stamped=stamped)
+                except FleetError:
+                    continue
+        return Published(stamped=stamped)
 
     def root(self) -> "Metadata[Root]":
         """Return the root that holds now.
@@ -112,6 +138,11 @@ class Publisher:
         snapshot: Metadata[Snapshot] = _verified(
             root, "snapshot", self._required(f"metadata/{meta.version}.snapshot.json", meta.hashes)
         )
+        return replace(self._of_snapshot(root, snapshot), stamped=stamped, timestamp=timestamp)
+
+    def _of_snapshot(self, root: "Metadata[Root]", snapshot: "Metadata[Snapshot]") -> Published:
+        from tuf.api.metadata import Metadata
+
         meta = snapshot.signed.meta["targets.json"]
         targets: Metadata[Targets] = _verified(
             root, "targets", self._required(f"metadata/{meta.version}.targets.json", meta.hashes)
@@ -125,7 +156,7 @@ class Publisher:
             document = read_document(self._required(path, catalog.hashes))
         except DocumentInvalid as error:
             raise FleetError(f"{self._folder.store}: {DOCUMENT_TARGET}: {error}") from error
-        return Published(document, stamped, timestamp, files)
+        return Published(document, targets=files)
 
     def publish(self, before: Published, document: Document, files: Mapping[str, bytes]) -> Document:
         """Make ``document`` the newest revision.
@@ -184,7 +215,10 @@ class Publisher:
         for _ in range(_MAX_TRIES):
             published = self.read()
             if published.timestamp is None:
-                raise FleetError(f"{self._folder.store}: nothing is published yet; publish a patch first")
+                why = "nothing is published yet; publish a patch first"
+                if published.document is not None:
+                    why = f"{TIMESTAMP} is lost; `policypatch fleet rotate` with the key timestamp mends that"
+                raise FleetError(f"{self._folder.store}: {why}")
             timestamp = published.timestamp.signed
             timestamp.version += 1
             if self._swap_timestamp(timestamp, published.stamped):

@@ -25,8 +25,8 @@ from patches.signing.keys import (
 )
 from server.fleet.changes import Names
 from server.fleet.document import Document
-from server.fleet.orders import carry_out
-from server.fleet.publisher import Overtaken, Publisher
+from server.fleet.orders import AHEAD_S, carry_out
+from server.fleet.publisher import Overtaken, Published, Publisher
 from server.fleet.roles import (
     LIFETIME,
     ONLINE_ROLES,
@@ -40,6 +40,9 @@ from server.fleet.store import Store
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
     from tuf.api.metadata import Metadata, Root
+
+#: How often what came in between is taken up.
+_MAX_TRIES = 5
 
 KEYS = (*ROOT_KEYS, *ONLINE_ROLES)
 
@@ -93,6 +96,9 @@ def _rotated(folder: FleetFolder, store: Store, names: Collection[str], others: 
     root = publisher.root()
     _settle(folder, root)
     published = publisher.read(is_rotating=True)
+    if published.document is not None and published.timestamp is None and "timestamp" not in names:
+        raise FleetError(f"{folder.store}: its timestamp is lost or damaged; replace the key timestamp, too")
+    _require_current(folder, root)
     coming = folder.folder / "keys" / "coming"
     try:
         for name in names:
@@ -105,13 +111,34 @@ def _rotated(folder: FleetFolder, store: Store, names: Collection[str], others: 
         _settle(folder, following)
     except (OSError, KeyUnusable) as error:
         raise FleetError(f"{folder.folder}: {error}") from error
-    revision = None
-    if published.document is not None:
-        carried = carry_out(Publisher(folder, store), published, _unchanged, is_forced=True)
-        revision = carried.after.revision
+    revision = _signed_anew(folder, store, published) if published.document is not None else None
     # Last: from the root that is here, what an earlier one vouched for can be found again.
     write_bytes_atomically(folder.folder / "root.json", following.to_bytes())
     return Rotated(following.signed.version, tuple(names), revision)
+
+
+def _require_current(folder: FleetFolder, root: "Metadata[Root]") -> None:
+    """Raise where a key here counts no more: the folder is an older copy."""
+    for role in ONLINE_ROLES:
+        key_id = load_public_key(folder.folder / "keys" / f"{role}{PUBLIC_SUFFIX}").key_id
+        if key_id not in root.signed.roles[role].keyids:
+            raise FleetError(
+                f"{folder.folder}/keys/{role}.pub: was replaced; use the folder that has its successor"
+            )
+
+
+def _signed_anew(folder: FleetFolder, store: Store, published: Published) -> int:
+    """Publish the same once more, by the keys that count now; return its revision."""
+    for _ in range(_MAX_TRIES):
+        try:
+            publisher = Publisher(folder, store)
+            # What is still to come holds no earlier for it.
+            carried = carry_out(publisher, published, _unchanged, ahead_s=AHEAD_S, is_forced=True)
+            return carried.after.revision
+        except FleetError:
+            # A stamp by the old key came in between, or another revision did.
+            published = Publisher(folder, store).read(is_rotating=True)
+    raise FleetError(f"{folder.store}: others write to it all the time; call this again")
 
 
 def _unchanged(document: Document) -> tuple[Document, Names]:

@@ -1,6 +1,7 @@
 """Keys are replaced while servers follow: they go on, and what the old keys sign counts no more."""
 
 import fcntl
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from server.fleet.publisher import Publisher
 from server.fleet.reader import CatalogReader, SyncFailed
 from server.fleet.roles import FleetError, FleetFolder
 from server.fleet.rotation import KEYS, rotate
-from server.fleet.store import FolderStore, StoreError
+from server.fleet.store import TIMESTAMP, FolderStore, StoreError
 from tests.server.fleet.conftest import Fleet
 
 
@@ -158,3 +159,81 @@ def test_one_that_dies_after_the_new_root_leaves_keys_that_are_found(
         rotate(fleet.folder, fleet.store, ["timestamp"])
     assert rotate(fleet.folder, fleet.store, []).root_version == 3
     assert heard(CatalogReader(url, first_root, tmp_path / "server")) == 2
+
+
+def _dangling(fleet: Fleet) -> None:
+    """Sign, with the stolen timestamp key, what is not there."""
+    published = fleet.publisher().read()
+    assert published.timestamp is not None
+    signed = published.timestamp
+    signed.signed.snapshot_meta.version = 99
+    signed.signed.version = 10**9
+    signed.signatures.clear()
+    signed.sign(fleet.folder.signer("timestamp"))
+    assert fleet.store.swap(TIMESTAMP, signed.to_bytes(), published.stamped)
+
+
+@pytest.mark.parametrize("harm", ["dangling", "garbage", "lost"])
+def test_whatever_became_of_the_timestamp_a_new_key_mends_it(
+    fleet: Fleet, url: str, tmp_path: Path, first_root: bytes, harm: str
+) -> None:
+    document = fleet.publish(tone="1.0.0")
+    digest = document.names["tone"].versions["1.0.0"].digest
+    assert main(["fleet", "revoke", str(fleet.folder.folder), digest, "--withdraw", "tone"]) == 0
+    reader = CatalogReader(url, first_root, tmp_path / "server")
+    assert heard(reader) == 2
+    path = tmp_path / "store" / TIMESTAMP
+    if harm == "dangling":
+        _dangling(fleet)
+    elif harm == "garbage":
+        path.write_bytes(b"{}")
+    else:
+        path.unlink()
+    with pytest.raises(FleetError, match="timestamp"):
+        rotate(fleet.folder, fleet.store, ["targets"])
+    assert rotate(fleet.folder, fleet.store, ["targets", "snapshot", "timestamp"]).revision == 3
+    after = reader.hear().document
+    assert (after.revision, after.revoked) == (3, (digest,))
+    assert fleet.publisher().stamp() is not None
+
+
+def test_where_the_timestamp_is_lost_nothing_revoked_is_forgotten(fleet: Fleet, tmp_path: Path) -> None:
+    document = fleet.publish(tone="1.0.0")
+    digest = document.names["tone"].versions["1.0.0"].digest
+    assert main(["fleet", "revoke", str(fleet.folder.folder), digest, "--withdraw", "tone"]) == 0
+    (tmp_path / "store" / TIMESTAMP).unlink()
+    with pytest.raises(FleetError, match="fleet rotate"):
+        fleet.publisher().stamp()
+    assert fleet.publish(mood="1.0.0").revoked == (digest,)
+
+
+def test_a_stamp_that_comes_in_between_is_taken_up(
+    fleet: Fleet, url: str, tmp_path: Path, first_root: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.publish(tone="1.0.0")
+    old = fleet.folder.signer("timestamp")
+    anew, calls = rotation._signed_anew, []
+
+    def late(*arguments: object) -> int:
+        if not calls:
+            calls.append(arguments)
+            published = fleet.publisher().read(is_rotating=True)
+            assert published.timestamp is not None
+            published.timestamp.signed.version += 1
+            published.timestamp.sign(old)
+            assert fleet.store.swap(TIMESTAMP, published.timestamp.to_bytes(), published.stamped)
+        return anew(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rotation, "_signed_anew", late)
+    rotated = rotate(fleet.folder, fleet.store, ["timestamp"])
+    assert heard(CatalogReader(url, first_root, tmp_path / "server")) == rotated.revision
+
+
+def test_an_older_copy_of_the_folder_replaces_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.publish(tone="1.0.0")
+    copy = Path(shutil.copytree(fleet.folder.folder, tmp_path / "copy"))
+    rotate(fleet.folder, fleet.store, ["timestamp"])
+    for names in (["timestamp"], []):
+        with pytest.raises(FleetError, match=r"timestamp\.pub: was replaced already"):
+            rotate(FleetFolder.read(copy), fleet.store, names)
+    assert not fleet.store.read("metadata/3.root.json")

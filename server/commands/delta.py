@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         say(f"  {word.strip()} {text}")
     capped = patch.manifest.origin.get("capped")
     for name, share in capped.items() if isinstance(capped, dict) else ():
-        say(f"  {name}: {share:.1%} of it was chosen; the largest quarter changes")
+        say(f"  {name}: {share:.1%} of it was chosen; the largest quarter counts")
     return 0
 
 

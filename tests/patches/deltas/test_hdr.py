@@ -13,6 +13,7 @@ import torch
 from patches.checkpoint import StoredTensor
 from patches.deltas import magnitude
 from patches.deltas.applied import under_delta
+from patches.deltas.collected import Collected
 from patches.deltas.hdr import Checkpoints, Removal, remove_direction
 from patches.deltas.linear import linear_weights
 from patches.deltas.magnitude import chosen, largest
@@ -112,7 +113,46 @@ def test_of_a_tensor_with_too_many_the_largest_quarter_changes(
     expected[top] -= 2 * tau[top]
     assert torch.equal(applied(patch, base)[UP].flatten(), expected)
     assert patch.manifest.origin["capped"] == {UP: 1.0}
-    assert f"{UP}: 100.0% of it was chosen; the largest quarter changes" in capsys.readouterr().out
+    assert f"{UP}: 100.0% of it was chosen; the largest quarter counts" in capsys.readouterr().out
+
+
+def test_tensors_with_too_many_are_capped_and_the_others_are_not(tune: Callable[..., Path]) -> None:
+    def in_steps(weights: Weights) -> None:
+        for name in (UP, DOWN):
+            weights[name] = weights[name].mul(4).round() / 4
+
+    def two_stand_out(weights: Weights) -> None:
+        everywhere(weights)
+        in_steps(weights)
+        generator = torch.Generator().manual_seed(5)
+        for name in (UP, DOWN):
+            weights[name] += torch.randn(weights[name].shape, generator=generator).mul(2).round()
+
+    folder, tuned = tune(in_steps, "base"), tune(two_stand_out)
+    base, now = weights_of(folder), weights_of(tuned)
+    patch = delta_of(folder, tuned, keep=0.1, scale=2)
+    taus = {name: (now[name] - base[name]).flatten() for name in linear(base)}
+    every = [(-abs(tau), name, at) for name, of_one in taus.items() for at, tau in enumerate(of_one.tolist())]
+    expected, shares = {name: base[name].clone() for name in taus}, {}
+    wanted = sorted(every)[: round(0.1 * len(every))]
+    for name, tau in taus.items():
+        of_one = [at for _, other, at in wanted if other == name]
+        if len(of_one) > len(tau) // 4:
+            shares[name] = round(len(of_one) / len(tau), 4)
+        positions = torch.tensor(of_one[: len(tau) // 4], dtype=torch.int64)
+        expected[name].view(-1)[positions] -= 2 * tau[positions]
+    assert set(shares) == {UP, DOWN}
+    assert patch.manifest.origin["capped"] == shares
+    assert all(len(taus[name].abs().unique()) < len(taus[name]) // 4 for name in shares), "none are equal"
+    mended = applied(patch, base)
+    assert all(torch.equal(mended[name], expected[name]) for name in taus)
+
+
+def test_a_patch_takes_at_most_a_quarter_of_a_tensor() -> None:
+    collected, old = Collected("float32"), torch.zeros(2, 4)
+    collected.add("a.weight", old, torch.arange(2), torch.ones(2))
+    with pytest.raises(DeltaError, match=r"keep: expected at most 25% .* got 37\.5% of b\.weight"):
+        collected.add("b.weight", old, torch.arange(3), torch.ones(3))
 
 
 def test_a_fine_tuned_model_is_mended_from_its_own_weights(folder: Path, tune: Callable[..., Path]) -> None:
@@ -204,6 +244,7 @@ def without(name: str) -> Callable[[Weights], object]:
 
 
 UP = "model.layers.0.mlp.up_proj.weight"
+DOWN = "model.layers.0.mlp.down_proj.weight"
 BAD: list[tuple[str, Callable[[Weights], object], str]] = [
     ("equal", lambda weights: None, "to: expected a model that differs"),
     ("a tensor less", without(UP), f"to: expected the linear layers of from, got others (missing: {UP})"),
